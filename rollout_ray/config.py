@@ -1,0 +1,277 @@
+"""RunConfig: every parameter of a run, with its default, unit and range; and the digest that tells two runs apart.
+
+Owns what a run *is*. It does not read files, arguments or the environment (config_sources.py), and does not look at
+the machine: what is None here is chosen when the run starts, from the model and the hardware.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+DEMO_MODEL = "demo"
+
+Layout = Literal["questions", "trajectories", "responses"]
+ArmSet = Literal["regime-w", "regime-w-probes", "samples", "greedy", "custom"]
+ProbeRole = Literal["A", "A'", "CF1"]
+
+Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """Base of every part of the config: unknown fields are refused, values do not change once set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Where the questions are and which columns to read."""
+
+    dataset: str | None = Field(None, description="Parquet file, folder or glob, or JSONL file.")
+    prompt_key: str = Field("prompt", description="Column with the prompt: a string, or chat messages.")
+    gold_key: str | None = Field(
+        None, description="Column with the gold answer; unset: gold_answer if there is one, else nothing is graded."
+    )
+    id_key: str | None = Field(
+        None, description="Column with a unique id; unset: question_id if there is one, else ids are content hashes."
+    )
+    limit: int | None = Field(None, ge=1, description="Use only the first so many questions.")
+
+
+class ModelConfig(Section):
+    """The policy that generates."""
+
+    model_path: str = Field(
+        DEMO_MODEL, description=f"Folder or hub id of the model; '{DEMO_MODEL}' is the small one that is shipped."
+    )
+    revision: str | None = Field(None, description="Revision of a model on the hub.")
+    tokenizer_path: str | None = Field(None, description="Folder or hub id of the tokenizer, where it is not the model's.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+
+class SimulatedConfig(Section):
+    """The simulated engine (backend: simulated): known speed and faults, no model."""
+
+    sim_tokens_per_second: float = Field(10_000.0, gt=0, description="Output tokens a second with a full batch.")
+    sim_mean_tokens: int = Field(100, ge=1, description="Mean output length in tokens.")
+    sim_start_seconds: float = Field(0.0, ge=0, description="Seconds that a start takes.")
+    sim_error_rate: float = Field(0.0, ge=0, le=1, description="Share of requests refused with an error.")
+    sim_death_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request kills its engine.")
+
+
+class EngineConfig(Section):
+    """One vLLM replica. What is unset is chosen from the hardware when the run starts."""
+
+    backend: Literal["vllm", "simulated"] = Field("vllm", description="What generates.")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs a replica is spread over.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Weights' and activations' type; auto is the checkpoint's own."
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, description="Longest prompt + output in tokens; unset: the arm set's, at most the model's."
+    )
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may take.")
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="KV cache of a CPU replica, in GiB; unset: what max_num_seqs middling sequences need.",
+    )
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="Most sequences decoded at once; unset: 1024 on a GPU, 256 on the CPU."
+    )
+    max_num_batched_tokens: int | None = Field(None, ge=16, description="Most tokens in one step; unset: 16384 on a GPU.")
+    enforce_eager: bool | None = Field(
+        None, description="No CUDA graphs and no compilation; unset: false on a GPU, true on the CPU."
+    )
+    enable_prefix_caching: bool = Field(True, description="Share the KV cache of equal prompt beginnings.")
+    enable_chunked_prefill: bool | None = Field(
+        None, description="Split long prompts over steps; unset: true on a GPU. The CPU engine cannot."
+    )
+    load_format: str = Field("auto", description="How vLLM reads weights; 'dummy' makes random ones.")
+    extra: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, passed on as they are.")
+    simulated: SimulatedConfig = SimulatedConfig()
+
+
+class ArmConfig(Section):
+    """One arm: a system prompt and sampling parameters. What is unset comes from `sampling`."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.\-]+$", description="Unique name of the arm.")
+    system_prompt: str | None = Field(None, description="System prompt; unset: none.")
+    temperature: float | None = Field(None, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_p: Probability | None = Field(None, description="Nucleus mass.")
+    top_k: int | None = Field(None, ge=-1, description="Most likely tokens to draw from; -1: all.")
+    repetition_penalty: float | None = Field(None, gt=0, description="Above 1 discourages repetition.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
+    samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question.")
+    probe_role: ProbeRole | None = Field(None, description="Role in the s_cf probe: A, A' or CF1.")
+
+
+class ArmsConfig(Section):
+    """Which arms every question is asked under."""
+
+    arm_set: ArmSet = Field("regime-w", description="A preset, or custom for the arms of arm_list.")
+    arm_list: list[ArmConfig] = Field(default_factory=list, description="The arms of arm_set: custom.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_list_means_custom(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("arm_list") and "arm_set" not in data:
+            return {**data, "arm_set": "custom"}
+        return data
+
+    @model_validator(mode="after")
+    def _list_and_set_agree(self) -> Self:
+        if (self.arm_set == "custom") != bool(self.arm_list):
+            raise ValueError("arm_list gives the arms of arm_set 'custom', and only of it")
+        names = [arm.name for arm in self.arm_list]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"arm_list names {', '.join(twice)} more than once")
+        return self
+
+
+class SamplingConfig(Section):
+    """How an output is drawn. What is set here overrides a preset arm's value and fills in a custom arm's."""
+
+    n_samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question and arm; unset: the arm set's.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens; unset: the arm set's.")
+    temperature: float | None = Field(None, ge=0, description="Temperature, 0 is greedy; unset: the arm set's.")
+    top_p: Probability | None = Field(None, description="Nucleus mass; unset: the arm set's.")
+    top_k: int = Field(-1, ge=-1, description="Most likely tokens to draw from; -1: all.")
+    repetition_penalty: float = Field(1.0, gt=0, description="Above 1 discourages repetition; 1: off.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end an output.")
+    ignore_eos: bool = Field(False, description="Draw max_tokens whatever the model says (for benchmarks).")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the run; a trajectory's follows from it and its key.")
+
+
+REWARD_PRESETS: dict[str, dict[str, float]] = {
+    "regime-w": {"gamma": 0.0, "bonus": 0.0},
+    "regime-w-2": {"gamma": 0.3, "bonus": 0.2},
+}
+
+
+class RewardConfig(Section):
+    """Regime W: reward = alpha correct + beta s_wm + gamma quality + bonus - penalty."""
+
+    reward_preset: Literal["regime-w", "regime-w-2"] = Field("regime-w", description="Where gamma and bonus come from.")
+    alpha: float = Field(1.0, description="Weight of a correct answer.")
+    beta: float = Field(0.5, description="Weight of the question's coherence s_wm.")
+    gamma: float = Field(0.0, description="Weight of a correct trajectory's quality.")
+    bonus: float = Field(0.0, description="Added to a correct trajectory where s_end > bonus_above.")
+    bonus_above: float = Field(0.9, ge=0, le=1, description="s_end that earns the bonus.")
+    penalty_per_token: float = Field(0.001, ge=0, description="Taken off for each output token beyond penalty_free_tokens.")
+    penalty_free_tokens: int = Field(512, ge=0, description="Output tokens that cost nothing.")
+    s_wm_weights: tuple[NonNegative, NonNegative, NonNegative] = Field(
+        (0.4, 0.3, 0.3), description="Weights of s_end, s_path and s_cf in s_wm; they sum to 1."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {**REWARD_PRESETS.get(data.get("reward_preset", "regime-w"), {}), **data}
+        return data
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> Self:
+        if abs(sum(self.s_wm_weights) - 1.0) > 1e-9:
+            raise ValueError(f"s_wm_weights must sum to 1, not {sum(self.s_wm_weights):g}")
+        return self
+
+
+class ScoringConfig(RewardConfig):
+    """Grading and rewards."""
+
+    reward: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="A reward of your own as module:function, in place of Regime W's."
+    )
+    grade_timeout_s: int = Field(5, ge=1, le=600, description="Seconds that one symbolic comparison may take.")
+    grader_memory_mib: int = Field(1024, ge=256, description="Resident memory that a grading child may take, in MiB.")
+
+
+class OutputConfig(Section):
+    """The run directory and the merged file."""
+
+    output_dir: str = Field("rollouts", description="Run directory.")
+    layout: Layout = Field("questions", description="Shape of merged.parquet.")
+    part_rows: int = Field(512, ge=1, description="Questions after which a part is written.")
+    flush_seconds: float = Field(5.0, gt=0, description="Seconds after which a part is written anyway.")
+
+
+class ResourcesConfig(Section):
+    """Machines. Nothing here changes a row."""
+
+    replicas: int | None = Field(
+        None, ge=1, description="Engines; unset: as many as the GPUs hold, on the CPU at most two."
+    )
+    scorers: int | None = Field(None, ge=1, description="Scoring actors; unset: one for four engines.")
+    ray_address: str | None = Field(
+        None, description="Ray cluster to use ('auto', host:port); unset: RAY_ADDRESS, else a local Ray."
+    )
+    max_engine_deaths: int = Field(3, ge=0, description="Times in a row that an engine is started again without a result.")
+
+
+class RunConfig(Section):
+    """One run, whole. Raises pydantic.ValidationError on an unknown field or a value out of range."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    arms: ArmsConfig = ArmsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    output: OutputConfig = OutputConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """Dotted names and JSON values of the fields that decide which rows are written."""
+        values = self.model_dump(mode="json")
+        return {name: _at(values, name) for name in leaf_fields(type(self)) if not is_operational(name)}
+
+    def digest(self) -> str:
+        """16 hex digits, equal for two configs exactly when their `identity()` is."""
+        return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+# Fields (or, with a closing dot, sections) that change how a run is carried out but never which rows it writes: a
+# resume may change them. The dataset's place is here because its content has a fingerprint of its own.
+OPERATIONAL = (
+    "data.dataset",
+    "engine.tensor_parallel_size",
+    "engine.gpu_memory_utilization",
+    "engine.kv_cache_gib",
+    "engine.max_num_seqs",
+    "engine.max_num_batched_tokens",
+    "engine.enforce_eager",
+    "engine.enable_prefix_caching",
+    "engine.enable_chunked_prefill",
+    "engine.simulated.",
+    "output.",
+    "resources.",
+)
+
+
+def is_operational(name: str) -> bool:
+    """Whether the field of this dotted name leaves the rows as they are."""
+    return any(name.startswith(entry) if entry.endswith(".") else name == entry for entry in OPERATIONAL)
+
+
+def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Dotted name -> field of every value in the config; the last part of each name is unique, so it is also its flag."""
+    found: dict[str, FieldInfo] = {}
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            found |= leaf_fields(info.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = info
+    return found
+
+
+def _at(values: dict[str, Any], dotted: str) -> Any:
+    for part in dotted.split("."):
+        values = values[part]
+    return values

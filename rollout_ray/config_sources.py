@@ -1,0 +1,183 @@
+"""Fills a RunConfig from a YAML file, the environment and command-line flags; flags beat environment beats file.
+
+Owns the names a field goes by outside Python: its section and name in YAML, `--name` (dashes alike) as a flag, and
+ROLLOUT_NAME in the environment. The fields themselves, with defaults and ranges, are config.py's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from rollout_ray.config import RunConfig, Section, leaf_fields
+from rollout_ray.errors import ConfigError
+
+ENV_PREFIX = "ROLLOUT_"
+_FIELDS = leaf_fields(RunConfig)
+FLAGS = {name.rpartition(".")[2]: name for name in _FIELDS}
+
+
+class _Settings(RunConfig, BaseSettings):
+    """RunConfig as pydantic-settings wants it, for its command-line parser."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", cli_exit_on_error=False, cli_shortcuts={name: flag for flag, name in FLAGS.items()},
+        cli_hide_none_type=True,
+    )  # fmt: skip
+
+
+def load_config(
+    arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, file: str | Path | None = None
+) -> RunConfig:
+    """The config of these flags, variables and YAML file. Raises ConfigError with one sentence for each bad field."""
+    values: dict[str, Any] = read_yaml(file) if file else {}
+    _overlay(values, _from_environment(environment or {}))
+    _overlay(values, _from_flags(arguments))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """The sections of a config file. Raises ConfigError where it is no YAML mapping."""
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the config file {file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {file} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"the config file {file} holds a {type(content).__name__} where sections are needed")
+    return content
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        flag = variable.removeprefix(ENV_PREFIX).lower()
+        if flag not in FLAGS:
+            raise ConfigError(
+                f"the environment variable {variable} names no field{_suggest(flag, FLAGS, ENV_PREFIX, str.upper)}"
+            )
+        name = FLAGS[flag]
+        _put(values, name, _json_value(variable, text) if _is_json(_FIELDS[name]) else text)
+    return values
+
+
+def _from_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    if not arguments:
+        return {}
+    try:
+        source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
+            _Settings, cli_prog_name="rollout", cli_parse_args=_plain_flags(arguments)
+        )
+        return dict(source())
+    except SettingsError as error:
+        message = str(error).removeprefix("error parsing CLI: ")
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            flag = unknown.group(1)
+            name = flag.lstrip("-").partition("=")[0]
+            raise ConfigError(f"{flag} is not a flag{_suggest(name, FLAGS, '--')}") from None
+        raise ConfigError(message) from None
+
+
+def help_text() -> str:
+    """Every flag with its section, meaning and default."""
+    lines = []
+    for section, info in RunConfig.model_fields.items():
+        kind = info.annotation
+        assert isinstance(kind, type) and issubclass(kind, Section)
+        lines.append(f"\n{section}: {(kind.__doc__ or '').splitlines()[0]}")
+        for name, leaf in leaf_fields(kind).items():
+            default = leaf.get_default(call_default_factory=True, validated_data={})
+            shown = "" if default is None else f" (default: {json.dumps(default)})"
+            lines.append(f"  --{name.rpartition('.')[2]:<24} {leaf.description}{shown}")
+    return "\n".join(lines)
+
+
+def _plain_flags(arguments: Sequence[str]) -> list[str]:
+    """Flags with dashes as they are with underscores, and `--flag` / `--no-flag` of a yes-or-no field as a value."""
+    plain: list[str] = []
+    for number, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            plain.append(argument)
+            continue
+        name, equals, value = argument[2:].partition("=")
+        name = name.replace("-", "_")
+        following = arguments[number + 1] if number + 1 < len(arguments) else "--"
+        if name.startswith("no_") and _is_bool(name.removeprefix("no_")) and not equals:
+            plain.append(f"--{name.removeprefix('no_')}=false")
+        elif _is_bool(name) and not equals and following.startswith("--"):
+            plain.append(f"--{name}=true")
+        else:
+            plain.append(f"--{name}{equals}{value}")
+    return plain
+
+
+def _is_bool(flag: str) -> bool:
+    name = FLAGS.get(flag)
+    return name is not None and "bool" in str(_FIELDS[name].annotation)
+
+
+def _is_json(info: FieldInfo) -> bool:
+    """Whether a field takes a list, tuple or dict, written as JSON outside YAML."""
+    return re.search(r"\b(list|dict|tuple)\[", str(info.annotation)) is not None
+
+
+def _json_value(source: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source} must be JSON: {error}") from error
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[leaf] = value
+
+
+def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Writes `over` into `values`; sections are merged, anything else (a list, the free `extra` dict) is replaced."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key != "extra":
+            _overlay(values[key], value)
+        else:
+            values[key] = value
+
+
+def describe(error: ValidationError) -> str:
+    """One sentence for each bad field."""
+    sentences = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = [name.rpartition(".")[2] for name in _FIELDS] + list(RunConfig.model_fields)
+            sentences.append(f"{place} is not a field{_suggest(str(problem['loc'][-1]), known)}")
+        elif problem["type"] == "value_error":
+            sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
+        else:
+            message = problem["msg"].replace("Input should", "must", 1).replace("Value error, ", "", 1)
+            sentences.append(f"{place} {message}, not {json.dumps(problem['input'], default=str)}")
+    return "; ".join(sentences)
+
+
+def _suggest(name: str, known: Any, prefix: str = "", style: Any = str) -> str:
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), 1)
+    return f"; did you mean {prefix}{style(close[0])}?" if close else ""

@@ -1,0 +1,256 @@
+"""Grades a model's text against a gold answer: exactly where both are plain numbers, else symbolically in a child.
+
+Owns the verdict on one pair and the child processes that symbolic comparisons run in: each can be killed, so that no
+answer hangs, exhausts or takes down the caller. It does not find answers (answers.py) and gives no rewards (regime_w.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import resource
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from rollout_ray.answers import Answer, extract_answer, normalise
+from rollout_ray.records import ScoreStatus
+
+Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
+VERDICTS: frozenset[str] = frozenset(("correct", "incorrect", "bad_gold", "timeout", "error"))
+_CACHE_SIZE = 100_000
+START_SECONDS = 60.0
+MEMORY_CHECK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The verdict on one text, and the normal form of its answer (None where it gives none)."""
+
+    status: ScoreStatus
+    answer: str | None
+    reasoning: str = ""
+
+
+class Grader:
+    """Grades texts; owns the children of symbolic comparisons, which start when one is first needed.
+
+    Use as a context manager, or call `close`. Not thread-safe: one Grader a thread.
+    """
+
+    def __init__(self, *, timeout_s: int = 5, memory_mib: int = 1024, children: int = 1) -> None:
+        self._timeout_s, self._memory_mib, self._count = timeout_s, memory_mib, children
+        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None
+        self._children: list[_Child] = []
+        self._known: dict[tuple[str, str], Verdict] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the children. The Grader can be used again; it starts new ones."""
+        for child in self._children:
+            child.kill()
+        if self._threads:
+            self._threads.shutdown()
+        self._threads, self._children, self._idle = None, [], queue.SimpleQueue()
+
+    def grade(self, gold_answer: str | None, text: str) -> Grade:
+        """Grades one text; see `grade_many`."""
+        return self.grade_many([(gold_answer, text)])[0]
+
+    def grade_many(self, pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
+        """Grades (gold answer, text) pairs, in their order.
+
+        A gold of None gives no_gold, an unreadable one bad_gold. A comparison that ran out of time is a timeout and
+        one that failed an error; neither is ever an 'incorrect'.
+        """
+        extractions = [extract_answer(text) for _, text in pairs]
+        golds = {gold: read_gold(gold) for gold in {gold for gold, _ in pairs if gold is not None}}
+        statuses: list[ScoreStatus | tuple[str, str]] = []
+        for (gold, _), found in zip(pairs, extractions, strict=True):
+            if gold is None:
+                statuses.append("no_gold")
+            elif (gold_answer := golds[gold]) is None:
+                statuses.append("bad_gold")
+            else:
+                statuses.append(_decide(gold_answer, found.answer))
+        verdicts = self._compare({status for status in statuses if isinstance(status, tuple)})
+        grades = []
+        for status, found in zip(statuses, extractions, strict=True):
+            settled: ScoreStatus = verdicts[status] if isinstance(status, tuple) else status
+            answer = found.answer.text if found.answer and settled != "no_answer" else None
+            grades.append(Grade(settled, answer, found.reasoning))
+        return grades
+
+    def _compare(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Verdict]:
+        """Symbolic verdicts on (gold, answer) pairs; each distinct pair is compared once."""
+        new = [pair for pair in wanted if pair not in self._known]
+        if new:
+            if len(self._known) > _CACHE_SIZE:
+                self._known.clear()
+                new = list(wanted)
+            self._known.update(zip(new, self._pool().map(self._compare_one, new), strict=True))
+        return {pair: self._known[pair] for pair in wanted}
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._children = [_Child(self._timeout_s, self._memory_mib) for _ in range(self._count)]
+            for child in self._children:
+                self._idle.put(child)
+            self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="grader")
+        return self._threads
+
+    def _compare_one(self, pair: tuple[str, str]) -> Verdict:
+        child = self._idle.get()
+        try:
+            return child.compare(*pair)
+        finally:
+            self._idle.put(child)
+
+
+def read_gold(gold: str) -> Answer | None:
+    """The answer of a gold column: a bare answer, or a worked solution that ends in a marker such as `#### 72`."""
+    if "####" in gold or "\\boxed" in gold or "<answer>" in gold:
+        return extract_answer(gold).answer
+    return normalise(gold)
+
+
+def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | tuple[str, str]:
+    """A status where the two texts settle it, else the pair (gold, answer) for a symbolic comparison."""
+    if answer is None:
+        return "no_answer"
+    if gold.number is not None and answer.number is not None:
+        equal = gold.number == answer.number or (
+            gold.percent != answer.percent
+            and gold.number * (1 if gold.percent else 100) == answer.number * (1 if answer.percent else 100)
+        )
+        return "correct" if equal else "incorrect"
+    if _bare(gold.text) == _bare(answer.text):
+        return "correct"
+    if answer.several and gold.number is not None:
+        return "no_answer"
+    if not _worth_parsing(answer.text) or not _worth_parsing(gold.text):
+        return "incorrect"
+    if too_costly(answer.text) or too_costly(gold.text):
+        return "error"
+    return gold.text, answer.text
+
+
+def _bare(text: str) -> str:
+    text = "".join(text.split()).casefold()
+    return text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
+
+
+_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{4,}")
+
+
+def _worth_parsing(text: str) -> bool:
+    """Whether a text can be mathematics: it has a digit, a command or a lone symbol, and is not a sentence."""
+    if len(_WORD.findall(text)) > 3:
+        return False
+    return any(c.isdigit() or c == "\\" for c in text) or len(text) <= 12
+
+
+_FACTORIAL = re.compile(r"[)\]}!]\s?!|\d{3}\s?!")
+_BIG_POWER = re.compile(r"(?:\^|\*\*)\s?[({]*\s?-?\d{4}")
+_TOWER = re.compile(r"(?:\^|\*\*)\s?(?:\{[^{}]{0,100}(?:\^|\*\*)|\([^()]{0,100}(?:\^|\*\*)|-?\w{1,20}\s?(?:\^|\*\*))")
+
+
+def too_costly(text: str) -> bool:
+    """Whether evaluating a text could take unbounded time or memory: power towers, factorials of more than 99."""
+    return bool(
+        _FACTORIAL.search(text) or _BIG_POWER.search(text) or _TOWER.search(text)
+        or text.count("^") + text.count("**") > 12 or re.search(r"\d{100}", text)
+    )  # fmt: skip
+
+
+class _Child:
+    """One grading process and the pipe to it; respawned whenever it had to be killed."""
+
+    def __init__(self, timeout_s: int, memory_mib: int) -> None:
+        self._timeout_s, self._memory_mib = timeout_s, memory_mib
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compare(self, gold: str, answer: str) -> Verdict:
+        """Asks the process, which is replaced where it died, fell silent past all its alarms (timeout) or outgrew its
+        memory (error). A pair at which it died is asked once more, since another may have been the cause."""
+        for _ in range(2):
+            process = self._running()
+            reply = self._ask(process, json.dumps([gold, answer]).encode() + b"\n")
+            if isinstance(reply, bytes):
+                return _read_verdict(reply)
+            self.kill()
+            if reply is not None:
+                return reply
+        return "error"
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            command = [sys.executable, "-m", "rollout_ray.grader_child", str(self._timeout_s), str(self._memory_mib)]
+            path = os.pathsep.join(entry for entry in sys.path if entry)
+            environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            )
+            if not isinstance(self._await_line(self._process, START_SECONDS), bytes):
+                self.kill()
+                raise RuntimeError(f"the grading process did not start: {' '.join(command)}")
+        return self._process
+
+    def _ask(self, process: subprocess.Popen[bytes], line: bytes) -> bytes | Literal["timeout", "error"] | None:
+        assert process.stdin
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self._await_line(process, 4 * self._timeout_s + 2)
+
+    def _await_line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | Literal["timeout", "error"] | None:
+        """The process's next line; None where it died, timeout where it stays silent, error where it grows too large."""
+        assert process.stdout
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if select.select([process.stdout], [], [], MEMORY_CHECK_SECONDS)[0]:
+                return process.stdout.readline() or None
+            if _resident_mib(process.pid) > self._memory_mib:
+                return "error"
+        return "timeout"
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdin and self._process.stdout
+            self._process.stdin.close()
+            self._process.stdout.close()
+            self._process = None
+
+
+def _read_verdict(reply: bytes) -> Verdict:
+    verdict = json.loads(reply)
+    if verdict not in VERDICTS:
+        raise RuntimeError(f"the grading process answered {verdict!r}")
+    return verdict  # type: ignore[no-any-return]
+
+
+def _resident_mib(pid: int) -> float:
+    """Memory of a process in MiB; 0 where the system has no /proc to tell."""
+    try:
+        with open(f"/proc/{pid}/statm") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:
+        return 0.0

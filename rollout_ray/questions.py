@@ -1,0 +1,223 @@
+"""Reads a question set from whatever holds it and turns its rows into Questions with stable ids.
+
+Owns what an input row must look like and how it is identified. A row that cannot be asked becomes a Question with a
+`fault`, never an exception; an input that cannot be read raises DatasetError. It renders no prompts (arms.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rollout_ray.config import DataConfig
+from rollout_ray.errors import DatasetError
+from rollout_ray.records import Prompt, Question
+from rollout_ray.sources import Source, open_source
+
+GOLD_KEY, ID_KEY = "gold_answer", "question_id"
+RESERVED = ("trajectories", "responses", "s_end", "s_path", "s_cf", "s_wm")
+ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """A question set that was read through once: every id is known and unique.
+
+    `ids` are in input order; `fingerprint` is equal for equal sets of (id, prompt, gold), whatever their order.
+    `gold_key` is None where there is no gold column.
+    """
+
+    source: Source
+    prompt_key: str
+    gold_key: str | None
+    ids: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def questions(self, done: Set[str] = frozenset()) -> Iterator[Question]:
+        """The questions in input order, without those whose id is in `done`. Holds one batch of rows at a time."""
+        for ids, batch in self.batches():
+            rows = _rows(batch, self.prompt_key, self.gold_key)
+            for question_id, (prompt, gold, fault) in zip(ids, rows, strict=True):
+                if question_id not in done:
+                    yield Question(question_id, prompt, gold, fault)
+
+    def batches(self) -> Iterator[tuple[tuple[str, ...], pa.RecordBatch]]:
+        """The input's rows with their ids, in input order."""
+        begin = 0
+        for batch in self.source.batches():
+            yield self.ids[begin : begin + batch.num_rows], batch
+            begin += batch.num_rows
+
+
+def load_questions(dataset: Any, data: DataConfig) -> QuestionSet:
+    """Reads the whole input once and checks it.
+
+    `dataset` is a path (parquet file, folder or glob, JSONL file), a pandas DataFrame, an Arrow table, a list of dicts,
+    a Hugging Face Dataset or a Ray Dataset. Raises DatasetError with the file, row and column that cannot be read.
+    """
+    source = open_source(dataset, data.limit)
+    gold_key = _find_column(source, data.gold_key, GOLD_KEY, "gold_key")
+    id_key = _find_column(source, data.id_key, ID_KEY, "id_key")
+    _check_columns(source, data.prompt_key, gold_key, id_key)
+    ids: list[str] = []
+    seen: Counter[str] = Counter()
+    total = 0
+    for batch in source.batches():
+        given = _given_ids(batch, id_key, source.name, len(ids)) if id_key else None
+        for number, (prompt, gold, fault) in enumerate(_rows(batch, data.prompt_key, gold_key)):
+            content = json.dumps([prompt, gold, fault], sort_keys=True, ensure_ascii=True, default=str).encode()
+            if given:
+                question_id = given[number]
+            else:
+                digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+                seen[digest] += 1
+                question_id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+            ids.append(question_id)
+            row = hashlib.blake2b(content, digest_size=16, person=b"rollout row", key=question_id.encode()[-64:])
+            total += int.from_bytes(row.digest(), "big")
+    if id_key:
+        _refuse_duplicates(ids, id_key, source.name)
+    return QuestionSet(source, data.prompt_key, gold_key, tuple(ids), f"{total % 2**128:032x}")
+
+
+def _find_column(source: Source, named: str | None, usual: str, flag: str) -> str | None:
+    """The column that was named, which must exist, else the usual one where it exists."""
+    if named is not None and named not in source.schema.names:
+        raise DatasetError(f"{source.name} has no column '{named}'; {_what_is_there(source)}. Name it: --{flag}")
+    return named or (usual if usual in source.schema.names else None)
+
+
+def _what_is_there(source: Source) -> str:
+    return f"it has: {', '.join(source.schema.names)}" if source.schema.names else "it is empty"
+
+
+def _check_columns(source: Source, prompt_key: str, gold_key: str | None, id_key: str | None) -> None:
+    """Raises DatasetError where a column is missing, of a type that cannot serve, or of a name that the output needs."""
+    names = source.schema.names
+    if prompt_key not in names:
+        raise DatasetError(
+            f"{source.name} has no column '{prompt_key}' for the prompt; {_what_is_there(source)}. Name it: --prompt_key"
+        )
+    taken = [name for name in names if name in RESERVED or (name == ID_KEY and id_key != name)]
+    if taken:
+        raise DatasetError(f"{source.name} has a column '{taken[0]}', a name of the output; rename it")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DatasetError(f"{source.name} has the column '{twice[0]}' more than once; rename one")
+    kind = source.schema.field(prompt_key).type
+    if not (_is_text(kind) or _is_chat(kind) or pa.types.is_null(kind)):
+        raise DatasetError(
+            f"{source.name}: column '{prompt_key}' holds {kind}; a prompt is a string, or a list of messages with role "
+            "and content"
+        )
+    if gold_key and pa.types.is_nested(source.schema.field(gold_key).type):
+        raise DatasetError(
+            f"{source.name}: column '{gold_key}' holds {source.schema.field(gold_key).type}; a gold answer is one string "
+            "or number"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_chat(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    item = kind.value_type
+    if pa.types.is_map(item):
+        return True
+    fields = {item.field(i).name for i in range(item.num_fields)} if pa.types.is_struct(item) else set()
+    return {"role", "content"} <= fields
+
+
+def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None) -> Iterator[tuple[Prompt, str | None, str | None]]:
+    """(prompt, gold answer, fault) of each row."""
+    prompts = _values(batch.column(prompt_key))
+    golds = _values(batch.column(gold_key)) if gold_key else [None] * batch.num_rows
+    for prompt, gold in zip(prompts, golds, strict=True):
+        try:
+            readable = _read_prompt(prompt)
+        except ValueError as fault:
+            yield "", _read_gold(gold), str(fault)
+        else:
+            yield readable, _read_gold(gold), None
+
+
+class _NotText:
+    """Stands for a value whose bytes are not UTF-8."""
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [_value(item) for item in column]
+
+
+def _value(item: pa.Scalar) -> Any:
+    try:
+        return item.as_py()
+    except UnicodeDecodeError:
+        return _NotText()
+
+
+def _read_prompt(value: Any) -> Prompt:
+    """The prompt of a cell; raises ValueError with the reason why it cannot be asked."""
+    if value is None:
+        raise ValueError("the prompt is null")
+    if isinstance(value, _NotText):
+        raise ValueError("the prompt is not UTF-8 text")
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("the prompt is empty")
+        return value
+    messages = tuple(dict(message) if message is not None else {} for message in value)
+    if not messages:
+        raise ValueError("the prompt is a conversation without messages")
+    for number, message in enumerate(messages):
+        if message.get("role") not in ROLES:
+            raise ValueError(f"message {number} of the prompt has the role {message.get('role')!r}")
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"message {number} of the prompt has no text as its content")
+    return tuple({key: item for key, item in message.items() if item is not None} for message in messages)
+
+
+def _read_gold(value: Any) -> str | None:
+    """The gold answer of a cell as text; None where it is null or not a number. Bytes that are no text stay
+    unreadable, so that grading reports a bad gold."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return "" if isinstance(value, _NotText) else str(value)
+
+
+def _given_ids(batch: pa.RecordBatch, key: str, name: str, begin: int) -> list[str]:
+    values = _values(batch.column(key))
+    for number, value in enumerate(values):
+        if value is None or isinstance(value, _NotText) or not str(value):
+            raise DatasetError(f"{name}, row {begin + number} (from 0): column '{key}' has no id")
+    return [str(value) for value in values]
+
+
+def _refuse_duplicates(ids: list[str], key: str, name: str) -> None:
+    if len(set(ids)) == len(ids):
+        return
+    first: dict[str, int] = {}
+    for number, question_id in enumerate(ids):
+        if question_id in first:
+            raise DatasetError(
+                f"{name}: rows {first[question_id]} and {number} (from 0) have the same {key} '{question_id}'; "
+                "ids must be unique"
+            )
+        first[question_id] = number

@@ -1,0 +1,183 @@
+"""What a run says about itself: counts, accuracy and reward by arm, and speed.
+
+Owns the summary and its table for people. It reads scored rows as they pass through the merge; it computes no score.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class ArmSummary:
+    """Sums over one arm's trajectories; the ratios are None where nothing was graded or rewarded."""
+
+    trajectories: int = 0
+    tokens: int = 0
+    graded: int = 0
+    correct: int = 0
+    rewarded: int = 0
+    reward_sum: float = 0.0
+    truncated: int = 0
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.correct / self.graded if self.graded else None
+
+    @property
+    def mean_reward(self) -> float | None:
+        return self.reward_sum / self.rewarded if self.rewarded else None
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / self.trajectories if self.trajectories else 0.0
+
+
+@dataclass
+class Summary:
+    """A run in numbers. Counts cover the whole run, resumed parts included; seconds and speed cover this session.
+
+    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer.
+    """
+
+    questions: int = 0
+    trajectories: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    arms: dict[str, ArmSummary] = field(default_factory=dict)
+    score_status: Counter[str] = field(default_factory=Counter)
+    finish_reason: Counter[str] = field(default_factory=Counter)
+    s_wm_sum: float = 0.0
+    total_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    session_tokens: int = 0
+    engine_deaths: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Output tokens a second of this session's generation; None where it generated nothing."""
+        return self.session_tokens / self.generation_seconds if self.generation_seconds and self.session_tokens else None
+
+    @property
+    def null_rewards(self) -> int:
+        return self.trajectories - sum(arm.rewarded for arm in self.arms.values())
+
+    def add(self, rows: pa.Table) -> None:
+        """Counts in rows of PART_SCHEMA."""
+        self.questions += rows.num_rows
+        self.s_wm_sum += pc.sum(rows.column("s_wm")).as_py() or 0.0
+        flat = pa.Table.from_struct_array(rows.column("trajectories").combine_chunks().flatten())
+        self.trajectories += flat.num_rows
+        self.prompt_tokens += pc.sum(flat.column("num_prompt_tokens")).as_py() or 0
+        self.score_status.update(flat.column("score_status").to_pylist())
+        self.finish_reason.update(flat.column("finish_reason").to_pylist())
+        truncated = pc.cast(pc.equal(flat.column("finish_reason"), "length"), pa.int64())
+        sums = (
+            flat.append_column("truncated", truncated)
+            .append_column("right", pc.cast(flat.column("correct"), pa.int64()))
+            .group_by("arm", use_threads=False)
+            .aggregate(
+                [
+                    ("num_tokens", "count"), ("num_tokens", "sum"), ("right", "count"), ("right", "sum"),
+                    ("reward", "count"), ("reward", "sum"), ("truncated", "sum"),
+                ]
+            )
+        )  # fmt: skip
+        for row in sums.to_pylist():
+            arm = self.arms.setdefault(row["arm"], ArmSummary())
+            arm.trajectories += row["num_tokens_count"]
+            arm.tokens += row["num_tokens_sum"]
+            arm.graded += row["right_count"]
+            arm.correct += row["right_sum"] or 0
+            arm.rewarded += row["reward_count"]
+            arm.reward_sum += row["reward_sum"] or 0.0
+            arm.truncated += row["truncated_sum"]
+            self.tokens += row["num_tokens_sum"]
+
+    def combine(self, other: Summary) -> None:
+        """Counts in what `other` counted; seconds stay as they are."""
+        self.questions += other.questions
+        self.trajectories += other.trajectories
+        self.tokens += other.tokens
+        self.prompt_tokens += other.prompt_tokens
+        self.s_wm_sum += other.s_wm_sum
+        self.score_status.update(other.score_status)
+        self.finish_reason.update(other.finish_reason)
+        for name, theirs in other.arms.items():
+            ours = self.arms.setdefault(name, ArmSummary())
+            for counter in fields(ArmSummary):
+                setattr(ours, counter.name, getattr(ours, counter.name) + getattr(theirs, counter.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, the ratios included."""
+        arms = {
+            name: {
+                "trajectories": arm.trajectories,
+                "accuracy": arm.accuracy,
+                "mean_reward": arm.mean_reward,
+                "mean_tokens": arm.mean_tokens,
+                "truncated": arm.truncated,
+            }
+            for name, arm in self.arms.items()
+        }
+        counted = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **counted,
+            "arms": arms,
+            "score_status": dict(self.score_status),
+            "finish_reason": dict(self.finish_reason),
+            "tokens_per_second": self.tokens_per_second,
+            "null_rewards": self.null_rewards,
+        }
+
+
+def summary_table(summary: Summary) -> Table:
+    """The summary by arm, for a terminal."""
+    from rich.table import Table
+
+    table = Table(title=f"{summary.questions} questions, {summary.trajectories} trajectories")
+    table.add_column("arm")
+    for heading in ("trajectories", "accuracy", "mean reward", "mean tokens", "truncated"):
+        table.add_column(heading, justify="right")
+    for name, arm in summary.arms.items():
+        table.add_row(
+            name, str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward), f"{arm.mean_tokens:.0f}",
+            str(arm.truncated),
+        )  # fmt: skip
+    return table
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """The rest of the summary in plain sentences."""
+    lines = [
+        "score status: " + _counts(summary.score_status),
+        "finish reason: " + _counts(summary.finish_reason),
+    ]
+    if summary.null_rewards:
+        lines.append(f"{summary.null_rewards} trajectories have no reward, because their grade is not known")
+    if summary.tokens_per_second:
+        lines.append(
+            f"{summary.session_tokens} output tokens in {summary.generation_seconds:.1f} s of generation "
+            f"({summary.tokens_per_second:,.0f} tokens/s); {summary.total_seconds:.1f} s in all"
+        )
+    return lines
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

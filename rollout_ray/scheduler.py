@@ -1,0 +1,142 @@
+"""Decides which engine gets which draws next. Pure: no clock, no Ray; the driver and a simulation both drive it.
+
+Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete. An
+engine is kept supplied by credit (1.25 x its max_num_seqs unfinished) while work remains; hand-outs shrink with the
+queue so that engines end together, and a question with many draws is split over engines rather than left to one.
+Credit counts what an engine has still to decode, not what it has still to deliver: a question waits for its longest
+draw, and an engine that were refilled only then would idle half of its places on long-tailed lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from rollout_ray.records import Question, RolloutRequest
+
+CREDIT = 1.25  # unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once
+SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
+
+PieceKey = tuple[int, int]  # (ordinal, first draw) of an outstanding request
+
+
+@dataclass
+class _Engine:
+    max_num_seqs: int
+    outstanding: dict[PieceKey, RolloutRequest] = field(default_factory=dict)
+    draws: int = 0
+
+
+class Scheduler:
+    """Hands out the draws of `count` questions, `draws_per_question` each, to engines that come and go.
+
+    `lanes` is the number of scoring actors; all pieces of a question carry the same lane. `expected_engines` counts
+    those still starting, so that the first one ready leaves them their share.
+    """
+
+    def __init__(
+        self,
+        questions: Iterable[Question],
+        count: int,
+        draws_per_question: int,
+        *,
+        lanes: int = 1,
+        expected_engines: int = 1,
+        most_deaths: int = 3,
+    ) -> None:
+        self._questions: Iterator[Question] = iter(questions)
+        self._draws_per_question, self._lanes, self._most_deaths = draws_per_question, lanes, most_deaths
+        self.expected_engines = expected_engines
+        self.pending = count * draws_per_question
+        self._queue: deque[RolloutRequest] = deque()
+        self._suspects: deque[RolloutRequest] = deque()
+        self._next_ordinal = 0
+        self._engines: dict[str, _Engine] = {}
+        self._deaths: Counter[int] = Counter()
+
+    @property
+    def outstanding(self) -> int:
+        """Draws that engines hold now."""
+        return sum(engine.draws for engine in self._engines.values())
+
+    @property
+    def finished(self) -> bool:
+        return self.pending == 0 and self.outstanding == 0
+
+    def add_engine(self, name: str, max_num_seqs: int) -> None:
+        self._engines[name] = _Engine(max_num_seqs)
+
+    def assign(self, name: str, unfinished: int) -> list[RolloutRequest]:
+        """What engine `name`, with `unfinished` draws still to decode, shall take on now; empty where it holds enough or
+        nothing is pending."""
+        engine = self._engines[name]
+        credit = math.ceil(CREDIT * engine.max_num_seqs) - unfinished
+        fair = math.ceil(self.pending / max(1, self.expected_engines, len(self._engines)))
+        left = min(credit, max(fair, SMALLEST_SLICE))
+        handed: list[RolloutRequest] = []
+        if left > 0 and self._suspects and not any(map(self._is_suspect, engine.outstanding.values())):
+            handed.append(self._suspects.popleft())
+        left -= sum(map(len, handed))
+        while left > 0 and (piece := self._take(left)):
+            left -= len(piece)
+            handed.append(piece)
+        for piece in handed:
+            engine.outstanding[piece.ordinal, piece.first] = piece
+            engine.draws += len(piece)
+            self.pending -= len(piece)
+        return handed
+
+    def complete(self, name: str, pieces: Iterable[PieceKey]) -> list[RolloutRequest]:
+        """Engine `name` has delivered these pieces; returns what they were. Raises KeyError for one it does not hold."""
+        engine = self._engines[name]
+        delivered = [engine.outstanding.pop(key) for key in pieces]
+        engine.draws -= sum(map(len, delivered))
+        return delivered
+
+    def put_back(self, requests: Iterable[RolloutRequest]) -> None:
+        """Delivered pieces that were lost on their way to a scoring actor are drawn again, before all others."""
+        for request in requests:
+            (self._suspects if self._is_suspect(request) else self._queue).appendleft(request)
+            self.pending += len(request)
+
+    def remove_engine(self, name: str) -> list[RolloutRequest]:
+        """Engine `name` died: what it held returns to the front of the queue.
+
+        Returns the pieces that are set aside instead, because they were in flight at `most_deaths` deaths. An engine
+        gets no more than one piece at a time that is one death short of it, so that one death sets one question aside
+        and not a whole batch.
+        """
+        set_aside = []
+        for request in reversed(self._engines.pop(name).outstanding.values()):
+            self._deaths[request.ordinal] += 1
+            if self._deaths[request.ordinal] >= self._most_deaths:
+                set_aside.append(request)
+            else:
+                self.put_back([request])
+        return set_aside
+
+    def _is_suspect(self, request: RolloutRequest) -> bool:
+        return self._deaths[request.ordinal] >= self._most_deaths - 1 > 0
+
+    def _take(self, wanted: int) -> RolloutRequest | None:
+        """The next piece: a whole question, or `wanted` draws of it where it is large enough to be split; None where
+        none is left but suspects."""
+        request = self._queue.popleft() if self._queue else self._pull()
+        if request is None:
+            return None
+        size = max(wanted, SMALLEST_SLICE)
+        if len(request) < size + SMALLEST_SLICE:
+            return request
+        cut = request.first + size
+        self._queue.appendleft(replace(request, first=cut))
+        return replace(request, stop=cut)
+
+    def _pull(self) -> RolloutRequest | None:
+        question = next(self._questions, None)
+        if question is None:
+            return None
+        ordinal = self._next_ordinal
+        self._next_ordinal += 1
+        return RolloutRequest(ordinal, ordinal % self._lanes, question, 0, self._draws_per_question)
