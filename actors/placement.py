@@ -1,0 +1,86 @@
+"""Where engines go: how many replicas the machines hold, and one reservation (a placement group) for each.
+
+Owns that choice and its messages. A replica never spans nodes. It starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rollout_ray.config import RunConfig
+from rollout_ray.errors import PlacementError
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+CPU_REPLICAS = 2  # on the CPU two one-core engines beat one of two cores; more of them only share memory bandwidth
+
+
+@dataclass(frozen=True)
+class Node:
+    """One live machine: its cores and GPUs."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`replicas` engines with `gpus` GPUs and `threads` CPU threads each; `note` says in words why.
+
+    `cpus` is what Ray books for an engine, which need not be the threads that it uses.
+    """
+
+    replicas: int
+    gpus: int
+    threads: int
+    note: str
+    cpus: int = 1
+
+
+def choose_placement(nodes: Sequence[Node], config: RunConfig) -> Placement:
+    """How many engines to run. Raises PlacementError where the nodes cannot hold what was asked for."""
+    wanted, size = config.resources.replicas, config.engine.tensor_parallel_size
+    cpus = sum(node.cpus for node in nodes)
+    if config.engine.backend == "simulated":
+        return Placement(wanted or CPU_REPLICAS, 0, 1, "simulated engines", cpus=0)
+    if not any(node.gpus for node in nodes):
+        if size > 1:
+            raise PlacementError(
+                f"tensor_parallel_size {size} needs GPUs and the machines at hand have none; set it to 1 to run on the CPU"
+            )
+        if cpus < (wanted or 1):
+            raise PlacementError(f"{wanted or 1} engines need a CPU each and Ray has {cpus}; lower --replicas")
+        replicas = wanted or min(CPU_REPLICAS, cpus)
+        threads = max(1, min(node.cpus for node in nodes if node.cpus) * len(nodes) // replicas)
+        return Placement(replicas, 0, threads, f"no GPU here: {replicas} engine(s) on the CPU, {threads} thread(s) each")
+    room = sum(node.gpus // size for node in nodes)
+    have = ", ".join(str(node.gpus) for node in nodes)
+    if room == 0:
+        raise PlacementError(
+            f"tensor_parallel_size {size} needs {size} GPUs on one node and the nodes have {have}; lower it"
+        )
+    if wanted and wanted > room:
+        raise PlacementError(
+            f"{wanted} replicas of {size} GPU(s) were asked for and the nodes ({have} GPUs) hold {room}; lower --replicas"
+        )
+    replicas = wanted or room
+    return Placement(replicas, size, 1, f"{replicas} engine(s) of {size} GPU(s) each; the nodes have {have} GPUs")
+
+
+def live_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """The live machines of a `ray.nodes()` answer."""
+    return [
+        Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes if node["Alive"]
+    ]
+
+
+def reserve(placement: Placement) -> PlacementGroup | None:
+    """Asks for the room of one replica, all on one node, without waiting for it; None where it needs none."""
+    from ray.util.placement_group import placement_group
+
+    bundle = {"GPU": float(placement.gpus), "CPU": float(placement.cpus)}
+    bundle = {name: amount for name, amount in bundle.items() if amount}
+    return placement_group([bundle], strategy="STRICT_PACK") if bundle else None

@@ -1,0 +1,70 @@
+"""An engine of known speed and known faults behind the Backend interface, for tests of scale and of failure.
+
+It decodes nothing: each request takes the steps that its length asks for, and its text is made from its seed, so that
+equal keys give equal texts whatever engine drew them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import random
+import signal
+import time
+
+from actors.backend import BackendInfo, Finished, Refused
+from rollout_ray.config import RunConfig
+from rollout_ray.records import Draw, Prompt
+
+MAX_NUM_SEQS = 256
+STEP_SECONDS = 0.01
+
+
+class SimulatedBackend:
+    """Draws `sim_tokens_per_second` over a full batch; a smaller batch is as much slower. Lengths are exponential."""
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        simulated = config.engine.simulated
+        self._simulated = simulated
+        max_num_seqs = config.engine.max_num_seqs or MAX_NUM_SEQS
+        self._seconds_per_token = max_num_seqs / simulated.sim_tokens_per_second
+        self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, {"backend": "simulated"})
+        self._waiting: list[tuple[str, str, int]] = []
+        self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
+        self._faults = random.Random(f"{name} {os.getpid()}")
+        time.sleep(simulated.sim_start_seconds)
+
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
+        """One token a word."""
+        words = (prompt if isinstance(prompt, str) else " ".join(str(m["content"]) for m in prompt)).split()
+        return list(range(len(words) + len((system_prompt or "").split())))
+
+    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
+        if self._faults.random() < self._simulated.sim_death_rate:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._faults.random() < self._simulated.sim_error_rate:
+            raise Refused("the simulated engine refused the request")
+        rng = random.Random(seed)
+        length = min(draw.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
+        text = f"Step 1: think {'so ' * min(length, 50)}\nAnswer: {rng.randint(1, 9)}"
+        self._waiting.append((key, text, length))
+
+    def step(self) -> list[Finished]:
+        """Waits for the next step's end and returns what is due by then."""
+        now = time.monotonic()
+        while self._waiting and len(self._running) < self._info.max_num_seqs:
+            key, text, length = self._waiting.pop()
+            heapq.heappush(self._running, (now + length * self._seconds_per_token, key, text, length))
+        time.sleep(max(0.0, min(self._running[0][0] - now, STEP_SECONDS)))
+        finished = []
+        now = time.monotonic()
+        while self._running and self._running[0][0] <= now:
+            _, key, text, length = heapq.heappop(self._running)
+            finished.append(Finished(key, text, length, "stop"))
+        return finished
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,213 @@
+"""vLLM behind the Backend interface of engine.py: one replica on the CPU, on one GPU, or over several of one node.
+
+Owns everything that is particular to vLLM: environment variables, engine arguments chosen from the hardware, sampling
+parameters. It uses only what vLLM 0.26 to 0.33 share, and keeps no record of whose request is whose.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from actors.backend import BackendInfo, Finished, Refused
+from actors.prompts import PromptEncoder
+from rollout_ray import arms
+from rollout_ray.config import RunConfig
+from rollout_ray.errors import ConfigError
+from rollout_ray.models import model_folder
+from rollout_ray.records import Draw, Prompt
+
+log = logging.getLogger(__name__)
+
+GPU_MAX_NUM_SEQS, GPU_MAX_NUM_BATCHED_TOKENS = 1024, 16384
+CPU_MAX_NUM_SEQS, CPU_MAX_NUM_BATCHED_TOKENS = 256, 4096
+
+
+def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]:
+    """Variables that the engine's process needs before vLLM is imported."""
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    default = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "true"}
+    if Path(model_folder(config.model.model_path)).is_dir():
+        quiet |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if gpus == 0:
+        # In one process a CPU engine starts in a third of the time and runs faster. Two engines of one machine must
+        # not both bind every core. With more threads than cores vLLM's attention kernel aborts.
+        needed = {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(min(threads, len(os.sched_getaffinity(0)))),
+        }
+    else:
+        needed = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        if importlib.util.find_spec("flashinfer") is None:
+            default["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    return {**{k: v for k, v in default.items() if k not in os.environ}, **quiet, **needed}
+
+
+def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs, with every choice made that the config left open."""
+    engine, model = config.engine, config.model
+    on_gpu = gpus > 0
+    max_num_seqs = engine.max_num_seqs or (GPU_MAX_NUM_SEQS if on_gpu else CPU_MAX_NUM_SEQS)
+    checkpoint = _checkpoint_config(config)
+    limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
+    max_model_len = engine.max_model_len or arms.default_max_model_len(config)
+    if max_model_len and limit and not engine.max_model_len:
+        max_model_len = min(max_model_len, limit)
+    arguments: dict[str, Any] = {
+        "model": model_folder(model.model_path),
+        "tokenizer": model.tokenizer_path,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "dtype": engine.dtype,
+        "load_format": engine.load_format,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "max_num_seqs": max_num_seqs,
+        "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
+        "seed": config.sampling.seed % 2**32,
+        "disable_log_stats": True,
+    }
+    if on_gpu:
+        arguments |= {
+            "max_num_batched_tokens": engine.max_num_batched_tokens or GPU_MAX_NUM_BATCHED_TOKENS,
+            "enable_chunked_prefill": engine.enable_chunked_prefill is not False,
+            "distributed_executor_backend": "mp" if gpus > 1 else "uni",
+        }
+        if not arguments["enforce_eager"]:
+            arguments["max_cudagraph_capture_size"] = max_num_seqs
+    else:
+        # A seeded request whose prefill is chunked crashes the CPU engine, so a whole prompt must fit into one step.
+        if engine.enable_chunked_prefill:
+            raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
+        tokens = engine.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
+        longest = max_model_len or limit or tokens
+        arguments |= {
+            "max_num_batched_tokens": max(tokens, longest),
+            "kv_cache_memory_bytes": _cpu_kv_cache_bytes(config, checkpoint, max_num_seqs, longest),
+            "enable_chunked_prefill": False,
+            "distributed_executor_backend": "uni",
+        }
+    return {name: value for name, value in (arguments | engine.extra).items() if value is not None}
+
+
+def _checkpoint_config(config: RunConfig) -> Any:
+    """The language model's part of the checkpoint's own config."""
+    from vllm.transformers_utils.config import get_config
+
+    model = get_config(
+        model_folder(config.model.model_path),
+        trust_remote_code=config.model.trust_remote_code,
+        revision=config.model.revision,
+    )
+    return model.get_text_config()
+
+
+def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, longest: int) -> int:
+    """Room for max_num_seqs sequences of a quarter of the `longest` (tokens), within 4 GiB; at least for one whole one.
+
+    vLLM would take most of the machine's memory and touch every page of it at start: 1.6 s a GiB.
+    """
+    if config.engine.kv_cache_gib is not None:
+        return int(config.engine.kv_cache_gib * 2**30)
+    layers = getattr(checkpoint, "num_hidden_layers", None)
+    heads = getattr(checkpoint, "num_attention_heads", None)
+    if not (layers and heads):
+        return 2**30
+    kv_heads = getattr(checkpoint, "num_key_value_heads", None) or heads
+    head_size = getattr(checkpoint, "head_dim", None) or checkpoint.hidden_size // heads
+    bytes_per_token: int = 2 * layers * kv_heads * head_size * (4 if config.engine.dtype == "float32" else 2)
+    many = min(max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
+    return max(many, 2 * longest * bytes_per_token)
+
+
+class VllmBackend:
+    """One vLLM replica. Construct it in the process that is to hold it: vLLM is imported then."""
+
+    def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
+        self._config, self._gpus = config, gpus
+        os.environ.update(environment(config, gpus=gpus, threads=threads))
+        began = time.perf_counter()
+        # Collecting garbage while five thousand modules load costs a fifth of the import and finds nothing; frozen
+        # afterwards, they do not slow the collections of the load either.
+        gc.disable()
+        from vllm import SamplingParams
+        from vllm import exceptions as vllm_exceptions
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        gc.freeze()
+        gc.enable()
+        imported = time.perf_counter()
+        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
+        self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
+        arguments = engine_arguments(config, gpus=gpus)
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
+        self._encoder = PromptEncoder(self._engine.get_tokenizer(), self._max_model_len)
+        self._info = BackendInfo(
+            max_num_seqs=arguments["max_num_seqs"],
+            import_seconds=imported - began,
+            load_seconds=time.perf_counter() - imported,
+            settings={k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
+            | {"max_model_len": self._max_model_len},
+        )
+
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
+        """The prompt's tokens; see PromptEncoder."""
+        return self._encoder.encode(prompt, system_prompt)
+
+    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
+        """Queues one request. Raises Refused where vLLM rejects it."""
+        arm, sampling = draw.arm, self._config.sampling
+        parameters: Mapping[str, Any] = {
+            "temperature": arm.temperature,
+            "top_p": arm.top_p,
+            "top_k": max(arm.top_k, 0),
+            "repetition_penalty": arm.repetition_penalty,
+            "max_tokens": min(arm.max_tokens, self._max_model_len - len(tokens)),
+            "seed": seed if arm.temperature > 0 else None,
+            "stop": sampling.stop or None,
+            "ignore_eos": sampling.ignore_eos,
+            "output_kind": self._final_only,
+        }
+        try:
+            self._engine.add_request(key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters))
+        except self._refusals as error:
+            raise Refused(f"vLLM refused the request: {error}") from error
+
+    def step(self) -> list[Finished]:
+        """Decodes one step; returns what it finished."""
+        finished = []
+        for output in self._engine.step():
+            if output.finished:
+                completion = output.outputs[0]
+                reason = completion.finish_reason
+                finished.append(
+                    Finished(
+                        key=output.request_id,
+                        text=completion.text,
+                        num_tokens=len(completion.token_ids),
+                        finish_reason=reason if reason in ("stop", "length") else "error",
+                        error=None if reason in ("stop", "length") else f"vLLM ended the request: {reason}",
+                    )
+                )
+        return finished
+
+    def close(self) -> None:
+        """Ends the engine's own processes, where it has some."""
+        shutdown = getattr(self._engine.engine_core, "shutdown", None)
+        if shutdown:
+            shutdown()
