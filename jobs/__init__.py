@@ -1,0 +1,1 @@
+"""Things a user submits with `ray job submit`; each module runs as `python -m jobs.NAME`."""

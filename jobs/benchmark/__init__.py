@@ -1,0 +1,1 @@
+"""Ours against bare vLLM and ray.data.llm on one workload, in one run: `python -m jobs.benchmark`."""
