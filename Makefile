@@ -1,0 +1,45 @@
+# make demo   set up, then the main job on generated questions with the shipped model
+# make test   set up, then the static checks and all tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.ready
+
+# torch comes first and alone: its CPU build is in PyTorch's own index, and asking two indexes about every other
+# package as well would take minutes where one of them does not answer.
+$(VENV)/.ready: requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+	$(PIP) install --no-deps -r requirements-cpu.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.ready requirements-test.lock
+	$(PIP) install --no-deps -r requirements-test.lock
+	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && ! command -v ip >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2; fi
+	@touch $@
+
+demo: setup
+	@rm -rf .demo
+	$(BIN)/rollout prepare demo 100 .demo/questions.parquet
+	$(BIN)/rollout --config jobs/demo.yaml
+
+lint: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test-ready
+	$(BIN)/python -m jobs.benchmark
+
+clean:
+	rm -rf $(VENV) .demo

@@ -1,0 +1,106 @@
+"""Shared by the tests: generated inputs, the command line as a process of its own, a local Ray that several tests use."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from rollout_ray.demo_questions import generate_problems
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def demo_rows(count: int, seed: int = 1) -> list[dict[str, str]]:
+    """Questions that the demo model was not trained on, as an input."""
+    problems = itertools.islice(generate_problems(seed, "test"), count)
+    return [{"prompt": p.question, "gold_answer": p.answer} for p in problems]
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without anything that steers a run."""
+    dropped = ("ROLLOUT_", "RAY_ADDRESS", "RAY_AUTH")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+    return kept | {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def rollout(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m rollout_ray.run` as a process of its own and waits for it."""
+    return subprocess.run(
+        [sys.executable, "-m", "rollout_ray.run", *arguments],
+        cwd=cwd,
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def run_alone(
+    script: str, cwd: Path, environment: dict[str, str], timeout: float, unshared: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs a bash script in a PID namespace of its own (and the further ones that `unshared` names): `ray stop` sees
+    nothing but what the script started, and whatever it leaves running ends with it. Skips where the system allows no
+    namespaces."""
+    unshare = ["unshare", *unshared, "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if os.geteuid() != 0:
+        unshare += ["--user", "--map-root-user"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system allows no PID namespace")
+    return subprocess.run(
+        [*unshare, "bash", "-c", script],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tracked files, as a clone would hold them."""
+    folder = tmp_path_factory.mktemp("checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A local Ray that stays up between the tests that ask for it."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def gsm8k() -> Path:
+    """GSM8K's training split, where it lies beside the checkout."""
+    if not SHARED_GSM8K.exists():
+        pytest.skip(f"GSM8K is not at {SHARED_GSM8K}")
+    return SHARED_GSM8K

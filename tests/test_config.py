@@ -1,0 +1,164 @@
+"""The config model, its sources and its digest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rollout_ray.config import OPERATIONAL, RunConfig, is_operational, leaf_fields
+from rollout_ray.config_sources import FLAGS, help_text, load_config
+from rollout_ray.errors import ConfigError
+from tests.conftest import ROOT, rollout
+
+SEED_PARAMETERS = {
+    "model_path", "trust_remote_code", "prompt_key", "n_samples", "max_tokens", "temperature", "top_p", "top_k",
+    "repetition_penalty", "seed", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len", "dtype",
+    "enforce_eager", "enable_prefix_caching", "enable_chunked_prefill", "max_num_seqs", "extra",
+}  # fmt: skip
+
+
+def test_every_leaf_has_a_flag_of_its_own_a_description_and_help() -> None:
+    fields = leaf_fields(RunConfig)
+    assert len(FLAGS) == len(fields)
+    assert all(field.description and field.description.endswith((".", ")")) for field in fields.values())
+    assert all(f"--{flag} " in help_text() for flag in FLAGS)
+
+
+def test_every_parameter_of_the_seeds_is_there() -> None:
+    assert set(FLAGS) >= SEED_PARAMETERS
+
+
+@pytest.mark.parametrize("flag", ["--n_samples", "--n-samples", "--sampling.n_samples"])
+def test_a_flag_takes_underscores_dashes_or_its_section(flag: str) -> None:
+    assert load_config([flag, "8"]).sampling.n_samples == 8
+    assert load_config([f"{flag}=8"]).sampling.n_samples == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--enforce_eager"], True),
+        (["--enforce-eager", "--seed", "1"], True),
+        (["--no-enforce-eager"], False),
+        (["--enforce_eager", "false"], False),
+        (["--enforce_eager=true"], True),
+        ([], None),
+    ],
+)
+def test_yes_or_no_flags(words: list[str], expected: bool | None) -> None:
+    assert load_config(words).engine.enforce_eager is expected
+
+
+def test_flags_beat_the_environment_and_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sampling: {n_samples: 1, max_tokens: 1, seed: 1}\nengine: {extra: {a: 1}}\n")
+    environment = {"ROLLOUT_N_SAMPLES": "2", "ROLLOUT_MAX_TOKENS": "2", "OTHER": "x", "ROLLOUT_STOP": '["a", "b"]'}
+    config = load_config(["--n_samples", "3", "--extra", '{"b": 2}'], environment, file)
+    assert (config.sampling.n_samples, config.sampling.max_tokens, config.sampling.seed) == (3, 2, 1)
+    assert config.sampling.stop == ["a", "b"]
+    assert config.engine.extra == {"b": 2}
+
+
+def test_lists_and_negative_numbers_as_flags() -> None:
+    config = load_config(["--stop", "a", "--stop", "b", "--top_k", "-1", "--s_wm_weights", "[0.5, 0.25, 0.25]"])
+    assert config.sampling.stop == ["a", "b"] and config.sampling.top_k == -1
+    assert config.scoring.s_wm_weights == (0.5, 0.25, 0.25)
+
+
+MISTAKES = [
+    (["--n_sample", "8"], {}, "--n_sample is not a flag; did you mean --n_samples?"),
+    (["--n_samples", "many"], {}, 'sampling.n_samples must be a valid integer, .*, not "many"'),
+    (["--temperature", "-1"], {}, 'sampling.temperature must be greater than or equal to 0, not "-1"'),
+    (["--top_p", "0"], {}, "sampling.top_p must be greater than 0"),
+    (["--dtype", "int3"], {}, "engine.dtype must be 'auto', .*, not \"int3\""),
+    (["--s_wm_weights", "[1, 1, 1]"], {}, "s_wm_weights must sum to 1, not 3"),
+    (["--arm_set", "custom"], {}, "arm_list gives the arms of arm_set 'custom', and only of it"),
+    (["--arm_list", '[{"name": "a"}, {"name": "a"}]'], {}, "arm_list names a more than once"),
+    (["--arm_list", '[{"name": "../a"}]'], {}, "arms.arm_list.0.name String should match pattern"),
+    (["--n_samples"], {}, "expected one argument"),
+    (["stray"], {}, "stray is not a flag"),
+    ([], {"ROLLOUT_TEMPRATURE": "1"}, "ROLLOUT_TEMPRATURE names no field; did you mean ROLLOUT_TEMPERATURE?"),
+    ([], {"ROLLOUT_STOP": "a"}, "ROLLOUT_STOP must be JSON"),
+]
+
+
+@pytest.mark.parametrize(("words", "environment", "message"), MISTAKES)
+def test_a_mistake_is_one_clear_sentence(words: list[str], environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")) as raised:
+        load_config(words, environment)
+    assert "\n" not in str(raised.value) and "pydantic" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("samplng: {seed: 1}", "samplng is not a field; did you mean sampling?"),
+        ("sampling: {sed: 1}", "sampling.sed is not a field; did you mean seed?"),
+        ("- a", "holds a list where sections are needed"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_one_clear_sentence(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        load_config([], {}, file)
+
+
+def test_a_bad_field_ends_the_command_with_2_before_anything_starts(tmp_path: Path) -> None:
+    done = rollout("--n_sample", "8", "--output_dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr == "rollout: --n_sample is not a flag; did you mean --n_samples?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_digest_ignores_what_leaves_the_rows_as_they_are() -> None:
+    base = RunConfig()
+    for words in (["--replicas", "7"], ["--output_dir", "x"], ["--max_num_seqs", "7"], ["--sim_mean_tokens", "7"]):
+        assert load_config(words).digest() == base.digest()
+    for words in (
+        ["--seed", "7"],
+        ["--max_tokens", "7"],
+        ["--beta", "7"],
+        ["--model_path", "x"],
+        ["--backend", "simulated"],
+    ):
+        assert load_config(words).digest() != base.digest()
+
+
+def test_operational_names_exist() -> None:
+    names = leaf_fields(RunConfig)
+    for entry in OPERATIONAL:
+        assert any(name.startswith(entry) if entry.endswith(".") else name == entry for name in names), entry
+    assert is_operational("output.layout") and not is_operational("sampling.seed")
+
+
+def test_a_config_is_frozen_and_refuses_unknown_fields_in_python_too() -> None:
+    with pytest.raises(ValidationError):
+        RunConfig(samplng={})  # type: ignore[call-arg]
+    with pytest.raises(ValidationError):
+        RunConfig().sampling.seed = 3
+
+
+def test_reward_presets() -> None:
+    assert (load_config().scoring.gamma, load_config().scoring.bonus) == (0.0, 0.0)
+    second = load_config(["--reward_preset", "regime-w-2"]).scoring
+    assert (second.gamma, second.bonus) == (0.3, 0.2)
+    assert load_config(["--reward_preset", "regime-w-2", "--gamma", "0.1"]).scoring.gamma == 0.1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda f: f.name)
+def test_every_shipped_config_is_valid(file: Path) -> None:
+    load_config([], {}, file)
+
+
+def test_a_config_survives_json_and_yaml(tmp_path: Path) -> None:
+    config = load_config(["--arm_list", '[{"name": "a", "temperature": 0.5}]', "--extra", '{"a": 1}', "--stop", "x"])
+    assert RunConfig.model_validate(json.loads(config.model_dump_json())) == config
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config([], {}, file) == config

@@ -1,0 +1,203 @@
+"""The engine actor around real vLLM on the CPU, and around the simulated backend, as Ray actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.backend import BackendInfo
+from actors.engine import EngineActor
+from rollout_ray.arms import resolve_arms
+from rollout_ray.config import RunConfig
+from rollout_ray.models import model_folder
+from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
+from tests.conftest import demo_rows
+
+ARMS = [
+    {"name": "greedy", "temperature": 0.0, "max_tokens": 200},
+    {"name": "short", "temperature": 1.0, "max_tokens": 5},
+    {"name": "warm", "temperature": 1.0, "max_tokens": 200, "samples": 3, "top_p": 0.9, "top_k": 20},
+]
+
+
+def config(**sections: Any) -> RunConfig:
+    return RunConfig.model_validate({"arms": {"arm_list": ARMS}, "engine": {"max_model_len": 512}, **sections})
+
+
+def start(cfg: RunConfig, name: str = "engine-0") -> Any:
+    actor = ray.remote(EngineActor).options(num_cpus=1)
+    return actor.remote(name, cfg, resolve_arms(cfg), 0, 1, {"VLLM_LOGGING_LEVEL": "ERROR"})
+
+
+def request(ordinal: int, question: Question, cfg: RunConfig, lane: int = 0) -> RolloutRequest:
+    return RolloutRequest(ordinal, lane, question, 0, len(draws_of(resolve_arms(cfg))))
+
+
+def exchange_all(actor: Any, requests: Sequence[RolloutRequest]) -> dict[int, tuple[Completion, ...]]:
+    """Gives the requests and exchanges until nothing is unfinished; completions by ordinal."""
+    found: dict[int, tuple[Completion, ...]] = {}
+    answer = ray.get(actor.exchange.remote(requests, 1.0, 0.05))
+    while True:
+        for payload in answer.payloads.values():
+            generated: list[Generated] = ray.get(payload)
+            assert {(g.request.ordinal, g.request.first) for g in generated} <= set(answer.pieces)
+            found |= {g.request.ordinal: g.completions for g in generated}
+        if not answer.unfinished:
+            return found
+        answer = ray.get(actor.exchange.remote([], 1.0, 0.05))
+
+
+@pytest.fixture(scope="module")
+def engine(local_ray: None) -> Iterator[tuple[Any, BackendInfo]]:
+    actor = start(config())
+    yield actor, ray.get(actor.start.remote())
+    ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def answers(engine: tuple[Any, BackendInfo]) -> dict[int, tuple[Completion, ...]]:
+    """Ten questions, a faulty one (10), one too long for the model (11) and a chat (12)."""
+    questions = [Question(f"q{i}", row["prompt"], row["gold_answer"]) for i, row in enumerate(demo_rows(10))]
+    questions.append(Question("fault", "", None, "the prompt is null"))
+    questions.append(Question("long", "word " * 600, None))
+    questions.append(Question("chat", ({"role": "user", "content": questions[0].prompt},), None))
+    return exchange_all(engine[0], [request(i, q, config()) for i, q in enumerate(questions)])
+
+
+def test_every_limit_is_explicit(engine: tuple[Any, BackendInfo]) -> None:
+    settings = engine[1].settings
+    assert settings["max_num_seqs"] == engine[1].max_num_seqs == 256
+    assert settings["max_num_batched_tokens"] >= settings["max_model_len"] == 512
+    assert settings["distributed_executor_backend"] == "uni"
+
+
+def test_every_draw_comes_back_once_and_in_order(answers: dict[int, tuple[Completion, ...]]) -> None:
+    assert set(answers) == set(range(13))
+    for completions in answers.values():
+        assert [c.draw for c in completions] == [0, 1, 2, 3, 4]
+        assert {c.engine for c in completions} == {"engine-0"}
+
+
+def test_finish_reasons_and_token_counts(answers: dict[int, tuple[Completion, ...]]) -> None:
+    for ordinal in range(10):
+        greedy, short, *warm = answers[ordinal]
+        assert greedy.finish_reason == "stop" and "Answer:" in greedy.full_text and 10 < greedy.num_tokens < 200
+        assert (short.finish_reason, short.num_tokens) == ("length", 5)
+        assert all(c.finish_reason in ("stop", "length") for c in warm)
+        assert len({c.num_prompt_tokens for c in answers[ordinal]}) == 1
+
+
+def test_samples_of_one_arm_differ(answers: dict[int, tuple[Completion, ...]]) -> None:
+    assert any(len({c.full_text for c in answers[i][2:]}) > 1 for i in range(10))
+
+
+def test_greedy_is_what_transformers_generates(answers: dict[int, tuple[Completion, ...]]) -> None:
+    folder = model_folder("demo")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    agreeing = 0
+    for ordinal, row in enumerate(demo_rows(10)):
+        tokens = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        output = model.generate(**tokens, do_sample=False, max_new_tokens=200)
+        length = tokens["input_ids"].shape[1]
+        assert answers[ordinal][0].num_prompt_tokens == length
+        agreeing += tokenizer.decode(output[0, length:], skip_special_tokens=True) == answers[ordinal][0].full_text
+    assert agreeing >= 9  # bfloat16 rounds differently in the two; a near tie may fall the other way
+
+
+def test_a_row_that_cannot_be_asked_is_an_error_with_its_reason(answers: dict[int, tuple[Completion, ...]]) -> None:
+    for ordinal, reason in ((10, "the prompt is null"), (11, "tokens and max_model_len is 512")):
+        for completion in answers[ordinal]:
+            assert completion.finish_reason == "error" and completion.full_text == ""
+            assert completion.error and reason in completion.error
+
+
+def test_a_chat_prompt_is_the_same_question(answers: dict[int, tuple[Completion, ...]]) -> None:
+    assert answers[12][0].full_text == answers[0][0].full_text
+
+
+def test_an_equal_key_draws_an_equal_text(engine: tuple[Any, BackendInfo]) -> None:
+    question = Question("again", demo_rows(1)[0]["prompt"], None)
+    first = exchange_all(engine[0], [request(0, question, config())])[0]
+    second = exchange_all(engine[0], [request(5, question, config())])[5]
+    assert [c.full_text for c in first] == [c.full_text for c in second]
+    other = exchange_all(engine[0], [request(0, Question("other", question.prompt, None), config())])[0]
+    assert other[0].full_text == first[0].full_text
+    assert [c.full_text for c in other[2:]] != [c.full_text for c in first[2:]]
+
+
+def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> None:
+    rows = demo_rows(4)
+    requests = [request(i, Question(f"l{i}", row["prompt"], None), config(), lane=i % 2) for i, row in enumerate(rows)]
+    lanes: dict[int, set[int]] = {0: set(), 1: set()}
+    answer = ray.get(engine[0].exchange.remote(requests, 1.0, 0.05))
+    while True:
+        for lane, payload in answer.payloads.items():
+            lanes[lane] |= {g.request.ordinal for g in ray.get(payload)}
+        if not answer.unfinished:
+            break
+        answer = ray.get(engine[0].exchange.remote([], 1.0, 0.05))
+    assert lanes == {0: {0, 2}, 1: {1, 3}}
+
+
+def test_stop_strings_and_engine_extra(local_ray: None) -> None:
+    cfg = config(
+        arms={"arm_list": [{"name": "greedy", "temperature": 0.0}]},
+        sampling={"stop": ["Answer"]},
+        engine={"max_model_len": 512, "extra": {"max_num_batched_tokens": 1024}},
+    )
+    actor = start(cfg)
+    assert ray.get(actor.start.remote()).settings["max_num_batched_tokens"] == 1024
+    question = Question("q", demo_rows(1)[0]["prompt"], None)
+    (completion,) = exchange_all(actor, [request(0, question, cfg)])[0]
+    assert completion.finish_reason == "stop" and "Step" in completion.full_text and "Answer" not in completion.full_text
+    ray.kill(actor)
+
+
+def test_a_model_that_is_not_there_fails_the_start(local_ray: None) -> None:
+    actor = start(config(model={"model_path": "/nowhere/model"}))
+    with pytest.raises(RayTaskError, match="/nowhere/model"):
+        ray.get(actor.start.remote())
+    ray.kill(actor)
+
+
+def simulated(**faults: float) -> RunConfig:
+    return config(engine={"backend": "simulated", "simulated": {"sim_tokens_per_second": 1e6, **faults}})
+
+
+def test_the_simulated_engine_gives_equal_texts_for_equal_keys(local_ray: None) -> None:
+    cfg = simulated()
+    requests = [request(i, Question(f"q{i}", "how many", None), cfg) for i in range(20)]
+    texts = []
+    for name in ("engine-0", "engine-1"):
+        actor = start(cfg, name)
+        ray.get(actor.start.remote())
+        found = exchange_all(actor, requests)
+        assert set(found) == set(range(20))
+        texts.append([c.full_text for i in range(20) for c in found[i]])
+        ray.kill(actor)
+    assert texts[0] == texts[1]
+
+
+def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:
+    cfg = simulated(sim_error_rate=1.0)
+    actor = start(cfg)
+    ray.get(actor.start.remote())
+    (completions,) = exchange_all(actor, [request(0, Question("q", "x", None), cfg)]).values()
+    assert {c.finish_reason for c in completions} == {"error"}
+    ray.kill(actor)
+    cfg = simulated(sim_death_rate=1.0)
+    actor = start(cfg)
+    ray.get(actor.start.remote())
+    with pytest.raises(RayActorError):
+        exchange_all(actor, [request(0, Question("q", "x", None), cfg)])

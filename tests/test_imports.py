@@ -1,0 +1,107 @@
+"""The import rule (DESIGN.md's table of folders) and the lightness of the package."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rollout_ray
+from tests.conftest import ROOT
+
+PURE = {
+    "records": set(),
+    "errors": set(),
+    "config": set(),
+    "answers": set(),
+    "demo_questions": set(),
+    "models": {"config", "errors"},
+    "grading": {"answers", "records"},
+    "grader_child": set(),
+    "regime_w": {"config", "grading"},
+    "arms": {"config", "records"},
+    "sources": {"errors"},
+    "questions": {"config", "errors", "records", "sources"},
+    "scheduler": {"records"},
+    "ledger": {"errors", "records"},
+    "merge": {"config", "errors", "ledger", "questions", "records"},
+    "report": set(),
+    "export": {"errors", "ledger", "questions"},
+    "prepare": {"demo_questions", "errors"},
+    "progress": {"report"},
+    "config_sources": {"config", "errors"},
+}
+DRIVERS = {"collect", "driver", "run", "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of every module that a file imports, deferred imports included, type-checking ones not."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{a.name}" if node.module == "rollout_ray" else node.module for a in node.names}
+    return names
+
+
+def test_every_module_of_the_package_has_a_rule() -> None:
+    found = {p.stem for p in (ROOT / "rollout_ray").glob("*.py")}
+    assert found == set(PURE) | DRIVERS
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_step_imports_only_what_it_may(module: str) -> None:
+    names = imported(ROOT / "rollout_ray" / f"{module}.py")
+    ours = {name.split(".")[1] for name in names if name.startswith("rollout_ray.")}
+    assert ours <= PURE[module]
+    assert not {name.split(".")[0] for name in names} & {"ray", "vllm", "torch", "transformers", "actors", "jobs"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "actors").glob("*.py")), ids=lambda p: p.stem)
+def test_an_actor_does_not_import_the_driver(path: Path) -> None:
+    names = imported(path)
+    assert not names & {f"rollout_ray.{name}" for name in DRIVERS}
+    assert not {name for name in names if name.split(".")[0] == "jobs"}
+
+
+def test_only_the_driver_talks_to_ray_in_the_package() -> None:
+    users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
+    assert users == {"driver"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running `code`."""
+    script = f"{code}\nimport sys, json; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import rollout_ray",
+        "from rollout_ray import RunConfig, collect; RunConfig()",
+        "from rollout_ray.run import main; main(['--help'])",
+    ],
+)
+def test_importing_the_package_stays_light(code: str) -> None:
+    assert not loaded_by(code) & {"ray", "torch", "vllm", "transformers", "pandas", "sympy"}
+
+
+def test_public_names_are_exactly_all() -> None:
+    public = {n for n, v in vars(rollout_ray).items() if not n.startswith("_") and not isinstance(v, type(sys))}
+    assert public | {"__version__"} == set(rollout_ray.__all__)

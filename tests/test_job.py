@@ -1,0 +1,53 @@
+"""`ray job submit` against a started head with Ray's token authentication on, in a PID namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rollout_ray.prepare import prepare_demo
+from tests.conftest import clean_environment, free_port, run_alone
+
+SCRIPT = """
+ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
+submit() {{
+    ray job submit --working-dir . -- python -m rollout_ray.run --dataset {data} --output_dir {out} --replicas 2
+}}
+submit >{logs}/refused.log 2>&1; echo $? >{logs}/refused.code
+export RAY_AUTH_MODE=token
+submit >{logs}/job.log 2>&1; echo $? >{logs}/job.code
+ray job submit --working-dir . --no-wait --submission-id stopped -- \\
+    python -m rollout_ray.run --dataset {data} --output_dir {out}-stopped --backend simulated \\
+    --sim_tokens_per_second 1000 --flush_seconds 0.5 >/dev/null 2>&1
+for _ in $(seq 300); do ls {out}-stopped/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
+ray job stop stopped >{logs}/stop.log 2>&1
+ray job logs stopped >{logs}/stopped.log 2>&1
+RAY_AUTH_MODE=token python -m rollout_ray.run --ray_address 127.0.0.1:{gcs} --dataset {data} --output_dir {out}-client \\
+    --backend simulated >{logs}/client.log 2>&1; echo $? >{logs}/client.code
+ray stop >/dev/null 2>&1
+"""
+
+
+def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path: Path) -> None:
+    prepare_demo(40, 1, tmp_path / "q.parquet")
+    script = SCRIPT.format(
+        gcs=free_port(), dashboard=free_port(), data=tmp_path / "q.parquet", out=tmp_path / "run", logs=tmp_path
+    )
+    run_alone(script, checkout, clean_environment(), timeout=280)
+    logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("head", "refused", "job", "stopped", "client")}
+    assert (tmp_path / "refused.code").read_text().strip() != "0", "a client without the token must be refused"
+    assert "oken" in logs["refused"]
+    assert (tmp_path / "job.code").read_text().strip() == "0", logs["job"]
+    assert "40 questions, 320 trajectories" in logs["job"]
+    assert pq.read_metadata(tmp_path / "run" / "merged.parquet").num_rows == 40
+    with open(tmp_path / "run" / "events.jsonl") as stream:
+        started = next(e for line in stream if (e := json.loads(line))["event"] == "engine_started")
+    assert "working_dir" in started["settings"]["model"], "the job must run what was submitted"
+    assert "the same command goes on from there" in logs["stopped"]
+    assert not (tmp_path / "run-stopped" / "merged.parquet").exists()
+    assert os.listdir(tmp_path / "run-stopped" / "parts")
+    assert (tmp_path / "client.code").read_text().strip() == "0", logs["client"]

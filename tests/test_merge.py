@@ -1,0 +1,209 @@
+"""The merge: order, layouts, completeness, whatever order the parts were written in."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.scorer import part_table
+from rollout_ray import merge as merge_module
+from rollout_ray.config import DataConfig, Layout
+from rollout_ray.errors import IncompleteError, LedgerError
+from rollout_ray.export import export_jsonl
+from rollout_ray.ledger import RunDirectory
+from rollout_ray.merge import merge, output_schema
+from rollout_ray.questions import QuestionSet, load_questions
+from rollout_ray.records import ScoredQuestion, Trajectory
+from rollout_ray.report import Summary, summary_lines, summary_table
+
+
+def trajectory(question_id: str, sample: int, **fields: object) -> Trajectory:
+    values: dict[str, object] = {
+        "arm": "ab"[sample % 2], "sample": sample // 2, "seed": sample, "temperature": 0.5, "top_p": 1.0,
+        "full_text": f"{question_id} text {sample}", "reasoning": "r", "answer": str(sample), "correct": sample == 0,
+        "score_status": "correct" if sample == 0 else "incorrect", "reward": float(sample), "num_prompt_tokens": 3,
+        "num_tokens": 10 + sample, "finish_reason": "stop", "error": None, "engine": "engine-0",
+    }  # fmt: skip
+    return Trajectory(**(values | fields))  # type: ignore[arg-type]
+
+
+def scored(question_id: str, draws: int) -> ScoredQuestion:
+    return ScoredQuestion(question_id, tuple(trajectory(question_id, n) for n in range(draws)), 0.1, 0.2, 0.3, 0.4)
+
+
+def input_rows(count: int) -> list[dict[str, object]]:
+    return [
+        {"prompt": f"q{i}", "gold_answer": str(i), "answer": f"a{i}", "nested": {"x": [i, None]}, "b": bytes([i % 256])}
+        for i in range(count)
+    ]
+
+
+def committed(
+    folder: str | Path, rows: list[dict[str, object]], draws: int, parts: int, seed: int
+) -> tuple[RunDirectory, QuestionSet]:
+    """A run directory whose parts hold the rows' questions in a random order."""
+    questions = load_questions(rows, DataConfig())
+    run = RunDirectory(f"{folder}/run")
+    run.open({}, {"config": {"data": {"prompt_key": "prompt", "gold_key": "gold_answer"}}})
+    ids = list(questions.ids)
+    random.Random(seed).shuffle(ids)
+    for begin in range(parts):
+        if share := ids[begin::parts]:
+            run.write_part(part_table([scored(i, draws) for i in share]))
+    return run, questions
+
+
+def merged(run: RunDirectory, questions: QuestionSet, draws: int, layout: Layout = "questions") -> pa.Table:
+    merge(run, questions, layout, draws, {"schema_version": 1})
+    return pq.read_table(run.path("merged.parquet"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 700), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
+def test_rows_come_out_once_in_the_order_of_the_input(count: int, draws: int, parts: int, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = input_rows(count) or [{"prompt": "x"}]
+        run, questions = committed(folder, rows, draws, parts, seed)
+        table = merged(run, questions, draws)
+        assert table.column("question_id").to_pylist() == list(questions.ids)
+        assert table.select(["prompt"]).to_pylist() == [{"prompt": row["prompt"]} for row in rows]
+        for question_id, trajectories in zip(questions.ids, table.column("trajectories").to_pylist(), strict=True):
+            assert [t["full_text"] for t in trajectories] == [f"{question_id} text {n}" for n in range(draws)]
+
+
+def test_input_columns_are_carried_through_untouched(tmp_path: Path) -> None:
+    rows = input_rows(5)
+    run, questions = committed(tmp_path, rows, 2, 2, 0)
+    table = merged(run, questions, 2)
+    assert table.select(list(rows[0])).to_pylist() == rows
+    assert table.column_names == [*rows[0], "question_id", "trajectories", "s_end", "s_path", "s_cf", "s_wm"]
+
+
+def test_the_flat_layout(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(5), 4, 2, 0)
+    table = merged(run, questions, 4, "trajectories")
+    assert table.num_rows == 20
+    assert table.column("prompt").to_pylist() == [f"q{i}" for i in range(5) for _ in range(4)]
+    assert table.column("input_answer").to_pylist() == [f"a{i}" for i in range(5) for _ in range(4)]
+    assert table.column("arm").to_pylist() == ["a", "b", "a", "b"] * 5
+    assert table.column("answer").to_pylist() == ["0", "1", "2", "3"] * 5
+
+
+def test_the_responses_layout_is_the_input_and_one_column(tmp_path: Path) -> None:
+    rows = input_rows(300)
+    run, questions = committed(tmp_path, rows, 3, 4, 0)
+    table = merged(run, questions, 3, "responses")
+    assert table.column_names == [*rows[0], "responses"]
+    assert table.column("responses")[7].as_py() == [f"{questions.ids[7]} text {n}" for n in range(3)]
+
+
+@pytest.mark.parametrize("layout", ["questions", "trajectories", "responses"])
+def test_no_rows_give_an_empty_file_with_the_right_columns(tmp_path: Path, layout: Layout) -> None:
+    run = RunDirectory(f"{tmp_path}/run")
+    run.open({}, {})
+    questions = load_questions(pa.table({"prompt": pa.array([], pa.string())}), DataConfig())
+    table = merged(run, questions, 8, layout)
+    assert table.num_rows == 0
+    assert table.schema.names == output_schema(questions.source.schema, layout).names
+
+
+def test_a_missing_question_is_named_and_no_file_is_written(tmp_path: Path) -> None:
+    run, _ = committed(tmp_path, input_rows(5), 2, 1, 0)
+    more = load_questions(input_rows(6), DataConfig())
+    with pytest.raises(IncompleteError, match=f"1 of 6 questions are not in the parts of .*: {more.ids[5]}"):
+        merged(run, more, 2)
+    assert not Path(run.path("merged.parquet")).exists()
+
+
+def test_a_question_with_too_few_trajectories_is_named(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(3), 2, 1, 0)
+    with pytest.raises(IncompleteError, match="has 2 trajectories where 3 are due"):
+        merged(run, questions, 3)
+    assert not Path(run.path("merged.parquet")).exists()
+
+
+def test_a_question_that_two_parts_hold_comes_out_once(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(4), 2, 1, 0)
+    run.write_part(part_table([scored(questions.ids[2], 2)]))
+    result = merge(run, questions, "questions", 2, {})
+    assert (result.rows, result.duplicates) == (4, 1)
+
+
+def test_the_metadata_says_what_made_it(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(1), 1, 1, 0)
+    merge(run, questions, "questions", 1, {"schema_version": 1, "model": "demo"})
+    metadata = pq.read_schema(run.path("merged.parquet")).metadata
+    assert json.loads(metadata[b"rollout_ray"]) == {"schema_version": 1, "model": "demo", "layout": "questions"}
+
+
+def test_no_more_row_groups_are_held_than_the_cache_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merge's memory does not grow with the run: with room for one row group it gives the same file."""
+    run, questions = committed(tmp_path, input_rows(600), 2, 5, 3)
+    expected = merged(run, questions, 2)
+    monkeypatch.setattr(merge_module, "CACHED_ROW_GROUPS", 1)
+    monkeypatch.setattr(merge_module, "ROW_GROUP_ROWS", 50)
+    assert merged(run, questions, 2).equals(expected)
+
+
+def test_the_summary_counts_what_passes(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(300), 4, 3, 0)
+    summary = Summary()
+    merge(run, questions, "questions", 4, {}, summary.add)
+    assert (summary.questions, summary.trajectories, summary.tokens) == (300, 1200, 300 * (10 + 11 + 12 + 13))
+    assert summary.score_status == {"correct": 300, "incorrect": 900} and summary.finish_reason == {"stop": 1200}
+    assert (summary.arms["a"].accuracy, summary.arms["b"].accuracy) == (0.5, 0.0)
+    assert (summary.arms["a"].mean_reward, summary.arms["b"].mean_reward) == (1.0, 2.0)
+    assert summary.null_rewards == 0
+    double = Summary()
+    double.combine(summary)
+    double.combine(summary)
+    assert double.trajectories == 2400 and double.arms["a"].accuracy == 0.5
+    assert json.loads(json.dumps(summary.to_dict()))["arms"]["b"]["mean_reward"] == 2.0
+
+
+def test_the_summary_tells_nulls_from_zeros() -> None:
+    rows = [trajectory("q", n, correct=None, reward=None, score_status="timeout") for n in range(2)]
+    summary = Summary()
+    summary.add(part_table([ScoredQuestion("q", tuple(rows), 0, 0, 0, 0)]))
+    assert summary.arms["a"].accuracy is None and summary.arms["a"].mean_reward is None
+    assert summary.null_rewards == 2
+    assert any("2 trajectories have no reward" in line for line in summary_lines(summary))
+    assert summary_table(summary).row_count == 2
+
+
+def test_jsonl_is_the_record_of_the_seeds(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(300), 2, 2, 0)
+    merged(run, questions, 2)
+    assert export_jsonl(run, tmp_path / "out.jsonl") == 300
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert records[3] == {
+        "question": "q3",
+        "gold_answer": "3",
+        "trajectories": [
+            {
+                "full_text": f"{questions.ids[3]} text {n}",
+                "answer": str(n),
+                "reasoning": "r",
+                "num_tokens": 10 + n,
+                "reward": float(n),
+                "correct": n == 0,
+            }
+            for n in range(2)
+        ],
+    }
+
+
+def test_jsonl_needs_the_questions_layout(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(3), 2, 1, 0)
+    merged(run, questions, 2, "responses")
+    with pytest.raises(LedgerError, match="run the same command with --layout questions"):
+        export_jsonl(run, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()

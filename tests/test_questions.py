@@ -1,0 +1,195 @@
+"""Inputs of every kind, identity, and rows that cannot be asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollout_ray.config import DataConfig
+from rollout_ray.errors import DatasetError
+from rollout_ray.questions import QuestionSet, load_questions
+from tests.conftest import demo_rows
+
+ROWS = demo_rows(20)
+
+
+def ids(dataset: object, **data: object) -> tuple[str, ...]:
+    return load_questions(dataset, DataConfig.model_validate(data)).ids
+
+
+def files(tmp_path: Path) -> dict[str, str]:
+    table = pa.Table.from_pylist(ROWS)
+    pq.write_table(table, tmp_path / "all.parquet", row_group_size=3)
+    (tmp_path / "folder").mkdir()
+    pq.write_table(table.slice(0, 7), tmp_path / "folder" / "a.parquet")
+    pq.write_table(table.slice(7), tmp_path / "folder" / "b.parquet")
+    (tmp_path / "folder" / "_SUCCESS").touch()
+    (tmp_path / "all.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS))
+    return {
+        "file": str(tmp_path / "all.parquet"),
+        "folder": str(tmp_path / "folder"),
+        "glob": str(tmp_path / "folder" / "*.parquet"),
+        "uri": f"file://{tmp_path}/all.parquet",
+        "jsonl": str(tmp_path / "all.jsonl"),
+    }
+
+
+def test_every_kind_of_input_gives_the_same_questions(tmp_path: Path, local_ray: None) -> None:
+    import ray.data
+
+    inputs: dict[str, object] = {
+        **files(tmp_path),
+        "path": tmp_path / "all.parquet",
+        "pandas": pd.DataFrame(ROWS),
+        "arrow": pa.Table.from_pylist(ROWS),
+        "batch": pa.RecordBatch.from_pylist(ROWS),
+        "hugging face": datasets.Dataset.from_list(ROWS),
+    }
+    expected = load_questions(ROWS, DataConfig())
+    for name, dataset in inputs.items():
+        found = load_questions(dataset, DataConfig())
+        assert found.ids == expected.ids and found.fingerprint == expected.fingerprint, name
+        assert list(found.questions()) == list(expected.questions()), name
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    found = load_questions(ray.data.from_items(ROWS), DataConfig())
+    assert sorted(found.ids) == sorted(expected.ids) and found.fingerprint == expected.fingerprint
+
+
+def test_a_filtered_hugging_face_data_set_keeps_its_filter() -> None:
+    dataset = datasets.Dataset.from_list(ROWS).select([3, 1])
+    assert ids(dataset) == (ids(ROWS)[3], ids(ROWS)[1])
+    with pytest.raises(DatasetError, match="has splits; choose one: train"):
+        ids(datasets.DatasetDict({"train": dataset}))
+
+
+@pytest.mark.parametrize("limit", [1, 5, 20, 99])
+def test_limit_takes_the_first_rows(tmp_path: Path, limit: int) -> None:
+    for dataset in (ROWS, *files(tmp_path).values()):
+        assert ids(dataset, limit=limit) == ids(ROWS)[:limit]
+
+
+def test_ids_follow_content_and_not_position() -> None:
+    assert set(ids(ROWS[::-1])) == set(ids(ROWS))
+    assert load_questions(ROWS[::-1], DataConfig()).fingerprint == load_questions(ROWS, DataConfig()).fingerprint
+    with_more = [{**row, "source": "x"} for row in ROWS]
+    assert ids(with_more) == ids(ROWS)
+    other_gold = [{**row, "gold_answer": "0"} for row in ROWS]
+    assert not set(ids(other_gold)) & set(ids(ROWS))
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12))
+def test_ids_are_unique_whatever_is_doubled(prompts: list[str]) -> None:
+    found = ids([{"prompt": p} for p in prompts]) if prompts else ()
+    assert len(set(found)) == len(prompts)
+
+
+def test_an_id_column_is_used_and_checked() -> None:
+    assert ids([{"prompt": "a", "question_id": 7}, {"prompt": "b", "question_id": 8}]) == ("7", "8")
+    assert ids([{"prompt": "a", "uid": "x"}], id_key="uid") == ("x",)
+    with pytest.raises(DatasetError, match=r"rows 0 and 2 \(from 0\) have the same question_id '1'"):
+        ids([{"prompt": p, "question_id": i} for p, i in (("a", 1), ("b", 2), ("c", 1))])
+    with pytest.raises(DatasetError, match=r"row 1 \(from 0\): column 'question_id' has no id"):
+        ids([{"prompt": "a", "question_id": 1}, {"prompt": "b", "question_id": None}])
+
+
+def test_columns_of_any_name() -> None:
+    rows = [{"q": "what?", "a": 72}, {"q": "why?", "a": None}]
+    found = load_questions(rows, DataConfig(prompt_key="q", gold_key="a"))
+    assert [(q.prompt, q.gold_answer) for q in found.questions()] == [("what?", "72"), ("why?", None)]
+
+
+def test_without_a_gold_column_nothing_is_graded() -> None:
+    found = load_questions([{"prompt": "a"}], DataConfig())
+    assert found.gold_key is None and next(found.questions()).gold_answer is None
+
+
+def test_chat_prompts() -> None:
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    (question,) = load_questions([{"prompt": chat}], DataConfig()).questions()
+    assert question.prompt == tuple(chat) and question.fault is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        (None, "the prompt is null"),
+        (" \n", "the prompt is empty"),
+        ([], "the prompt is a conversation without messages"),
+        ([{"role": "wizard", "content": "x"}], "message 0 of the prompt has the role 'wizard'"),
+        ([{"role": "user", "content": None}], "message 0 of the prompt has no text as its content"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_has_a_fault(prompt: object, fault: str) -> None:
+    good = [{"role": "user", "content": "x"}] if isinstance(prompt, list) else "x"
+    found = list(load_questions([{"prompt": prompt}, {"prompt": good}], DataConfig()).questions())
+    assert [q.fault for q in found] == [fault, None]
+
+
+def test_bytes_that_are_no_text_are_a_fault_and_a_bad_gold() -> None:
+    broken = pa.array([b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
+    table = pa.table({"prompt": broken, "gold_answer": broken})
+    first, second = load_questions(table, DataConfig()).questions()
+    assert first.fault == "the prompt is not UTF-8 text" and first.gold_answer == ""
+    assert second.prompt == "fine" and second.gold_answer == "fine"
+
+
+def bad_inputs(tmp_path: Path) -> list[tuple[object, str]]:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "line.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": \n')
+    (tmp_path / "type.jsonl").write_text('{"prompt": "a", "n": 1}\n\n{"prompt": "b", "n": "x"}\n')
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "mixed").mkdir()
+    pq.write_table(pa.table({"prompt": ["a"], "n": [1]}), tmp_path / "mixed" / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["a"], "n": [[1]]}), tmp_path / "mixed" / "b.parquet")
+    return [
+        (str(tmp_path / "nothing.parquet"), "nothing.parquet does not exist or holds no files"),
+        (str(tmp_path / "broken.parquet"), "broken.parquet cannot be read as parquet"),
+        (str(tmp_path / "line.jsonl"), r"line.jsonl, line 3: not JSON"),
+        (str(tmp_path / "type.jsonl"), r"type.jsonl, line 3, column 'n'"),
+        (str(tmp_path / "list.jsonl"), r"list.jsonl, line 1: list where an object is needed"),
+        (str(tmp_path / "mixed"), "have columns that do not go together"),
+        ([{"question": "a"}], "has no column 'prompt' for the prompt; it has: question. Name it: --prompt_key"),
+        ([{"prompt": 3}], "column 'prompt' holds int64"),
+        (
+            [{"prompt": "a", "gold_answer": [1]}],
+            "column 'gold_answer' holds list<.*>; a gold answer is one string or number",
+        ),
+        ([{"prompt": "a", "s_end": 1}], "has a column 's_end', a name of the output; rename it"),
+        ([{"prompt": "a"}, 3], r"row 1 \(from 0\): int where a dict is needed"),
+        ([{"prompt": "a", "n": 1}, {"prompt": "a", "n": "x"}], r"row 1 \(from 0\), column 'n'"),
+        ([], "has no column 'prompt' for the prompt; it is empty"),
+        (3, "int is no kind of input"),
+    ]
+
+
+def test_what_cannot_be_read_says_where(tmp_path: Path) -> None:
+    for dataset, message in bad_inputs(tmp_path):
+        with pytest.raises(DatasetError, match=message):
+            ids(dataset)
+
+
+def test_a_named_column_must_exist() -> None:
+    with pytest.raises(DatasetError, match="has no column 'gold'; it has: prompt"):
+        ids([{"prompt": "a"}], gold_key="gold")
+
+
+def test_files_of_different_integer_widths_go_together(tmp_path: Path) -> None:
+    for name, kind in (("a", pa.int32()), ("b", pa.int64())):
+        pq.write_table(pa.table({"prompt": [name], "n": pa.array([1], kind)}), tmp_path / f"{name}.parquet")
+    found = load_questions(str(tmp_path), DataConfig())
+    assert found.source.schema.field("n").type == pa.int64()
+    assert sum(batch.num_rows for _, batch in found.batches()) == 2
+
+
+def test_questions_already_done_are_left_out() -> None:
+    found: QuestionSet = load_questions(ROWS, DataConfig())
+    rest = list(found.questions(done=set(found.ids[:15])))
+    assert tuple(q.question_id for q in rest) == found.ids[15:]

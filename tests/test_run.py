@@ -1,0 +1,148 @@
+"""The command line as a process of its own: exit codes, stopping, resuming, exporting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rollout_ray.prepare import prepare_demo
+from tests.conftest import ROOT, clean_environment, rollout
+
+QUESTIONS = 60
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    prepare_demo(QUESTIONS, 1, tmp_path / "q.parquet")
+    return tmp_path / "q.parquet"
+
+
+def simulated(data: Path, out: Path, speed: int = 1_000_000) -> list[str]:
+    return [
+        "--dataset", str(data), "--output_dir", str(out), "--backend", "simulated",
+        "--sim_tokens_per_second", str(speed), "--flush_seconds", "0.3", "--replicas", "2",
+    ]  # fmt: skip
+
+
+def keys(out: Path) -> list[tuple[str, str, int, int]]:
+    rows = pq.read_table(out / "merged.parquet").to_pylist()
+    return [(r["question_id"], t["arm"], t["sample"], t["seed"]) for r in rows for t in r["trajectories"]]
+
+
+def events(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)]
+)
+def test_a_stopped_run_goes_on_with_the_same_command(
+    data: Path, tmp_path: Path, number: signal.Signals, whole_group: bool
+) -> None:
+    """Ctrl-C reaches the whole process group, a stopped job only the driver, and kill -9 asks nobody."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rollout_ray.run", *simulated(data, out, speed=12_000)],
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    parts = out / "parts"
+    while not (parts.exists() and any(p.suffix == ".parquet" for p in parts.iterdir())):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    if whole_group:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        assert f"of {QUESTIONS} questions in {out}; the same command goes on from there" in stderr
+        assert "Traceback" not in stderr
+    assert not (out / "merged.parquet").exists()
+    again = rollout(*simulated(data, out))
+    assert again.returncode == 0, again.stderr
+    resumed = next(e for e in events(out) if e["event"] == "resumed")
+    assert 0 < int(str(resumed["done"])) < QUESTIONS
+    assert len(set(keys(out))) == len(keys(out)) == QUESTIONS * 8
+
+
+def test_what_is_printed(data: Path, tmp_path: Path) -> None:
+    done = rollout(*simulated(data, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert f"{QUESTIONS} questions, {QUESTIONS * 8} trajectories" in done.stdout
+    assert "score status: " in done.stdout and "finish reason: stop 480" in done.stdout
+    assert done.stdout.rstrip().endswith(str(tmp_path / "run" / "merged.parquet"))
+    assert "WARNING" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--output_dir", "{out}"], 2, "no data set was given; name one with --dataset"),
+        (["--dataset", "nowhere.parquet", "--output_dir", "{out}"], 3, "nowhere.parquet does not exist"),
+        (["--config", "nowhere.yaml"], 2, "the config file nowhere.yaml cannot be read: No such file or directory"),
+        (
+            ["--dataset", "{data}", "--tensor_parallel_size", "8", "--output_dir", "{out}"],
+            4,
+            "set it to 1 to run on the",
+        ),
+        (
+            ["--dataset", "{data}", "--output_dir", "{out}", "--model_path", "/nowhere/model"],
+            2,
+            "is no folder; give one",
+        ),
+        (["--dataset", "{data}", "--output_dir", "{data}/run"], 6, "cannot be written"),
+        (["--dataset", "{data}", "--ray_address", "127.0.0.1:1", "--output_dir", "{out}"], 1, "no Ray cluster answers at"),
+        (["prepare", "gsm8k", "nowhere.jsonl", "x.parquet"], 3, "nowhere.jsonl cannot be read"),
+        (["prepare", "what"], 2, "invalid choice: 'what'"),
+        (["export", "{out}", "x.jsonl"], 6, "is not a run directory"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_a_code(data: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    places = {"data": data, "out": tmp_path / "run"}
+    done = rollout(*[word.format(**places) for word in words], cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("rollout: ") or "\nrollout: " in done.stderr
+
+
+def test_export_and_prepare(data: Path, tmp_path: Path) -> None:
+    assert rollout(*simulated(data, tmp_path / "run")).returncode == 0
+    done = rollout("export", str(tmp_path / "run"), str(tmp_path / "run.jsonl"))
+    assert (done.returncode, done.stdout) == (0, f"{QUESTIONS} questions in {tmp_path}/run.jsonl\n")
+    first = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
+    assert list(first) == ["question", "gold_answer", "trajectories"]
+    assert list(first["trajectories"][0]) == ["full_text", "answer", "reasoning", "num_tokens", "reward", "correct"]
+    assert len(first["trajectories"]) == 8
+
+
+def test_the_environment_configures_too(data: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rollout_ray.run", *simulated(data, tmp_path / "run")],
+        env=clean_environment() | {"PYTHONPATH": str(ROOT), "ROLLOUT_ARM_SET": "greedy", "ROLLOUT_LIMIT": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 questions, 3 trajectories" in done.stdout
+
+
+def test_help_names_the_commands_and_every_flag() -> None:
+    done = rollout("--help")
+    assert done.returncode == 0
+    assert "rollout prepare gsm8k" in done.stdout and "--n_samples" in done.stdout and "exit codes" in done.stdout
