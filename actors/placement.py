@@ -84,3 +84,11 @@ def reserve(placement: Placement) -> PlacementGroup | None:
     bundle = {"GPU": float(placement.gpus), "CPU": float(placement.cpus)}
     bundle = {name: amount for name, amount in bundle.items() if amount}
     return placement_group([bundle], strategy="STRICT_PACK") if bundle else None
+
+
+def release(room: PlacementGroup | None) -> None:
+    """Gives a reservation back; Ray keeps it for as long as the driver is connected otherwise."""
+    from ray.util.placement_group import remove_placement_group
+
+    if room is not None:
+        remove_placement_group(room)

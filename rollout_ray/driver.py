@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor, Exchange
-from actors.placement import choose_placement, live_nodes, reserve
+from actors.placement import choose_placement, live_nodes, release, reserve
 from actors.scorer import Receipt, ScorerActor, load_reward
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError, IncompleteError, Interrupted, LedgerError, RolloutError
@@ -329,6 +329,7 @@ class _Session:
             return
         log.warning("%s died once too often and is retired: %s", engine.name, error)
         del self._engines[engine.name]
+        release(engine.room)
         self._scheduler.expected_engines -= 1
         if not self._engines:
             raise EngineError(f"every engine died; the last one, {engine.name}: {error}") from error
@@ -369,11 +370,12 @@ class _Session:
                 log.warning("scorer-%d could not save: %s", scorer.lane, error)
 
     def close(self) -> None:
-        """Ends every actor of the session."""
+        """Ends every actor of the session and gives its reservations back: the cluster may outlive it."""
         for scorer in self._scorers:
             ray.kill(scorer.actor)
         for engine in self._engines.values():
             ray.kill(engine.actor)
+            release(engine.room)
 
     def summary(self) -> Summary:
         summary = self.view.summary

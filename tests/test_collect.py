@@ -270,6 +270,17 @@ def test_a_question_that_kills_engines_is_set_aside(tmp_path: Path, local_ray: N
     assert frame["error"].str.startswith("in flight at several engine deaths").all()
 
 
+def test_a_run_gives_its_cpus_back_to_the_ray_that_it_was_lent(two_replicas: Rollouts) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    whole = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    try:
+        assert whole.wait(30)
+    finally:
+        remove_placement_group(whole)
+
+
 def test_it_runs_in_a_thread(tmp_path: Path, local_ray: None) -> None:
     found: list[Rollouts] = []
     thread = threading.Thread(target=lambda: found.append(collect(demo_rows(3), simulated(tmp_path / "run"))))
