@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RolloutError as error:
         print(f"rollout: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `rollout --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("rollout: stopped before anything was drawn", file=sys.stderr)
         return 130

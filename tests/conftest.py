@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A shell starts background commands with SIGINT ignored, and every child inherits that: Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A head that has just been started refuses jobs ("No available agent") until its agent has registered.
+AWAIT_JOB_AGENT = "for _ in $(seq 60); do ray job submit -- true >/dev/null 2>&1 && break; sleep 0.5; done"
 
 
 def demo_rows(count: int, seed: int = 1) -> list[dict[str, str]]:
@@ -51,16 +57,17 @@ def rollout(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
 def run_alone(
     script: str, cwd: Path, environment: dict[str, str], timeout: float, unshared: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a bash script in a PID namespace of its own (and the further ones that `unshared` names): `ray stop` sees
-    nothing but what the script started, and whatever it leaves running ends with it. Skips where the system allows no
-    namespaces."""
-    unshare = ["unshare", *unshared, "--pid", "--fork", "--mount-proc", "--kill-child"]
+    """Runs a bash script in PID and network namespaces of its own (and the further ones that `unshared` names): `ray
+    stop` sees nothing but what the script started, Ray's fixed ports are free, and whatever it leaves running ends with
+    it. Skips where the system allows no namespaces or has no iproute2."""
+    unshare = ["unshare", *unshared, "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if os.geteuid() != 0:
         unshare += ["--user", "--map-root-user"]
-    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system allows no PID namespace")
+    loopback = "ip link set lo up"
+    if shutil.which("unshare") is None or subprocess.run([*unshare, *loopback.split()], capture_output=True).returncode:
+        pytest.skip("this system allows no namespaces, or has no iproute2")
     return subprocess.run(
-        [*unshare, "bash", "-c", script],
+        [*unshare, "bash", "-c", f"{loopback}\n{script}"],
         cwd=cwd,
         env=environment,
         capture_output=True,

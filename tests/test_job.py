@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from rollout_ray.prepare import prepare_demo
-from tests.conftest import clean_environment, free_port, run_alone
+from tests.conftest import AWAIT_JOB_AGENT, clean_environment, free_port, run_alone
 
 SCRIPT = """
 ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
@@ -19,6 +19,7 @@ submit() {{
 }}
 submit >{logs}/refused.log 2>&1; echo $? >{logs}/refused.code
 export RAY_AUTH_MODE=token
+{await_agent}
 submit >{logs}/job.log 2>&1; echo $? >{logs}/job.code
 ray job submit --working-dir . --no-wait --submission-id stopped -- \\
     python -m rollout_ray.run --dataset {data} --output_dir {out}-stopped --backend simulated \\
@@ -35,7 +36,12 @@ ray stop >/dev/null 2>&1
 def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path: Path) -> None:
     prepare_demo(40, 1, tmp_path / "q.parquet")
     script = SCRIPT.format(
-        gcs=free_port(), dashboard=free_port(), data=tmp_path / "q.parquet", out=tmp_path / "run", logs=tmp_path
+        gcs=free_port(),
+        dashboard=free_port(),
+        await_agent=AWAIT_JOB_AGENT,
+        data=tmp_path / "q.parquet",
+        out=tmp_path / "run",
+        logs=tmp_path,
     )
     run_alone(script, checkout, clean_environment(), timeout=280)
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("head", "refused", "job", "stopped", "client")}

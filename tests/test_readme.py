@@ -15,7 +15,7 @@ from rollout_ray.config import RunConfig
 from rollout_ray.config_sources import load_config
 from rollout_ray.demo_questions import generate_problems
 from rollout_ray.models import model_folder
-from tests.conftest import ROOT, clean_environment, run_alone
+from tests.conftest import AWAIT_JOB_AGENT, ROOT, clean_environment, run_alone
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -56,7 +56,9 @@ def test_the_commands_are_the_ones_that_are_tested() -> None:
 def test_every_other_command_runs(clone: Path, tmp_path: Path) -> None:
     """In one shell, as a reader would; each command's exit code and output are kept."""
     commands = [c for c in COMMANDS if c not in ELSEWHERE]
-    script = "\n".join(f"{{ {c}\n}} >{tmp_path}/log{n} 2>&1; echo $? >{tmp_path}/code{n}" for n, c in enumerate(commands))
+    lines = [f"{{ {c}\n}} >{tmp_path}/log{n} 2>&1; echo $? >{tmp_path}/code{n}" for n, c in enumerate(commands)]
+    first_job = next(n for n, c in enumerate(commands) if c.startswith("ray job submit"))
+    script = "\n".join([*lines[:first_job], AWAIT_JOB_AGENT, *lines[first_job:]])
     run_alone(script, clone, clean_environment(), timeout=280)
     for number, command in enumerate(commands):
         code, log = (tmp_path / f"code{number}").read_text().strip(), (tmp_path / f"log{number}").read_text()
