@@ -25,12 +25,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What a backend settled on at its start."""
+    """What a backend settled on at its start; `node` is the Ray id of the machine that it runs on."""
 
     max_num_seqs: int
     import_seconds: float
     load_seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
+    node: str = ""
 
 
 class Backend(Protocol):

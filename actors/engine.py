@@ -13,10 +13,12 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
+from actors.logs import redirect_output, root_cause
+from actors.memory import as_start_failure
 from rollout_ray.config import RunConfig
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest, draws_of, sampling_seed
 from rollout_ray.scheduler import PieceKey
@@ -31,13 +33,15 @@ log = logging.getLogger(__name__)
 class Exchange:
     """What an engine hands over: the pieces it finished, and per lane a reference to their list[Generated].
 
-    `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces.
+    `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces; `steps` counts all
+    decoding steps since the start, so that an engine that answers but no longer decodes is found out.
     """
 
     pieces: tuple[PieceKey, ...]
     payloads: dict[int, ObjectRef[list[Generated]]]
     unfinished: int
     tokens: int
+    steps: int
 
 
 @dataclass
@@ -59,8 +63,10 @@ class EngineActor:
         gpus: int,
         threads: int,
         environment: Mapping[str, str],
+        log_file: str | None = None,
     ) -> None:
         os.environ.update(environment)
+        self._log_file = log_file if log_file and redirect_output(log_file) else None
         self._name, self._config, self._gpus, self._threads = name, config, gpus, threads
         self._draws = draws_of(arms)
         self._backend: Backend | None = None
@@ -71,6 +77,7 @@ class EngineActor:
         self._done: list[Generated] = []
         self._unfinished = 0
         self._finished_since = 0  # draws finished since the last exchange
+        self._steps = 0
         self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -78,17 +85,28 @@ class EngineActor:
         return self._name
 
     def start(self) -> BackendInfo:
-        """Loads the backend and starts its loop. Whatever the backend raises at its start is raised here."""
+        """Loads the backend and starts its loop. Raises NoMemory where memory was short, else RuntimeError with the
+        backend's own words."""
+        import ray
+
+        try:
+            backend = self._load()
+        except Exception as error:
+            cause = root_cause(self._log_file) if self._log_file else None
+            text = f"{type(error).__name__}: {error}"
+            raise as_start_failure(f"{text} ({cause})" if cause and cause not in text else text) from error
+        self._backend = backend
+        threading.Thread(target=self._loop, name=f"{self._name} loop", daemon=True).start()
+        return replace(backend.info(), node=ray.get_runtime_context().get_node_id())
+
+    def _load(self) -> Backend:
         if self._config.engine.backend == "simulated":
             from actors.simulated import SimulatedBackend
 
-            self._backend = SimulatedBackend(self._config, self._name)
-        else:
-            from actors.vllm_backend import VllmBackend
+            return SimulatedBackend(self._config, self._name)
+        from actors.vllm_backend import VllmBackend
 
-            self._backend = VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
-        threading.Thread(target=self._loop, name=f"{self._name} loop", daemon=True).start()
-        return self._backend.info()
+        return VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
 
     def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float) -> Exchange:
         """Takes on `requests` and hands over finished pieces.
@@ -112,7 +130,7 @@ class EngineActor:
             if self._failure is not None:
                 raise self._failure
             done, self._done, self._finished_since = self._done, [], 0
-            unfinished = self._unfinished
+            unfinished, steps = self._unfinished, self._steps
         lanes: dict[int, list[Generated]] = defaultdict(list)
         for generated in done:
             lanes[generated.request.lane].append(generated)
@@ -121,6 +139,7 @@ class EngineActor:
             payloads={lane: ray.put(batch) for lane, batch in lanes.items()},
             unfinished=unfinished,
             tokens=sum(c.num_tokens for g in done for c in g.completions),
+            steps=steps,
         )
 
     def stop(self) -> None:
@@ -174,6 +193,7 @@ class EngineActor:
                 for entry in new:
                     running += self._submit(backend, *entry)
                 finished = backend.step() if running else []
+                self._steps += 1
                 if finished:
                     running -= len(finished)
                     self._deliver(finished)

@@ -92,3 +92,10 @@ def release(room: PlacementGroup | None) -> None:
 
     if room is not None:
         remove_placement_group(room)
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that Ray was told to drain, because they are idle or about to be reclaimed."""
+    from ray._private.state import state  # no public call tells it to a client
+
+    return frozenset(state.get_draining_nodes())

@@ -33,6 +33,7 @@ from rollout_ray.regime_w import Scorable, score_question
 from rollout_ray.report import Summary
 
 CustomReward = Callable[[Question, Sequence[Trajectory]], Sequence[float | None]]
+PART_BYTES = 64 << 20  # of text; a part is written before more than this is held, however few its questions
 _CORRECT = {"correct": True, "incorrect": False, "no_answer": False}
 
 
@@ -57,6 +58,7 @@ class ScorerActor:
         self._reward = load_reward(config.scoring.reward)
         self._pieces: dict[int, list[Generated]] = {}
         self._complete: dict[int, ScoredQuestion] = {}
+        self._held_bytes = 0
         self._oldest = time.monotonic()
 
     def __repr__(self) -> str:
@@ -81,7 +83,8 @@ class ScorerActor:
             self._oldest = time.monotonic()
         for (_, ordinal, _), scored in zip(whole, self._score(whole), strict=True):
             self._complete[ordinal] = scored
-        full = len(self._complete) >= self._config.output.part_rows
+            self._held_bytes += sum(len(t.full_text) + len(t.reasoning) for t in scored.trajectories)
+        full = len(self._complete) >= self._config.output.part_rows or self._held_bytes >= PART_BYTES
         if full or time.monotonic() - self._oldest >= self._config.output.flush_seconds:
             return self.flush()
         return Receipt((), Summary(), len(self._complete))
@@ -92,7 +95,7 @@ class ScorerActor:
             return Receipt((), Summary(), 0)
         table = part_table(list(self._complete.values()))
         self._run.write_part(table)
-        committed, self._complete = tuple(self._complete), {}
+        committed, self._complete, self._held_bytes = tuple(self._complete), {}, 0
         summary = Summary()
         summary.add(table)
         return Receipt(committed, summary, 0)

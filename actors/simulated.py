@@ -10,6 +10,7 @@ import heapq
 import os
 import random
 import signal
+import threading
 import time
 
 from actors.backend import BackendInfo, Finished, Refused
@@ -26,11 +27,14 @@ class SimulatedBackend:
     def __init__(self, config: RunConfig, name: str) -> None:
         simulated = config.engine.simulated
         self._simulated = simulated
+        if (config.engine.max_num_seqs or MAX_NUM_SEQS) > simulated.sim_memory_seqs:
+            raise MemoryError(f"the simulated engine has memory for {simulated.sim_memory_seqs} sequences")
         max_num_seqs = config.engine.max_num_seqs or MAX_NUM_SEQS
         self._seconds_per_token = max_num_seqs / simulated.sim_tokens_per_second
         self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, {"backend": "simulated"})
         self._waiting: list[tuple[str, str, int]] = []
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
+        self._hangs = False
         self._faults = random.Random(f"{name} {os.getpid()}")
         time.sleep(simulated.sim_start_seconds)
 
@@ -45,6 +49,7 @@ class SimulatedBackend:
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
         if self._faults.random() < self._simulated.sim_death_rate:
             os.kill(os.getpid(), signal.SIGKILL)
+        self._hangs = self._hangs or self._faults.random() < self._simulated.sim_hang_rate
         if self._faults.random() < self._simulated.sim_error_rate:
             raise Refused("the simulated engine refused the request")
         rng = random.Random(seed)
@@ -54,6 +59,8 @@ class SimulatedBackend:
 
     def step(self) -> list[Finished]:
         """Waits for the next step's end and returns what is due by then."""
+        if self._hangs:
+            threading.Event().wait()
         now = time.monotonic()
         while self._waiting and len(self._running) < self._info.max_num_seqs:
             key, text, length = self._waiting.pop()

@@ -62,6 +62,8 @@ class SimulatedConfig(Section):
     sim_start_seconds: float = Field(0.0, ge=0, description="Seconds that a start takes.")
     sim_error_rate: float = Field(0.0, ge=0, le=1, description="Share of requests refused with an error.")
     sim_death_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request kills its engine.")
+    sim_hang_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request hangs its engine.")
+    sim_memory_seqs: int = Field(2**20, ge=1, description="Largest max_num_seqs that the engine has memory for.")
 
 
 class EngineConfig(Section):
@@ -213,6 +215,11 @@ class ResourcesConfig(Section):
         None, description="Ray cluster to use ('auto', host:port); unset: RAY_ADDRESS, else a local Ray."
     )
     max_engine_deaths: int = Field(3, ge=0, description="Times in a row that an engine is started again without a result.")
+    engine_hang_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds without a decoding step, with requests at hand, after which an engine counts as dead.",
+    )
 
 
 class RunConfig(Section):

@@ -1,0 +1,71 @@
+"""The connection to Ray: a named cluster, the Ray that the caller started, or a local one for the length of a run.
+
+Owns the checks that turn Ray's minutes of retries into a sentence. It places nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from rollout_ray.config import RunConfig
+from rollout_ray.errors import RolloutError
+from rollout_ray.models import cluster_address
+
+
+@contextmanager
+def connected(cfg: RunConfig) -> Iterator[None]:
+    """Connects to the cluster that is named, else starts a local Ray and ends it afterwards.
+
+    Raises RolloutError where no cluster answers or it refuses the client.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if ray.is_initialized():
+        yield
+        return
+    address = cluster_address(cfg)
+    if address:
+        _check_reachable(address)
+        if _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        raise RolloutError(
+            f"the Ray cluster at {address} takes no client: {error}. Check that the head's token is in ~/.ray/auth_token"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without saving
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try a wrong address for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise RolloutError(f"no Ray cluster answers at {address}: {error}; check --ray_address") from error
+
+
+def _has_token() -> bool:
+    default = os.path.expanduser("~/.ray/auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.environ.get("RAY_AUTH_TOKEN_PATH", default)))
