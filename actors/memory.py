@@ -15,7 +15,7 @@ SHARE_STEP = 0.75
 
 _NO_MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|can't allocate memory|cannot allocate memory|Free memory on device|"
-    r"No available memory for the cache|larger than the available KV cache|not enough memory",
+    r"No available memory for the cache|larger than the available KV cache|is less than requested memory|not enough memory",
     re.IGNORECASE,
 )
 _NO_CACHE = re.compile(r"No available memory for the cache|larger than the available KV cache", re.IGNORECASE)

@@ -10,6 +10,7 @@ import heapq
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -48,6 +49,7 @@ class SimulatedBackend:
 
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
         if self._faults.random() < self._simulated.sim_death_rate:
+            print("the simulated engine dies as it was told to", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         self._hangs = self._hangs or self._faults.random() < self._simulated.sim_hang_rate
         if self._faults.random() < self._simulated.sim_error_rate:

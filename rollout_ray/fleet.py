@@ -192,9 +192,9 @@ class Fleet:
         return smaller(self._cfg, slot.shrunk, gpus=self._placement.gpus, keep_share=slot.keep_share)
 
     def _last_words(self, slot: Slot, error: Exception) -> str:
-        """The error and, where the engine wrote a log, the end of it."""
+        """The error and, where a process ended without a word of its own, the end of its log."""
         words, path = _first_line(error), self._log(slot)
-        lines = last_lines(path, LOG_LINES) if path else []
+        lines = last_lines(path, LOG_LINES) if path and _was_killed(error) else []
         return f"{words}; the end of {path}: {' | '.join(lines)}" if lines else words
 
     # Leaving
@@ -225,7 +225,7 @@ class Fleet:
 
 def _was_killed(error: Exception) -> bool:
     """Whether a process ended under the engine, as against an exception that it raised."""
-    return isinstance(error, ray.exceptions.RayActorError)
+    return isinstance(error, (ray.exceptions.RayActorError, TimeoutError))
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -194,14 +196,12 @@ def test_a_reward_of_ones_own(tmp_path: Path, local_ray: None) -> None:
 
 
 def worker_pids(name: str) -> list[int]:
-    """Ray workers of this machine that show the actor class `name` as their title."""
+    """Ray workers of this process's own Ray that show the actor class `name` as their title."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_text().startswith(f"ray::{name}"):
-                found.append(int(pid))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(f"ray::{name}"):
+                found.append(process.pid)
     return found
 
 

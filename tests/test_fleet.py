@@ -1,0 +1,174 @@
+"""What becomes of an engine that hangs, lacks memory, dies again and again or sits on a node that goes; and that a slow
+scorer or disk holds the engines back. Real Ray and, where memory is concerned, real vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rollout_ray import Rollouts, RunConfig, collect
+from rollout_ray.driver import MOST_UNSCORED
+from rollout_ray.errors import EngineError, RolloutError
+from rollout_ray.progress import Plain, RunView
+from rollout_ray.records import Question, Trajectory
+from tests.conftest import demo_rows
+from tests.test_collect import When, keys, simulated, worker_pids
+
+
+def changed(cfg: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    values = cfg.model_dump()
+    for name, fields in sections.items():
+        values[name] |= fields
+    return RunConfig.model_validate(values)
+
+
+def events(rollouts_or_path: Rollouts | Path) -> list[dict[str, Any]]:
+    path = rollouts_or_path if isinstance(rollouts_or_path, Path) else Path(rollouts_or_path.run.path(""))
+    return [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+
+
+def assert_whole(rollouts: Rollouts, trajectories: int) -> None:
+    assert len(set(keys(rollouts))) == len(keys(rollouts)) == trajectories
+
+
+def test_an_engine_that_no_longer_decodes_counts_as_dead(tmp_path: Path, local_ray: None) -> None:
+    cfg = changed(simulated(tmp_path / "run", 2, sim_hang_rate=0.01), resources={"engine_hang_seconds": 3.0})
+    rollouts = collect(demo_rows(50), cfg)
+    assert_whole(rollouts, 400)
+    died = [e["error"] for e in events(rollouts) if e["event"] == "engine_died"]
+    assert died and all("no decoding step for" in error for error in died)
+    assert rollouts.summary.engine_deaths == len(died)
+
+
+def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_ray: None) -> None:
+    stopped: list[psutil.Process] = []
+
+    def stop_one() -> None:
+        stopped.append(psutil.Process(worker_pids("EngineActor")[0]))
+        stopped[0].suspend()
+
+    progress = When(lambda view: view.generated_draws >= 100, stop_one)
+    cfg = changed(simulated(tmp_path / "run", 2, speed=60_000), resources={"engine_hang_seconds": 3.0})
+    rollouts = collect(demo_rows(100), cfg, progress=progress)
+    assert_whole(rollouts, 800)
+    assert "no decoding step for" in next(e["error"] for e in events(rollouts) if e["event"] == "engine_died")
+    stopped[0].wait(20)  # Ray ends a process that does not heed it; it would keep its GPU's memory otherwise
+
+
+def test_an_idle_engine_does_not_hang(tmp_path: Path, local_ray: None) -> None:
+    """One engine has all the work for longer than the limit, the other none, and neither is taken for dead."""
+    slow = simulated(tmp_path / "run", 2, speed=256 * 60.0, sim_mean_tokens=500)
+    cfg = changed(slow, resources={"engine_hang_seconds": 3.0}, sampling={"max_tokens": 500})
+    rollouts = collect(demo_rows(1), cfg)
+    assert_whole(rollouts, 8)
+    assert rollouts.summary.engine_deaths == 0
+
+
+def test_an_engine_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: None) -> None:
+    rollouts = collect(demo_rows(20), simulated(tmp_path / "run", 1, sim_memory_seqs=64))
+    assert_whole(rollouts, 160)
+    found = events(rollouts)
+    assert [e["max_num_seqs"] for e in found if e["event"] == "engine_shrunk"] == [128, 64]
+    (started,) = (e for e in found if e["event"] == "engine_started")
+    assert started["max_num_seqs"] == 64 and started["shrunk"] == 2
+    assert rollouts.summary.engine_deaths == 0
+
+
+def test_an_engine_that_never_has_enough_memory_says_so(tmp_path: Path, local_ray: None) -> None:
+    with pytest.raises(EngineError, match=r"engine-\d could not start: .*has memory for 1 sequences"):
+        collect(demo_rows(2), simulated(tmp_path / "run", 2, sim_memory_seqs=1))
+
+
+def test_vllm_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: None) -> None:
+    """A KV cache of half a million GiB cannot be allocated, nor can an eighth of it."""
+    cfg = RunConfig.model_validate(
+        {
+            "output": {"output_dir": str(tmp_path / "run")},
+            "engine": {"kv_cache_gib": 500_000.0},
+            "resources": {"replicas": 1},
+        }
+    )
+    with pytest.raises(EngineError, match=r"engine-0 could not start: .*memory"):
+        collect(demo_rows(2), cfg)
+    assert [e["event"] for e in events(tmp_path / "run")].count("engine_shrunk") == 3
+
+
+def test_a_slot_is_retired_with_the_end_of_its_log(tmp_path: Path, local_ray: None) -> None:
+    cfg = changed(simulated(tmp_path / "run", 1, sim_death_rate=1.0), resources={"max_engine_deaths": 0})
+    with pytest.raises(EngineError, match=r"the end of .*logs/engine-0.log: the simulated engine dies as it was told to"):
+        collect(demo_rows(5), cfg)
+
+
+def test_a_scorer_that_keeps_dying_ends_the_run_and_not_the_data(tmp_path: Path, local_ray: None) -> None:
+    cfg = changed(simulated(tmp_path / "run"), scoring={"reward": "tests.test_fleet:deadly_reward"})
+    with pytest.raises(RolloutError, match="scorer-0 died 4 times in a row and nothing could be committed"):
+        collect(demo_rows(5), cfg)
+    assert [e["event"] for e in events(tmp_path / "run")].count("scorer_died") == 4
+
+
+def deadly_reward(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def slow_reward(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    time.sleep(0.004)
+    return [1.0] * len(trajectories)
+
+
+class Backlog(Plain):
+    """The largest number of draws that were drawn and not yet committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def update(self, view: RunView) -> None:
+        self.most = max(self.most, view.generated_draws - 8 * view.committed)
+
+
+# What may be unscored, what two engines may still hold when that is reached, what waits for its part, and one payload.
+BOUND = MOST_UNSCORED + 2 * 320 + 256 * 8 + 320
+
+
+def test_engines_wait_for_a_slow_scorer(tmp_path: Path, local_ray: None) -> None:
+    cfg = changed(
+        simulated(tmp_path / "run"), scoring={"reward": "tests.test_fleet:slow_reward"}, output={"part_rows": 256}
+    )
+    progress = Backlog()
+    rollouts = collect(demo_rows(2500), cfg, progress=progress)
+    assert_whole(rollouts, 20_000)
+    assert MOST_UNSCORED <= progress.most <= BOUND
+
+
+def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray: None) -> None:
+    """The scorer stands still, as it would in a write to a stalled disk, until the engines have stopped as well."""
+
+    class Stall(Backlog):
+        scorer = 0
+        seen = -1
+        since = 0.0
+
+        def update(self, view: RunView) -> None:
+            super().update(view)
+            if not self.scorer and view.generated_draws > 500:
+                (self.scorer,) = worker_pids("ScorerActor")
+                os.kill(self.scorer, signal.SIGSTOP)
+            if self.scorer and self.since >= 0 and view.generated_draws != self.seen:
+                self.seen, self.since = view.generated_draws, time.monotonic()
+            elif self.scorer and self.since >= 0 and time.monotonic() - self.since > 3:
+                os.kill(self.scorer, signal.SIGCONT)
+                self.since = -1.0
+
+    progress = Stall()
+    rollouts = collect(demo_rows(2500), changed(simulated(tmp_path / "run"), output={"part_rows": 256}), progress=progress)
+    assert_whole(rollouts, 20_000)
+    assert progress.since == -1 and MOST_UNSCORED <= progress.most <= BOUND
