@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint chaos bench clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,9 @@ lint: $(VENV)/.test-ready
 
 test: lint
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.test-ready
+	$(BIN)/python -m tests.chaos
 
 bench: $(VENV)/.test-ready
 	$(BIN)/python -m jobs.benchmark

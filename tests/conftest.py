@@ -55,7 +55,7 @@ def rollout(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
 
 
 def run_alone(
-    script: str, cwd: Path, environment: dict[str, str], timeout: float, unshared: Sequence[str] = ()
+    script: str, cwd: Path, environment: dict[str, str], timeout: float, unshared: Sequence[str] = (), capture: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Runs a bash script in PID and network namespaces of its own (and the further ones that `unshared` names): `ray
     stop` sees nothing but what the script started, Ray's fixed ports are free, and whatever it leaves running ends with
@@ -70,7 +70,7 @@ def run_alone(
         [*unshare, "bash", "-c", f"{loopback}\n{script}"],
         cwd=cwd,
         env=environment,
-        capture_output=True,
+        capture_output=capture,
         text=True,
         timeout=timeout,
         check=False,

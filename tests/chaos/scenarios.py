@@ -1,0 +1,202 @@
+"""What a chaos run consists of: its questions, its command, whom it kills, and the check of what it left behind.
+
+A scenario runs in namespaces of its own (see __main__.py), so that every Ray process it sees is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rollout_ray.arms import resolve_arms
+from rollout_ray.config import RunConfig
+from rollout_ray.records import draws_of, sampling_seed
+from tests.conftest import ROOT, clean_environment, demo_rows, free_port
+
+ENGINE, SCORER, GRADER, DRIVER, RAYLET = "engine", "scorer", "grader child", "driver", "raylet"
+# What a process shows in its command line; an actor shows its class between its calls, and its own name during them.
+TITLES = {
+    ENGINE: ("ray::engine-", "ray::EngineActor"),
+    SCORER: ("ray::scorer-", "ray::ScorerActor"),
+    GRADER: ("rollout_ray.grader_child",),
+    RAYLET: ("/raylet/raylet",),
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run: `victims` are killed in a random order, `kills` times in all, `pause_s` (from, to) apart."""
+
+    name: str
+    victims: tuple[str, ...]
+    kills: int
+    pause_s: tuple[float, float] = (0.5, 2.5)
+    questions: int = 600
+    flags: tuple[str, ...] = ("--backend", "simulated", "--sim_tokens_per_second", "10000")
+    raylets: int = 0  # of a cluster that the driver joins; 0: the driver starts its own Ray
+
+
+@dataclass
+class Outcome:
+    """What a run left behind. `lost_s` is the time that it took beyond an undisturbed one."""
+
+    name: str
+    expected: int
+    found: int = 0
+    missing: int = 0
+    duplicates: int = 0
+    wrong_seeds: int = 0
+    kills: dict[str, int] = field(default_factory=dict)
+    drivers: int = 0
+    seconds: float = 0.0
+    lost_s: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        return self.found == self.expected and not (self.missing or self.duplicates or self.wrong_seeds)
+
+
+def write_questions(path: Path, count: int) -> None:
+    """Half of the golds are plain numbers, half need a grading child."""
+    rows = demo_rows(count)
+    golds = [r["gold_answer"] if i % 2 else f"\\sqrt{{{i + 2}}}" for i, r in enumerate(rows)]
+    ids = [f"q{i}" for i in range(count)]
+    columns = {"question_id": ids, "prompt": [r["prompt"] for r in rows], "gold_answer": golds}
+    pq.write_table(pa.table(columns), path)
+
+
+class Cluster:
+    """A head and some raylets on this machine; a raylet that was killed is followed by a new one."""
+
+    def __init__(self, raylets: int, cpus: int) -> None:
+        self.address, self._cpus = f"127.0.0.1:{free_port()}", cpus
+        self._start("--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false")
+        for _ in range(raylets):
+            self.add()
+
+    def add(self) -> None:
+        self._start(f"--address={self.address}", f"--num-cpus={self._cpus}")
+
+    def workers(self) -> list[psutil.Process]:
+        """The raylets but the head's, which is the oldest."""
+        return sorted(found(TITLES[RAYLET]), key=lambda p: p.create_time())[1:]
+
+    def _start(self, *words: str) -> None:
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--node-ip-address=127.0.0.1", *words]
+        subprocess.run(command, env=_environment(), check=True, capture_output=True, timeout=120)
+
+
+def found(titles: Sequence[str]) -> list[psutil.Process]:
+    """This machine's (that is, this namespace's) processes with one of `titles` in their command line."""
+    processes = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(title in line for title in titles) and process.status() != psutil.STATUS_ZOMBIE:
+                processes.append(process)
+    return processes
+
+
+def play(scenario: Scenario, folder: Path, rng: random.Random) -> Outcome:
+    """Carries a scenario out: starts the command again whenever its driver was killed, until it ends by itself.
+
+    Raises RuntimeError where the command fails although nobody killed it.
+    """
+    data, out = folder / f"{scenario.questions}.parquet", folder / scenario.name.replace(" ", "-")
+    write_questions(data, scenario.questions)
+    flags = [*scenario.flags, "--flush_seconds", "1", "--max_engine_deaths", "100"]
+    cluster = Cluster(scenario.raylets, cpus=1) if scenario.raylets else None
+    if cluster:
+        flags += ["--ray_address", cluster.address]
+    command = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(data), "--output_dir", str(out), *flags]
+    outcome = Outcome(scenario.name, 0)
+    began = time.monotonic()
+    while True:
+        outcome.drivers += 1
+        with (out.with_suffix(f".{outcome.drivers}.log")).open("w") as log:
+            driver = subprocess.Popen(command, env=_environment(), cwd=ROOT, stdout=log, stderr=log)
+            killed = _under_fire(scenario, driver, out, cluster, outcome, rng)
+        if driver.returncode == 0:
+            break
+        if not killed:
+            raise RuntimeError(f"{scenario.name} failed with {driver.returncode}: {Path(log.name).read_text()[-3000:]}")
+    outcome.seconds = time.monotonic() - began
+    check(outcome, RunConfig.model_validate({}), data, out)
+    return outcome
+
+
+def _under_fire(
+    scenario: Scenario,
+    driver: subprocess.Popen[bytes],
+    out: Path,
+    cluster: Cluster | None,
+    outcome: Outcome,
+    rng: random.Random,
+) -> bool:
+    """Kills until the scenario's kills are spent or the driver has ended; whether the driver was killed."""
+    while sum(outcome.kills.values()) < scenario.kills:
+        try:
+            driver.wait(rng.uniform(*scenario.pause_s))
+            return False
+        except subprocess.TimeoutExpired:
+            victim = rng.choice(scenario.victims)
+        if victim == DRIVER:
+            if not any((out / "parts").glob("*.parquet")):
+                continue  # it has hardly begun
+            driver.kill()
+            driver.wait()
+        else:
+            candidates = cluster.workers() if cluster and victim == RAYLET else found(TITLES[victim])
+            if not candidates:
+                continue
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(candidates).kill()
+        outcome.kills[victim] = outcome.kills.get(victim, 0) + 1
+        if victim == RAYLET and cluster:
+            cluster.add()
+        if victim == DRIVER:
+            return True
+    driver.wait()
+    return False
+
+
+def check(outcome: Outcome, cfg: RunConfig, data: Path, out: Path) -> None:
+    """Compares the merged file with what the questions and arms ask for, counted here from scratch."""
+    due = {
+        (question_id, draw.arm.name, draw.sample): sampling_seed(cfg.sampling.seed, question_id, draw.arm.name, draw.sample)
+        for question_id in pq.read_table(data).column("question_id").to_pylist()
+        for draw in draws_of(resolve_arms(cfg))
+    }
+    seen: dict[Any, int] = {}
+    rows: list[dict[str, Any]] = pq.read_table(out / "merged.parquet", columns=["question_id", "trajectories"]).to_pylist()
+    outcome.expected = len(due)
+    for row in rows:
+        for trajectory in row["trajectories"]:
+            key = (row["question_id"], trajectory["arm"], trajectory["sample"])
+            outcome.found += 1
+            outcome.duplicates += key in seen
+            seen[key] = trajectory["seed"]
+            outcome.wrong_seeds += due.get(key) != trajectory["seed"]
+            if trajectory["finish_reason"] != "stop" or trajectory["reward"] is None:
+                outcome.missing += trajectory["error"] is None  # a row without a reward must say why
+    outcome.missing += len(due.keys() - seen.keys())
+
+
+def events(out: Path) -> Sequence[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+
+
+def _environment() -> dict[str, str]:
+    return clean_environment() | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}

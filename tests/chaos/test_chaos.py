@@ -1,0 +1,20 @@
+"""The short form of `make chaos`, in namespaces of its own."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, clean_environment, run_alone
+
+
+@pytest.mark.timeout(900)
+def test_no_row_is_lost_or_doubled_under_fire() -> None:
+    environment = clean_environment() | {"CHAOS_ALONE": "1", "PYTHONPATH": str(ROOT)}
+    done = run_alone(f"{sys.executable} -m tests.chaos --short", ROOT, environment, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"3 runs, 11 kills, (\d+) rows expected, \1 found, 0 missing, 0\s+duplicates", done.stdout), (
+        done.stdout
+    )
