@@ -35,9 +35,14 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """What generates. One thread calls `add` and `step`; another may call `encode` at the same time."""
+    """What generates. One thread calls `add` and `step`; another may call `encode` and `check` at the same time.
+
+    `check` raises where the backend can no longer finish what it holds.
+    """
 
     def info(self) -> BackendInfo: ...
+
+    def check(self) -> None: ...
 
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]: ...
 

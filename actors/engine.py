@@ -120,7 +120,9 @@ class EngineActor:
         for request in requests:
             self._accept(request)
         began = time.monotonic()
-        many = max(1, self._ready().info().max_num_seqs // 8)
+        backend = self._ready()
+        backend.check()
+        many = max(1, backend.info().max_num_seqs // 8)
         with self._changed:
             while self._failure is None and self._unfinished and self._finished_since < many:
                 left = began + (coalesce_s if self._done else wait_s) - time.monotonic()

@@ -42,6 +42,9 @@ class SimulatedBackend:
     def info(self) -> BackendInfo:
         return self._info
 
+    def check(self) -> None:
+        """A simulated engine that hangs does not know it."""
+
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
         """One token a word."""
         words = (prompt if isinstance(prompt, str) else " ".join(str(m["content"]) for m in prompt)).split()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Mapping
@@ -36,10 +37,11 @@ def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]
     if Path(model_folder(config.model.model_path)).is_dir():
         quiet |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if gpus == 0:
-        # In one process a CPU engine starts in a third of the time and runs faster. Two engines of one machine must
-        # not both bind every core. With more threads than cores vLLM's attention kernel aborts.
+        # In one process a CPU engine starts in a third of the time and runs faster.
+        default["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # Two engines of one machine must not both bind every core. With more threads than cores vLLM's attention kernel
+        # aborts.
         needed = {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(min(threads, len(os.sched_getaffinity(0)))),
         }
@@ -153,6 +155,7 @@ class VllmBackend:
         arguments = engine_arguments(config, gpus=gpus)
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
+        self._processes = multiprocessing.active_children()
         self._encoder = PromptEncoder(self._engine.get_tokenizer(), self._max_model_len)
         self._info = BackendInfo(
             max_num_seqs=arguments["max_num_seqs"],
@@ -164,6 +167,12 @@ class VllmBackend:
 
     def info(self) -> BackendInfo:
         return self._info
+
+    def check(self) -> None:
+        """Raises RuntimeError where a process of the engine's own has ended: vLLM waits for a killed one for ever."""
+        for process in self._processes:
+            if not process.is_alive():
+                raise RuntimeError(f"vLLM's process {process.name} ended with exit code {process.exitcode}")
 
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
         """The prompt's tokens; see PromptEncoder."""

@@ -233,5 +233,5 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ray.exceptions.RayActorError):
         why = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))]
-        return " ".join(why)[:600]
+        return " ".join(why).partition(" Some common causes")[0][:600]
     return " ".join(lines)[:600] or type(error).__name__

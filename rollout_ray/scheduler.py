@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from rollout_ray.records import Question, RolloutRequest
 
 CREDIT = 1.25  # unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once
+MOST_SUSPECTS = 1024  # that an engine gets at once
 SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
 
 PieceKey = tuple[int, int]  # (ordinal, first draw) of an outstanding request
@@ -52,6 +53,7 @@ class Scheduler:
         self.pending = count * draws_per_question
         self._queue: deque[RolloutRequest] = deque()
         self._suspects: deque[RolloutRequest] = deque()
+        self._suspects_at_once = 1
         self._next_ordinal = 0
         self._engines: dict[str, _Engine] = {}
         self._deaths: Counter[int] = Counter()
@@ -76,9 +78,11 @@ class Scheduler:
         fair = math.ceil(self.pending / max(1, self.expected_engines, len(self._engines)))
         left = min(credit, max(fair, SMALLEST_SLICE))
         handed: list[RolloutRequest] = []
-        if left > 0 and self._suspects and not any(map(self._is_suspect, engine.outstanding.values())):
+        free = self._suspects_at_once - sum(map(self._is_suspect, engine.outstanding.values()))
+        while left > 0 and self._suspects and free > 0:
             handed.append(self._suspects.popleft())
-        left -= sum(map(len, handed))
+            free -= 1
+            left -= len(handed[-1])
         while left > 0 and (piece := self._take(left)):
             left -= len(piece)
             handed.append(piece)
@@ -93,6 +97,8 @@ class Scheduler:
         engine = self._engines[name]
         delivered = [engine.outstanding.pop(key) for key in pieces]
         engine.draws -= sum(map(len, delivered))
+        if any(map(self._is_suspect, delivered)):
+            self._suspects_at_once = min(2 * self._suspects_at_once, MOST_SUSPECTS)
         return delivered
 
     def put_back(self, requests: Iterable[RolloutRequest]) -> None:
@@ -104,21 +110,26 @@ class Scheduler:
     def remove_engine(self, name: str) -> list[RolloutRequest]:
         """Engine `name` died: what it held returns to the front of the queue.
 
-        Returns the pieces that are set aside instead, because they were in flight at `most_deaths` deaths. An engine
-        gets no more than one piece at a time that is one death short of it, so that one death sets one question aside
-        and not a whole batch.
+        Returns the pieces that are set aside instead: one that was in flight at `most_deaths` deaths, the last time as
+        the only suspect (a piece one death short of it). A kill storm makes suspects of whole batches, and most of them
+        are innocent: an engine gets one suspect at a time, twice as many with each that completes, one again after a
+        death. So one death sets one question aside at most, and innocents are acquitted in a few rounds.
         """
+        held = list(self._engines.pop(name).outstanding.values())
+        alone = sum(map(self._is_suspect, held)) == 1
         set_aside = []
-        for request in reversed(self._engines.pop(name).outstanding.values()):
-            self._deaths[request.ordinal] += 1
-            if self._deaths[request.ordinal] >= self._most_deaths:
+        for request in reversed(held):
+            if not self._is_suspect(request):
+                self._deaths[request.ordinal] += 1
+            elif alone:
                 set_aside.append(request)
-            else:
-                self.put_back([request])
+                continue
+            self.put_back([request])
+        self._suspects_at_once = 1
         return set_aside
 
     def _is_suspect(self, request: RolloutRequest) -> bool:
-        return self._deaths[request.ordinal] >= self._most_deaths - 1 > 0
+        return self._deaths[request.ordinal] >= self._most_deaths - 1
 
     def _take(self, wanted: int) -> RolloutRequest | None:
         """The next piece: a whole question, or `wanted` draws of it where it is large enough to be split; None where

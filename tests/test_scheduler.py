@@ -135,6 +135,36 @@ def test_a_suspect_goes_out_beside_fresh_questions_and_may_be_acquitted() -> Non
     assert [p.ordinal in first for p in scheduler.assign("e", 16)] == [True]
 
 
+def rounds_to_the_end(scheduler: Scheduler, deadly: frozenset[int]) -> tuple[int, set[int]]:
+    """Rounds that one engine needs, when a round delivers all or, with a deadly question in it, ends in a death; and the
+    questions set aside."""
+    rounds, set_aside = 0, set()
+    while not scheduler.finished:
+        rounds += 1
+        scheduler.add_engine("e", 256)
+        held = scheduler.assign("e", 0)
+        if deadly & {piece.ordinal for piece in held}:
+            set_aside |= {piece.ordinal for piece in scheduler.remove_engine("e")}
+        else:
+            scheduler.complete("e", [(piece.ordinal, piece.first) for piece in held])
+    return rounds, set_aside
+
+
+def test_after_a_kill_storm_the_innocent_are_acquitted_in_a_few_rounds() -> None:
+    scheduler = make(40, 8, most_deaths=3)
+    for _ in range(2):
+        scheduler.add_engine("e", 256)
+        assert len(scheduler.assign("e", 0)) == 40
+        scheduler.remove_engine("e")
+    assert rounds_to_the_end(scheduler, frozenset()) == (6, set())  # 1 + 2 + 4 + 8 + 16 + 9
+
+
+@given(st.integers(0, 39), st.integers(0, 39))
+def test_only_the_deadly_questions_are_set_aside(one: int, other: int) -> None:
+    rounds, set_aside = rounds_to_the_end(make(40, 8, most_deaths=3), frozenset((one, other)))
+    assert set_aside == {one, other} and rounds < 40
+
+
 def test_delivering_what_was_not_given_is_an_error() -> None:
     scheduler = make(1, 8)
     scheduler.add_engine("e", 16)
