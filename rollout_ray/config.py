@@ -214,7 +214,9 @@ class ResourcesConfig(Section):
     ray_address: str | None = Field(
         None, description="Ray cluster to use ('auto', host:port); unset: RAY_ADDRESS, else a local Ray."
     )
-    max_engine_deaths: int = Field(3, ge=0, description="Times in a row that an engine is started again without a result.")
+    max_engine_deaths: int = Field(
+        3, ge=0, description="Times in a row that an engine or scorer is started again without a result."
+    )
     engine_hang_seconds: float = Field(
         300.0,
         gt=0,

@@ -24,7 +24,7 @@ from actors.scorer import Receipt, ScorerActor, load_reward
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
 from rollout_ray.errors import IncompleteError, Interrupted, LedgerError, RolloutError
-from rollout_ray.fleet import HEARTBEAT_S, Fleet, Slot
+from rollout_ray.fleet import HEARTBEAT_S, Fleet, Slot, reason_of
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView, Progress, RunView
 from rollout_ray.questions import QuestionSet
@@ -35,7 +35,6 @@ from rollout_ray.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 ENGINES_PER_SCORER = 4
-MOST_SCORER_DEATHS = 3  # in a row without a commit
 MOST_UNSCORED = 4096  # draws; or twice what the engines decode at once, where that is more
 
 
@@ -262,7 +261,7 @@ class _Session:
         """What the engine held goes back to the queue; the fleet decides about a replacement."""
         if slot.started:
             for request in self._scheduler.remove_engine(slot.name):
-                self._set_aside(request, str(error))
+                self._set_aside(request, reason_of(error))
         self._fleet.died(slot, error)
         self._scheduler.expected_engines = len(self._fleet.slots)
 
@@ -281,14 +280,15 @@ class _Session:
         lane die one after the other without a commit."""
         if scorer is not self._scorers[scorer.lane]:
             return  # a second call of a scorer that was replaced already
-        log.warning("scorer-%d died and is started again: %s", scorer.lane, error)
-        self._events.write("scorer_died", lane=scorer.lane, error=str(error))
+        reason = reason_of(error)
+        self._events.write("scorer_died", lane=scorer.lane, error=reason)
         ray.kill(scorer.actor)
-        if scorer.deaths >= MOST_SCORER_DEATHS:
+        if scorer.deaths >= self._cfg.resources.max_engine_deaths:
             raise RolloutError(
-                f"scorer-{scorer.lane} died {scorer.deaths + 1} times in a row and nothing could be committed: {error}. "
+                f"scorer-{scorer.lane} died {scorer.deaths + 1} times in a row and nothing could be committed: {reason} "
                 "Look for memory that ran out; the same command goes on from what is complete"
             )
+        log.warning("scorer-%d died and is started again: %s", scorer.lane, reason)
         replacement = self._start_scorer(scorer.lane, scorer.deaths + 1)
         self._scorers[scorer.lane] = replacement
         for payload, requests in scorer.payloads.items():

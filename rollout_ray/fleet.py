@@ -164,7 +164,7 @@ class Fleet:
         self.deaths += 1
         words = self._last_words(slot, error)
         if slot.deaths < self._cfg.resources.max_engine_deaths:
-            log.warning("%s died and is started again: %s", slot.name, _first_line(error))
+            log.warning("%s died and is started again: %s", slot.name, reason_of(error))
             slot.deaths += 1
             self._fill(slot)
             return
@@ -183,7 +183,7 @@ class Fleet:
         settings = {"max_num_seqs": less.max_num_seqs, "gpu_memory_utilization": less.gpu_memory_utilization}
         log.warning(
             "%s could not allocate its memory and is tried again with %s: %s",
-            slot.name, ", ".join(f"{k} {v}" for k, v in settings.items()), _first_line(error),
+            slot.name, ", ".join(f"{k} {v}" for k, v in settings.items()), reason_of(error),
         )  # fmt: skip
         self._events.write("engine_shrunk", engine=slot.name, error=str(error), **settings)
         self._fill(slot)
@@ -193,7 +193,7 @@ class Fleet:
 
     def _last_words(self, slot: Slot, error: Exception) -> str:
         """The error and, where a process ended without a word of its own, the end of its log."""
-        words, path = _first_line(error), self._log(slot)
+        words, path = reason_of(error), self._log(slot)
         lines = last_lines(path, LOG_LINES) if path and _was_killed(error) else []
         return f"{words}; the end of {path}: {' | '.join(lines)}" if lines else words
 
@@ -228,8 +228,8 @@ def _was_killed(error: Exception) -> bool:
     return isinstance(error, (ray.exceptions.RayActorError, TimeoutError))
 
 
-def _first_line(error: Exception) -> str:
-    """Ray's reports of a death run over many lines; the last ones say why."""
+def reason_of(error: Exception) -> str:
+    """An error on one line. Ray's reports of a death run over many; those that say why are kept."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ray.exceptions.RayActorError):
         why = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))]

@@ -81,21 +81,25 @@ class Cluster:
     """A head and some raylets on this machine; a raylet that was killed is followed by a new one."""
 
     def __init__(self, raylets: int, cpus: int) -> None:
-        self.address, self._cpus = f"127.0.0.1:{free_port()}", cpus
-        self._start("--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false")
+        self.address, self._cpus, self._hosts = f"127.0.0.1:{free_port()}", cpus, 1
+        self._start(
+            "127.0.0.1", "--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"
+        )
         for _ in range(raylets):
             self.add()
 
     def add(self) -> None:
-        self._start(f"--address={self.address}", f"--num-cpus={self._cpus}")
+        """A raylet at an address of its own: a driver joins the raylet of its own address, which is the head's."""
+        self._hosts += 1
+        self._start(f"127.0.0.{self._hosts}", f"--address={self.address}", f"--num-cpus={self._cpus}")
 
     def workers(self) -> list[psutil.Process]:
         """The raylets but the head's, which is the oldest."""
         return sorted(found(TITLES[RAYLET]), key=lambda p: p.create_time())[1:]
 
-    def _start(self, *words: str) -> None:
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--node-ip-address=127.0.0.1", *words]
-        subprocess.run(command, env=_environment(), check=True, capture_output=True, timeout=120)
+    def _start(self, host: str, *words: str) -> None:
+        command = [str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={host}", *words]
+        subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=120)
 
 
 def found(titles: Sequence[str]) -> list[psutil.Process]:
@@ -126,7 +130,7 @@ def play(scenario: Scenario, folder: Path, rng: random.Random) -> Outcome:
     while True:
         outcome.drivers += 1
         with (out.with_suffix(f".{outcome.drivers}.log")).open("w") as log:
-            driver = subprocess.Popen(command, env=_environment(), cwd=ROOT, stdout=log, stderr=log)
+            driver = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=log, stderr=log)
             killed = _under_fire(scenario, driver, out, cluster, outcome, rng)
         if driver.returncode == 0:
             break
@@ -198,5 +202,5 @@ def events(out: Path) -> Sequence[dict[str, Any]]:
     return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return clean_environment() | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}

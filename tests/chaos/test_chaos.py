@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,10 @@ def test_no_row_is_lost_or_doubled_under_fire() -> None:
     assert re.search(r"3 runs, 11 kills, (\d+) rows expected, \1 found, 0 missing, 0\s+duplicates", done.stdout), (
         done.stdout
     )
+
+
+def test_a_node_that_is_drained_is_left_in_time(tmp_path: Path) -> None:
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
+    done = run_alone(f"{sys.executable} -m tests.chaos.drain {tmp_path}", ROOT, environment, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "moved ['engine-" in done.stdout
