@@ -127,7 +127,8 @@ def test_a_slot_is_retired_with_the_end_of_its_log(tmp_path: Path, local_ray: No
 
 
 def test_a_scorer_that_keeps_dying_ends_the_run_and_not_the_data(tmp_path: Path, local_ray: None) -> None:
-    cfg = changed(simulated(tmp_path / "run"), scoring={"reward": "tests.test_fleet:deadly_reward"})
+    deadly = {"reward": "tests.test_fleet:deadly_reward"}
+    cfg = changed(simulated(tmp_path / "run"), scoring=deadly, resources={"max_engine_deaths": 3})
     with pytest.raises(RolloutError, match="scorer-0 died 4 times in a row and nothing could be committed"):
         collect(demo_rows(5), cfg)
     assert [e["event"] for e in events(tmp_path / "run")].count("scorer_died") == 4
