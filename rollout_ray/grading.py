@@ -7,6 +7,7 @@ answer hangs, exhausts or takes down the caller. It does not find answers (answe
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import re
@@ -21,9 +22,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from rollout_ray.answers import Answer, extract_answer, normalise
+from rollout_ray.answers import extract_answer
+from rollout_ray.latex import to_latex, too_costly
+from rollout_ray.normal_form import Answer, normalise
 from rollout_ray.records import ScoreStatus
 
+Pairs = tuple[tuple[str, str], ...]
 Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
 VERDICTS: frozenset[str] = frozenset(("correct", "incorrect", "bad_gold", "timeout", "error"))
 _CACHE_SIZE = 100_000
@@ -79,7 +83,7 @@ class Grader:
         """
         extractions = [extract_answer(text) for _, text in pairs]
         golds = {gold: read_gold(gold) for gold in {gold for gold, _ in pairs if gold is not None}}
-        statuses: list[ScoreStatus | tuple[str, str]] = []
+        statuses: list[ScoreStatus | Pairs] = []
         for (gold, _), found in zip(pairs, extractions, strict=True):
             if gold is None:
                 statuses.append("no_gold")
@@ -87,10 +91,10 @@ class Grader:
                 statuses.append("bad_gold")
             else:
                 statuses.append(_decide(gold_answer, found.answer))
-        verdicts = self._compare({status for status in statuses if isinstance(status, tuple)})
+        verdicts = self._compare({pair for pairs in statuses if isinstance(pairs, tuple) for pair in pairs})
         grades = []
         for status, found in zip(statuses, extractions, strict=True):
-            settled: ScoreStatus = verdicts[status] if isinstance(status, tuple) else status
+            settled: ScoreStatus = _best([verdicts[p] for p in status]) if isinstance(status, tuple) else status
             answer = found.answer.text if found.answer and settled != "no_answer" else None
             grades.append(Grade(settled, answer, found.reasoning))
         return grades
@@ -128,8 +132,9 @@ def read_gold(gold: str) -> Answer | None:
     return normalise(gold)
 
 
-def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | tuple[str, str]:
-    """A status where the two texts settle it, else the pair (gold, answer) for a symbolic comparison."""
+def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:
+    """A status where the two texts settle it, else the (gold, answer) pairs of which a symbolic comparison must find
+    one equal."""
     if answer is None:
         return "no_answer"
     if gold.number is not None and answer.number is not None:
@@ -142,39 +147,56 @@ def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | tuple[str, str
         return "correct"
     if answer.several and gold.number is not None:
         return "no_answer"
+    if (ratios := (_ratio(gold.text), _ratio(answer.text))) and all(ratios):
+        return "correct" if ratios[0] == ratios[1] else "incorrect"
     if not _worth_parsing(answer.text) or not _worth_parsing(gold.text):
         return "incorrect"
-    if too_costly(answer.text) or too_costly(gold.text):
+    pairs = ((gold.text, answer.text),)
+    if gold.equation and answer.equation:
+        stated = gold.equation != gold.text and answer.equation != answer.text
+        same_name = stated and gold.equation.partition("=")[0].strip() == answer.equation.partition("=")[0].strip()
+        pairs = ((gold.equation, answer.equation), *(pairs if stated else ())) if not same_name else pairs
+    if any(too_costly(text) for pair in pairs for text in pair):
         return "error"
-    return gold.text, answer.text
+    return tuple((to_latex(left), to_latex(right)) for left, right in pairs)
+
+
+def _best(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on an answer that was compared in several forms: correct in one is correct, and an 'incorrect' must
+    hold in all."""
+    return min(verdicts, key=("correct", "timeout", "error", "bad_gold", "incorrect").index)
 
 
 def _bare(text: str) -> str:
-    text = "".join(text.split()).casefold()
-    return text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
+    """A text without what does not tell answers apart: spaces, the brackets of a choice, and the case of words."""
+    text = "".join(text.split())
+    text = text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
+    return text.casefold() if text.isalpha() else text
 
 
-_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{4,}")
+_COLONS = re.compile(r"^(\d{1,30})\s?:\s?(\d{1,30})(?:\s?:\s?(\d{1,30}))?$")
+
+
+def _ratio(text: str) -> tuple[int, ...] | None:
+    """The terms of a ratio such as 2:4, in lowest terms; a time of day such as 12:05 keeps its own."""
+    if not (match := _COLONS.match(text)):
+        return None
+    terms = [term for term in match.groups() if term]
+    common = 1 if any(len(term) > 1 and term[0] == "0" for term in terms) else math.gcd(*map(int, terms))
+    return tuple(int(term) // (common or 1) for term in terms)
+
+
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-zA-Z]{1,20}\*?\}")
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{4,}")
 
 
 def _worth_parsing(text: str) -> bool:
-    """Whether a text can be mathematics: it has a digit, a command or a lone symbol, and is not a sentence."""
-    if len(_WORD.findall(text)) > 3:
+    """Whether a text can be mathematics: it has a digit, a command or a short symbol, and is no word or sentence."""
+    if text.isalpha() and len(text) > 2:
         return False
-    return any(c.isdigit() or c == "\\" for c in text) or len(text) <= 12
-
-
-_FACTORIAL = re.compile(r"[)\]}!]\s?!|\d{3}\s?!")
-_BIG_POWER = re.compile(r"(?:\^|\*\*)\s?[({]*\s?-?\d{4}")
-_TOWER = re.compile(r"(?:\^|\*\*)\s?(?:\{[^{}]{0,100}(?:\^|\*\*)|\([^()]{0,100}(?:\^|\*\*)|-?\w{1,20}\s?(?:\^|\*\*))")
-
-
-def too_costly(text: str) -> bool:
-    """Whether evaluating a text could take unbounded time or memory: power towers, factorials of more than 99."""
-    return bool(
-        _FACTORIAL.search(text) or _BIG_POWER.search(text) or _TOWER.search(text)
-        or text.count("^") + text.count("**") > 12 or re.search(r"\d{100}", text)
-    )  # fmt: skip
+    if len(_LONG_WORD.findall(_ENVIRONMENT.sub("", text))) > 3:
+        return False
+    return any(c.isdigit() or c == "\\" for c in text) or len(text) <= 40
 
 
 class _Child:
