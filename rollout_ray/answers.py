@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rollout_ray.normal_form import BOX, NUMBER, SNIPPET_CHARS, Answer, balanced, normalise, simple_fractions
+from rollout_ray.normal_form import BOX, NUMBER, SNIPPET_CHARS, Answer, balanced, encodable, normalise, simple_fractions
 
 TAIL_CHARS = 20_000  # the final answer is looked for in this much of the end of a text
 
@@ -33,7 +33,6 @@ _MARKER_OR_DIGIT = re.compile(rf"{_MARKER.pattern}|\d", re.IGNORECASE)
 _FORMULA = re.compile(
     r"\${1,2}([^$\s](?:[^$]{0,300}[^$\s])?)\${1,2}(?=[.\s])|\\\((.{1,300}?)\\\)(?=[.\s])"
 )  # before more words
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def extract_answer(text: str) -> Extraction:
@@ -43,7 +42,7 @@ def extract_answer(text: str) -> Extraction:
     answer is, <answer>); without a marker it is the last number. A hedge, two different boxes on the last line, or a
     marker with nothing behind it is no answer.
     """
-    whole = _without_run_on(_encodable(text))
+    whole = _without_run_on(encodable(text))
     said = _after_thoughts(whole)
     tail = said[-TAIL_CHARS:]
     marker = None
@@ -55,11 +54,6 @@ def extract_answer(text: str) -> Extraction:
     begin = len(whole) - len(tail) + marker.start()
     reasoning = _strip_tags(whole[:begin]).rstrip().rstrip("*_").rstrip()
     return Extraction(_marked_answer(tail, marker), reasoning)
-
-
-def _encodable(text: str) -> str:
-    """The text with lone surrogates replaced, which no file of ours could hold."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _without_run_on(text: str) -> str:

@@ -100,7 +100,7 @@ def _equal_at_points(gold: Any, answer: Any) -> bool:
     Both are tried at points, with 30 digits: what simplification would have to prove, it finds out, and quickly.
     """
     from latex2sympy2_extended.logic import And
-    from sympy import Expr
+    from sympy import Expr, preorder_traversal
     from sympy.core.relational import Relational
 
     if isinstance(gold, And) and isinstance(answer, And) and len(gold.args) == len(answer.args):
@@ -108,7 +108,8 @@ def _equal_at_points(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Relational) and isinstance(answer, Relational):
         answer = answer if gold.rel_op == answer.rel_op else answer.reversed
         return gold.rel_op == answer.rel_op and _same_relation(gold, answer)
-    if isinstance(gold, Expr) and isinstance(answer, Expr):
+    sides = (gold, answer)
+    if all(isinstance(side, Expr) and not any(part.is_Matrix for part in preorder_traversal(side)) for side in sides):
         differences = _values(gold - answer)
         return bool(differences) and all(abs(value) < 1e-20 for (value,) in differences)
     return False

@@ -24,7 +24,7 @@ from typing import Literal, Self
 
 from rollout_ray.answers import extract_answer
 from rollout_ray.latex import to_latex, too_costly
-from rollout_ray.normal_form import Answer, normalise
+from rollout_ray.normal_form import Answer, encodable, normalise
 from rollout_ray.records import ScoreStatus
 
 Pairs = tuple[tuple[str, str], ...]
@@ -129,7 +129,7 @@ def read_gold(gold: str) -> Answer | None:
     """The answer of a gold column: a bare answer, or a worked solution that ends in a marker such as `#### 72`."""
     if "####" in gold or "\\boxed" in gold or "<answer>" in gold:
         return extract_answer(gold).answer
-    return normalise(gold)
+    return normalise(encodable(gold))
 
 
 def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:

@@ -13,7 +13,7 @@ _FUNCTION = re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])")
 _CONSTANT = re.compile(r"(?<![\\A-Za-z])(pi|infinity|infty|inf)(?![A-Za-z])")
 _CONSTANTS = {"pi": r"\pi ", "infinity": r"\infty ", "infty": r"\infty ", "inf": r"\infty "}
 _OPENING = re.compile(r"(?:\^|(?<![\\A-Za-z])(?:sqrt|abs)|√)\s?\(")
-_SIMPLE_POWER = re.compile(r"\^\s?(-?(?:\d{1,30}(?:\.\d{1,30})?|[A-Za-z])(?![A-Za-z\d.(]))")
+_SIMPLE_POWER = re.compile(r"\^\s?(-?(?:\d{1,300}(?:\.\d{1,300})?|[A-Za-z](?![A-Za-z\d(])))")
 _SIMPLE_ROOT = re.compile(r"√\s?(\d{1,30}|[a-z])")
 _FACTOR = re.compile(r"(?<![\w.})/])(\d{1,30})/(\d{1,30})(?=\s?(?:[A-Za-z(]|\\[a-z]))")  # 1/2x is a half of x
 _SIGNS = str.maketrans(
@@ -66,7 +66,8 @@ def _closing_brackets(text: str) -> dict[int, int]:
 
 _FACTORIAL = re.compile(r"[)\]}!]\s?!|\d{3}\s?!")
 _BIG_POWER = re.compile(r"(?:\^|\*\*)\s?[({]*\s?-?\d{5}|[^\d\s]\s?(?:\^|\*\*)\s?[({]*\s?-?\d{4}")
-_TOWER = re.compile(r"(?:\^|\*\*)\s?(?:\{[^{}]{0,100}(?:\^|\*\*)|\([^()]{0,100}(?:\^|\*\*)|-?\w{1,20}\s?(?:\^|\*\*))")
+# A power in an exponent, the base of which is a number: 9^{9^9}, e^{e^{79}}; not e^{-x^2}.
+_TOWER = re.compile(r"(?:\^|\*\*)\s?(?:[{(]{1,3}[^{}()]{0,100}|-?\d{0,30})(?:\d|(?<![A-Za-z])e|\\pi)\s?[)}]?\s?(?:\^|\*\*)")
 
 
 def too_costly(text: str) -> bool:

@@ -44,6 +44,7 @@ _RANGE = re.compile(r"^\s*(?:–|—|to)\s*$")
 _RANGE_OR_MINUS = re.compile(r"^\s*(?:-|–|—|to)\s*$")
 _RELATION = re.compile(r"[<>≤≥≠]|!=|\\(?:leq?|geq?|lt|gt|neq?|leqslant|geqslant|in)(?![a-zA-Z])")
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,300}")
 _VULGAR = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
 _THIN_SEPARATOR = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
@@ -98,6 +99,11 @@ def normalise(raw: str, prose: bool = False) -> Answer | None:
         if prose and " is " in plain and (said := _number_form(tidy(plain.rpartition(" is ")[2]))):
             return said
     return Answer(_comma_list(text) if listed else text, several=listed)
+
+
+def encodable(text: str) -> str:
+    """The text with lone surrogates replaced, which no file of ours could hold."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def simple_fractions(text: str) -> str:
