@@ -6,6 +6,7 @@ answer hangs, exhausts or takes down the caller. It does not find answers (answe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from rollout_ray.answers import extract_answer
+from rollout_ray.errors import GradingError
 from rollout_ray.latex import to_latex, too_costly
 from rollout_ray.normal_form import Answer, encodable, normalise
 from rollout_ray.records import ScoreStatus
@@ -32,6 +34,7 @@ Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
 VERDICTS: frozenset[str] = frozenset(("correct", "incorrect", "bad_gold", "timeout", "error"))
 _CACHE_SIZE = 100_000
 START_SECONDS = 60.0
+STARTS = 3
 MEMORY_CHECK_SECONDS = 0.1
 
 
@@ -149,6 +152,8 @@ def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:
         return "no_answer"
     if (ratios := (_ratio(gold.text), _ratio(answer.text))) and all(ratios):
         return "correct" if ratios[0] == ratios[1] else "incorrect"
+    if any(a.equation == a.text and not a.several and not b.equation for a, b in ((gold, answer), (answer, gold))):
+        return "incorrect"  # 2x + y = 1 against 1
     if not _worth_parsing(answer.text) or not _worth_parsing(gold.text):
         return "incorrect"
     pairs = ((gold.text, answer.text),)
@@ -208,29 +213,41 @@ class _Child:
 
     def compare(self, gold: str, answer: str) -> Verdict:
         """Asks the process, which is replaced where it died, fell silent past all its alarms (timeout) or outgrew its
-        memory (error). A pair at which it died is asked once more, since another may have been the cause."""
+        memory (error). A pair at which it died is asked once more, since another may have been the cause.
+
+        Raises GradingError where no process can be started.
+        """
         for _ in range(2):
             process = self._running()
             reply = self._ask(process, json.dumps([gold, answer]).encode() + b"\n")
-            if isinstance(reply, bytes):
-                return _read_verdict(reply)
+            if isinstance(reply, bytes) and (verdict := _read_verdict(reply)):
+                return verdict
             self.kill()
-            if reply is not None:
+            if reply in ("timeout", "error"):
                 return reply
         return "error"
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            command = [sys.executable, "-m", "rollout_ray.grader_child", str(self._timeout_s), str(self._memory_mib)]
-            path = os.pathsep.join(entry for entry in sys.path if entry)
-            environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-            )
-            if not isinstance(self._await_line(self._process, START_SECONDS), bytes):
+            for _ in range(STARTS):
+                self._process = self._start()
+                if self._await_line(self._process, START_SECONDS) == _READY:
+                    break
                 self.kill()
-                raise RuntimeError(f"the grading process did not start: {' '.join(command)}")
+            else:
+                raise GradingError(
+                    f"the process that compares answers did not start in {STARTS} attempts; see what "
+                    f"`{sys.executable} -m rollout_ray.grader_child {self._timeout_s} {self._memory_mib}` prints, "
+                    "and raise scoring.grader_memory_mib where memory is what it lacks"
+                )
         return self._process
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "rollout_ray.grader_child", str(self._timeout_s), str(self._memory_mib)]
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
 
     def _ask(self, process: subprocess.Popen[bytes], line: bytes) -> bytes | Literal["timeout", "error"] | None:
         assert process.stdin
@@ -244,9 +261,11 @@ class _Child:
     def _await_line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | Literal["timeout", "error"] | None:
         """The process's next line; None where it died, timeout where it stays silent, error where it grows too large."""
         assert process.stdout
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if select.select([process.stdout], [], [], MEMORY_CHECK_SECONDS)[0]:
+            if poll.poll(1000 * MEMORY_CHECK_SECONDS):
                 return process.stdout.readline() or None
             if _resident_mib(process.pid) > self._memory_mib:
                 return "error"
@@ -257,16 +276,22 @@ class _Child:
             self._process.kill()
             self._process.wait()
             assert self._process.stdin and self._process.stdout
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of a line that the process did not live to read
+                self._process.stdin.close()
             self._process.stdout.close()
             self._process = None
 
 
-def _read_verdict(reply: bytes) -> Verdict:
-    verdict = json.loads(reply)
-    if verdict not in VERDICTS:
-        raise RuntimeError(f"the grading process answered {verdict!r}")
-    return verdict  # type: ignore[no-any-return]
+_READY = b'"ready"\n'
+
+
+def _read_verdict(reply: bytes) -> Verdict | None:
+    """The verdict of a whole line; None for what a process left behind that died while writing it."""
+    try:
+        verdict = json.loads(reply)
+    except ValueError:
+        return None
+    return verdict if isinstance(verdict, str) and verdict in VERDICTS else None  # type: ignore[return-value]
 
 
 def _resident_mib(pid: int) -> float:

@@ -59,8 +59,10 @@ _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;: ]|!\s?)|\\q?quad\b|\\(?:left|right)(?![a-zA-Z])|[$€£¥₹~]|\\\$|\{,\}(?=\d)")
 _SPACES = frozenset(("~", "\\ ", "\\quad", "\\qquad"))
 _PERCENT = re.compile(r"\\%|(?<=[\d} ])[ ]{0,3}(?:percent(?:age)?|per cent|pct)\b", re.IGNORECASE)
-_DEGREE = re.compile(r"\^\s?\{?\s?(?:\\circ|°)\s?\}?|°")
-_FRAME = "*`\"' "
+_DEGREE = re.compile(r"(?:\^\s?\{?\s?(?:\\circ|°)\s?\}?|°)(?:\s?[CF]\b)?")
+_TAG = re.compile(r"</?answer>", re.IGNORECASE)
+_ASIDE = re.compile(r" \([A-Za-z -]{3,60}\)$")  # 7 (seven)
+_FRAME = "*`\"'≈ "
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3}){1,100}|\d{1,3}(?: \d{3}){1,100}|\d{1,300})?(?:(?<=\d)|(?=\.\d))(?:\.\d{0,300})?"
 _PLAIN = re.compile(rf"^([-+]?)\s?({_DECIMAL})(?:[eE]([-+]?\d{{1,4}}))?$")
 _QUOTIENT = re.compile(r"^([-+]?)\s?(?:(\d{1,3}(?: \d{3}){1,30}|\d{1,100})\s{1,3})?(\d{1,100})\s?/\s?(-?\d{1,100})$")
@@ -78,13 +80,13 @@ def normalise(raw: str, prose: bool = False) -> Answer | None:
     """
     text = tidy(raw)
     if prose:
-        text = text.rstrip("!")
+        text = _ASIDE.sub("", text.rstrip("!"))
     if not text or len(text) > SNIPPET_CHARS:
         return None
     if number := _number_form(text):
         return number
-    if "=" in text and not _RELATION.search(text):
-        return _of_equation(text, prose)
+    if "=" in text and not _RELATION.search(text) and len(sides := _sides(text)) > 1:
+        return _of_equation(text, sides, prose)
     plain = simple_fractions(text)
     numbers = [m for m in NUMBER.finditer(plain) if m.group()]
     between = [plain[a.end() : b.start()] for a, b in pairwise(numbers)]
@@ -93,6 +95,8 @@ def normalise(raw: str, prose: bool = False) -> Answer | None:
     hedged = any(_HEDGE.search(gap) and not _ONLY_SEPARATORS.match(gap) for gap in between)
     if hedged or (between and _BRACKETING.search(plain)):
         return None
+    if mixed := _MIXED_WITH_UNIT.match(plain):
+        return _number_form(mixed.group(1)) or Answer(text)
     if numbers and not listed and "\\" not in plain:
         if _reads_as_quantity(plain, numbers):
             return _quantity(plain, numbers[0]) or Answer(text)
@@ -123,7 +127,7 @@ def balanced(text: str) -> str | None:
 
 def tidy(raw: str) -> str:
     """Unicode and LaTeX spellings brought to plain ones; what merely frames an answer taken off."""
-    text = _SPECIAL_TOKEN.sub("", raw[: 4 * SNIPPET_CHARS]).translate(_INVISIBLE)
+    text = _TAG.sub(" ", _SPECIAL_TOKEN.sub("", raw[: 4 * SNIPPET_CHARS])).translate(_INVISIBLE)
     text = _THIN_SEPARATOR.sub("", _VULGAR.sub(" ", text))
     text = _SUPERSCRIPT.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m.group()) + "}", text)
     text = unicodedata.normalize("NFKC", text).translate(_PLAIN_SIGNS)
@@ -147,9 +151,19 @@ _COMMAND = re.compile(r"\\[a-zA-Z]{1,30}|[A-Za-z]{3,30}")
 _ARITHMETIC = re.compile(r"(?:\\(?:times|cdot|div|frac|sqrt|approx)(?![a-zA-Z])|[^A-Za-z\\])*")
 
 
-def _of_equation(text: str, prose: bool) -> Answer | None:
+def _sides(text: str) -> list[str]:
+    """The parts of a text between its equals signs, those inside braces (a sum's limits) apart."""
+    sides, depth, begin = [], 0, 0
+    for position, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if char == "=" and depth <= 0:
+            sides.append(text[begin:position].strip())
+            begin = position + 1
+    return [*sides, text[begin:].strip()]
+
+
+def _of_equation(text: str, sides: list[str], prose: bool) -> Answer | None:
     """`x = 5`, `12 * 6 = 72` and `2 = y` state a value, which is the answer; `2x + y = 1` is an answer of its own."""
-    sides = [side.strip() for side in text.split("=")]
     if _is_name(sides[-1]) and not any(_is_name(side) for side in sides[:-1]):
         sides.reverse()
     value = sides[-1]
@@ -177,11 +191,14 @@ def _is_arithmetic(side: str) -> bool:
     return bool(_ARITHMETIC.fullmatch(_TIMES.sub("*", _WORD.sub("", side))))
 
 
+_MIXED_WITH_UNIT = re.compile(r"^([-+]?\d{1,30} {1,3}\d{1,30}/\d{1,30}) {1,3}[A-Za-z]{2,30}\b[A-Za-z .]{0,100}$")
+_OF_THE_DAY = re.compile(r"\d ?: ?\d")
 _FUNCTION = re.compile(r"(?<![a-z])(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|sqrt|abs|pi)(?![a-z])")
 _UNIT_POWER = re.compile(
     r"(?<![a-zA-Z])(units?|feet|inch(?:es)?|met(?:er|re)s?|[mckd]?m|ft|in|yd|mi)\s?\^\s?\{?\s?[23]\s?\}?"
 )
 _GLUED = re.compile(r"\d([^\W\d_]{1,30})")
+_LETTERS = re.compile(r"[^\W\d_]{2,300}")
 _UNIT = re.compile(r"[cmkd]?m|[km]?g|ml|hrs?|mins?|sec|lbs?|oz|ft|in|yd|mi|mph|kph|am|pm|deg|th|st|nd|rd", re.IGNORECASE)
 
 
@@ -192,12 +209,12 @@ def _reads_as_quantity(text: str, numbers: list[re.Match[str]]) -> bool:
     """
     plain = _UNIT_POWER.sub(r"\1", text)
     words = NUMBER.sub(" ", plain)
-    if re.search(r"[\^*+<>|(){}\[\]_~]", words) or _FUNCTION.search(words):
+    if re.search(r"[\^*+<>|(){}\[\]_~]", words) or _FUNCTION.search(words) or _OF_THE_DAY.search(text):
         return False
     if any(len(word) < 4 and not _UNIT.fullmatch(word) for word in _GLUED.findall(plain)):
         return False
-    first = numbers[0]
-    return bool(re.search(r"[^\W\d]{2}", words)) and (len(numbers) == 1 or first.start() == 0)
+    named = any(len(word) > 2 or _UNIT.fullmatch(word) for word in _LETTERS.findall(words))
+    return named and (len(numbers) == 1 or numbers[0].start() == 0)
 
 
 def _quantity(text: str, number: re.Match[str]) -> Answer | None:

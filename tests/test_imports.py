@@ -22,7 +22,7 @@ PURE = {
     "answers": {"normal_form"},
     "demo_questions": set(),
     "models": {"config", "errors"},
-    "grading": {"answers", "latex", "normal_form", "records"},
+    "grading": {"answers", "errors", "latex", "normal_form", "records"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
     "arms": {"config", "records"},
