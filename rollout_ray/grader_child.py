@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -59,39 +60,47 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(f"{event} is refused in the grading process")
 
 
-def _comparison(timeout_s: int) -> Any:
+def _comparison(timeout_s: int) -> Callable[[str, str], str]:
     """A function of (gold, answer) that gives the verdict. Imports sympy."""
     from math_verify import parse, verify
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
 
-    equal_at_points = timeout(timeout_s)(_equal_at_points)
+    equal_at_points, far_apart = timeout(timeout_s)(_equal_at_points), timeout(timeout_s)(_far_apart)
 
-    def verified(parsed: list[Any], candidate: list[Any]) -> bool:
+    def in_time(function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function gives. An alarm that sympy swallowed has left it half done, which only a yes survives."""
+        begun = time.monotonic()
+        result = function(*arguments)
+        if result is not True and time.monotonic() - begun >= timeout_s:
+            raise TimeoutException
+        return result
+
+    def parsed(text: str) -> Any:
+        return parse(f"\\boxed{{{text}}}", parsing_timeout=timeout_s, raise_on_error=True)
+
+    def verified(gold: list[Any], answer: list[Any]) -> bool:
         try:
-            return bool(verify(parsed, candidate, timeout_seconds=timeout_s, raise_on_error=True))
+            return bool(verify(gold, answer, timeout_seconds=timeout_s, raise_on_error=True))
         except ValueError as error:
             if not str(error).startswith("zip() argument"):
                 raise
             return False  # how math-verify meets two relations with different numbers of solutions
 
-    def compare(gold: str, answer: str) -> str:
-        begun = time.monotonic()
+    def compare(gold_text: str, answer_text: str) -> str:
         try:
-            parsed = parse(f"\\boxed{{{gold}}}", parsing_timeout=timeout_s, raise_on_error=True)
-            if not parsed:
+            gold, answer = in_time(parsed, gold_text), in_time(parsed, answer_text)
+            if not gold:
                 return "bad_gold"
-            candidate = parse(f"\\boxed{{{answer}}}", parsing_timeout=timeout_s, raise_on_error=True)
-            if verified(parsed, candidate):
-                return "correct"
-            if candidate and equal_at_points(parsed[0], candidate[0]):
+            if in_time(verified, gold, answer):
+                return "incorrect" if in_time(far_apart, gold[0], answer[0]) else "correct"
+            if answer and in_time(equal_at_points, gold[0], answer[0]):
                 return "correct"
         except TimeoutException:
             return "timeout"
         except Exception:  # noqa: BLE001  (sympy raises anything on a hostile text; the verdict says that it failed)
             return "error"
-        # An alarm that sympy swallowed has left a comparison half done.
-        return "timeout" if time.monotonic() - begun >= timeout_s else "incorrect"
+        return "incorrect"
 
     return compare
 
@@ -102,7 +111,6 @@ def _equal_at_points(gold: Any, answer: Any) -> bool:
     Both are tried at points, with 30 digits: what simplification would have to prove, it finds out, and quickly.
     """
     from latex2sympy2_extended.logic import And
-    from sympy import Expr, preorder_traversal
     from sympy.core.relational import Relational
 
     if isinstance(gold, And) and isinstance(answer, And) and len(gold.args) == len(answer.args):
@@ -110,11 +118,30 @@ def _equal_at_points(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Relational) and isinstance(answer, Relational):
         answer = answer if gold.rel_op == answer.rel_op else answer.reversed
         return gold.rel_op == answer.rel_op and _same_relation(gold, answer)
-    sides = (gold, answer)
-    if all(isinstance(side, Expr) and not any(part.is_Matrix for part in preorder_traversal(side)) for side in sides):
-        differences = _values(gold - answer)
-        return bool(differences) and all(abs(value) < 1e-20 for (value,) in differences)
+    if _are_expressions(gold, answer):
+        pairs = _values(gold, answer)
+        enough = 3 if gold.free_symbols | answer.free_symbols else 1
+        return len(pairs) >= enough and all(abs(ours - theirs) <= 1e-20 * abs(ours) for ours, theirs in pairs)
     return False
+
+
+def _far_apart(gold: Any, answer: Any) -> bool:
+    """Whether two constants differ by more than rounding: 2^{-98} and 2^{-99} agree in the places that math-verify sees."""
+    from sympy import UnevaluatedExpr
+
+    if not _are_expressions(gold, answer) or any(side.free_symbols or side.has(UnevaluatedExpr) for side in (gold, answer)):
+        return False
+    for ours, theirs in _values(gold, answer):
+        rounding = 1e-5 * max(abs(ours), abs(theirs)) if ours and theirs else 1e-20  # sin(7 pi) is not quite 0
+        return bool(abs(ours - theirs) > rounding)
+    return False
+
+
+def _are_expressions(*sides: Any) -> bool:
+    """Whether all are scalar expressions, with no matrix in them."""
+    from sympy import Expr, preorder_traversal
+
+    return all(isinstance(side, Expr) and not any(part.is_Matrix for part in preorder_traversal(side)) for side in sides)
 
 
 def _same_relation(gold: Any, answer: Any) -> bool:
