@@ -36,6 +36,10 @@ class EngineError(RolloutError):
     exit_code = 5
 
 
+class GradingError(RolloutError):
+    """No process that compares answers symbolically can be started here."""
+
+
 class LedgerError(RolloutError):
     """The run directory belongs to another run (its config or data differ), or cannot be written."""
 

@@ -6,7 +6,9 @@ answer hangs, exhausts or takes down the caller. It does not find answers (answe
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import queue
 import re
@@ -21,13 +23,18 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from rollout_ray.answers import Answer, extract_answer, normalise
+from rollout_ray.answers import extract_answer
+from rollout_ray.errors import GradingError
+from rollout_ray.latex import to_latex, too_costly
+from rollout_ray.normal_form import Answer, encodable, normalise
 from rollout_ray.records import ScoreStatus
 
+Pairs = tuple[tuple[str, str], ...]
 Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
 VERDICTS: frozenset[str] = frozenset(("correct", "incorrect", "bad_gold", "timeout", "error"))
 _CACHE_SIZE = 100_000
 START_SECONDS = 60.0
+STARTS = 3
 MEMORY_CHECK_SECONDS = 0.1
 
 
@@ -79,7 +86,7 @@ class Grader:
         """
         extractions = [extract_answer(text) for _, text in pairs]
         golds = {gold: read_gold(gold) for gold in {gold for gold, _ in pairs if gold is not None}}
-        statuses: list[ScoreStatus | tuple[str, str]] = []
+        statuses: list[ScoreStatus | Pairs] = []
         for (gold, _), found in zip(pairs, extractions, strict=True):
             if gold is None:
                 statuses.append("no_gold")
@@ -87,10 +94,10 @@ class Grader:
                 statuses.append("bad_gold")
             else:
                 statuses.append(_decide(gold_answer, found.answer))
-        verdicts = self._compare({status for status in statuses if isinstance(status, tuple)})
+        verdicts = self._compare({pair for pairs in statuses if isinstance(pairs, tuple) for pair in pairs})
         grades = []
         for status, found in zip(statuses, extractions, strict=True):
-            settled: ScoreStatus = verdicts[status] if isinstance(status, tuple) else status
+            settled: ScoreStatus = _best([verdicts[p] for p in status]) if isinstance(status, tuple) else status
             answer = found.answer.text if found.answer and settled != "no_answer" else None
             grades.append(Grade(settled, answer, found.reasoning))
         return grades
@@ -125,11 +132,12 @@ def read_gold(gold: str) -> Answer | None:
     """The answer of a gold column: a bare answer, or a worked solution that ends in a marker such as `#### 72`."""
     if "####" in gold or "\\boxed" in gold or "<answer>" in gold:
         return extract_answer(gold).answer
-    return normalise(gold)
+    return normalise(encodable(gold))
 
 
-def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | tuple[str, str]:
-    """A status where the two texts settle it, else the pair (gold, answer) for a symbolic comparison."""
+def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:
+    """A status where the two texts settle it, else the (gold, answer) pairs of which a symbolic comparison must find
+    one equal."""
     if answer is None:
         return "no_answer"
     if gold.number is not None and answer.number is not None:
@@ -142,39 +150,58 @@ def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | tuple[str, str
         return "correct"
     if answer.several and gold.number is not None:
         return "no_answer"
+    if (ratios := (_ratio(gold.text), _ratio(answer.text))) and all(ratios):
+        return "correct" if ratios[0] == ratios[1] else "incorrect"
+    if any(a.equation == a.text and not a.several and not b.equation for a, b in ((gold, answer), (answer, gold))):
+        return "incorrect"  # 2x + y = 1 against 1
     if not _worth_parsing(answer.text) or not _worth_parsing(gold.text):
         return "incorrect"
-    if too_costly(answer.text) or too_costly(gold.text):
+    pairs = ((gold.text, answer.text),)
+    if gold.equation and answer.equation:
+        stated = gold.equation != gold.text and answer.equation != answer.text
+        same_name = stated and gold.equation.partition("=")[0].strip() == answer.equation.partition("=")[0].strip()
+        pairs = ((gold.equation, answer.equation), *(pairs if stated else ())) if not same_name else pairs
+    if any(too_costly(text) for pair in pairs for text in pair):
         return "error"
-    return gold.text, answer.text
+    return tuple((to_latex(left), to_latex(right)) for left, right in pairs)
+
+
+def _best(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on an answer that was compared in several forms: correct in one is correct, and an 'incorrect' must
+    hold in all."""
+    return min(verdicts, key=("correct", "timeout", "error", "bad_gold", "incorrect").index)
 
 
 def _bare(text: str) -> str:
-    text = "".join(text.split()).casefold()
-    return text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
+    """A text without what does not tell answers apart: spaces, the brackets of a choice, and the case of words."""
+    text = "".join(text.split())
+    text = text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
+    return text.casefold() if text.isalpha() else text
 
 
-_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{4,}")
+_COLONS = re.compile(r"^(\d{1,30})\s?:\s?(\d{1,30})(?:\s?:\s?(\d{1,30}))?$")
+
+
+def _ratio(text: str) -> tuple[int, ...] | None:
+    """The terms of a ratio such as 2:4, in lowest terms; a time of day such as 12:05 keeps its own."""
+    if not (match := _COLONS.match(text)):
+        return None
+    terms = [term for term in match.groups() if term]
+    common = 1 if any(len(term) > 1 and term[0] == "0" for term in terms) else math.gcd(*map(int, terms))
+    return tuple(int(term) // (common or 1) for term in terms)
+
+
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-zA-Z]{1,20}\*?\}")
+_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{4,}")
 
 
 def _worth_parsing(text: str) -> bool:
-    """Whether a text can be mathematics: it has a digit, a command or a lone symbol, and is not a sentence."""
-    if len(_WORD.findall(text)) > 3:
+    """Whether a text can be mathematics: it has a digit, a command or a short symbol, and is no word or sentence."""
+    if text.isalpha() and len(text) > 2:
         return False
-    return any(c.isdigit() or c == "\\" for c in text) or len(text) <= 12
-
-
-_FACTORIAL = re.compile(r"[)\]}!]\s?!|\d{3}\s?!")
-_BIG_POWER = re.compile(r"(?:\^|\*\*)\s?[({]*\s?-?\d{4}")
-_TOWER = re.compile(r"(?:\^|\*\*)\s?(?:\{[^{}]{0,100}(?:\^|\*\*)|\([^()]{0,100}(?:\^|\*\*)|-?\w{1,20}\s?(?:\^|\*\*))")
-
-
-def too_costly(text: str) -> bool:
-    """Whether evaluating a text could take unbounded time or memory: power towers, factorials of more than 99."""
-    return bool(
-        _FACTORIAL.search(text) or _BIG_POWER.search(text) or _TOWER.search(text)
-        or text.count("^") + text.count("**") > 12 or re.search(r"\d{100}", text)
-    )  # fmt: skip
+    if len(_LONG_WORD.findall(_ENVIRONMENT.sub("", text))) > 3:
+        return False
+    return any(c.isdigit() or c == "\\" for c in text) or len(text) <= 40
 
 
 class _Child:
@@ -186,29 +213,41 @@ class _Child:
 
     def compare(self, gold: str, answer: str) -> Verdict:
         """Asks the process, which is replaced where it died, fell silent past all its alarms (timeout) or outgrew its
-        memory (error). A pair at which it died is asked once more, since another may have been the cause."""
+        memory (error). A pair at which it died is asked once more, since another may have been the cause.
+
+        Raises GradingError where no process can be started.
+        """
         for _ in range(2):
             process = self._running()
             reply = self._ask(process, json.dumps([gold, answer]).encode() + b"\n")
-            if isinstance(reply, bytes):
-                return _read_verdict(reply)
+            if isinstance(reply, bytes) and (verdict := _read_verdict(reply)):
+                return verdict
             self.kill()
-            if reply is not None:
+            if reply in ("timeout", "error"):
                 return reply
         return "error"
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            command = [sys.executable, "-m", "rollout_ray.grader_child", str(self._timeout_s), str(self._memory_mib)]
-            path = os.pathsep.join(entry for entry in sys.path if entry)
-            environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-            )
-            if not isinstance(self._await_line(self._process, START_SECONDS), bytes):
+            for _ in range(STARTS):
+                self._process = self._start()
+                if self._await_line(self._process, START_SECONDS) == _READY:
+                    break
                 self.kill()
-                raise RuntimeError(f"the grading process did not start: {' '.join(command)}")
+            else:
+                raise GradingError(
+                    f"the process that compares answers did not start in {STARTS} attempts; see what "
+                    f"`{sys.executable} -m rollout_ray.grader_child {self._timeout_s} {self._memory_mib}` prints, "
+                    "and raise scoring.grader_memory_mib where memory is what it lacks"
+                )
         return self._process
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "rollout_ray.grader_child", str(self._timeout_s), str(self._memory_mib)]
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
 
     def _ask(self, process: subprocess.Popen[bytes], line: bytes) -> bytes | Literal["timeout", "error"] | None:
         assert process.stdin
@@ -222,9 +261,11 @@ class _Child:
     def _await_line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | Literal["timeout", "error"] | None:
         """The process's next line; None where it died, timeout where it stays silent, error where it grows too large."""
         assert process.stdout
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if select.select([process.stdout], [], [], MEMORY_CHECK_SECONDS)[0]:
+            if poll.poll(1000 * MEMORY_CHECK_SECONDS):
                 return process.stdout.readline() or None
             if _resident_mib(process.pid) > self._memory_mib:
                 return "error"
@@ -235,16 +276,22 @@ class _Child:
             self._process.kill()
             self._process.wait()
             assert self._process.stdin and self._process.stdout
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of a line that the process did not live to read
+                self._process.stdin.close()
             self._process.stdout.close()
             self._process = None
 
 
-def _read_verdict(reply: bytes) -> Verdict:
-    verdict = json.loads(reply)
-    if verdict not in VERDICTS:
-        raise RuntimeError(f"the grading process answered {verdict!r}")
-    return verdict  # type: ignore[no-any-return]
+_READY = b'"ready"\n'
+
+
+def _read_verdict(reply: bytes) -> Verdict | None:
+    """The verdict of a whole line; None for what a process left behind that died while writing it."""
+    try:
+        verdict = json.loads(reply)
+    except ValueError:
+        return None
+    return verdict if isinstance(verdict, str) and verdict in VERDICTS else None  # type: ignore[return-value]
 
 
 def _resident_mib(pid: int) -> float:

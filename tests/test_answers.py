@@ -67,6 +67,33 @@ def answer_of(text: str) -> str | None:
         ("Answer: 12 * 6 = 72", "72"),
         ("Answer: x = 72", "72"),
         ("The answer is 72!", "72"),
+        ("The answer is $5$ because $2+3=5$.", "5"),
+        ("Answer: The largest value of $f(x)$ is 19.", "19"),
+        ("Answer: 12 apples * 6 = 72 apples", "72"),
+        ("Answer: 12 x 6 = 72", "72"),
+        ("Answer: 7 (seven)", "7"),
+        ("Answer: 72</answer>", "72"),
+        ("Answer: 72 <|im_end|>user 5", "72"),
+        ("Answer: 2 1/2 cups", "2.5"),
+        ("Answer: 28 percent of them", "28"),
+        ("so the share is $\\frac{2}{5}$.", "0.4"),
+        ("the code is AZ2A", None),
+        # letters at a number: a unit, or factors
+        ("Answer: 12cm", "12"),
+        ("Answer: 15 cm²", "15"),
+        ("Answer: 72 km/h", "72"),
+        ("Answer: 3xy", "3xy"),
+        ("Answer: 3 xy", "3 xy"),
+        ("Answer: x²", "x^{2}"),
+        # a list, a range, a difference, a time of day
+        ("Answer: 19, 46, and 82", "19, 46, 82"),
+        ("Answer: 3-5", "3-5"),
+        ("Answer: 10:30 am", "10:30 am"),
+        # equations
+        ("Answer: 2 = y", "2"),
+        ("Answer: 2x + y = 1", "2x + y = 1"),
+        ("Answer: x = x/2 + 5", "x = x/2 + 5"),
+        ("Answer: y = 2x", "2x"),
     ],
 )
 def test_the_answer_of_a_text(text: str, expected: str | None) -> None:
@@ -109,6 +136,14 @@ def test_the_answer_of_a_text(text: str, expected: str | None) -> None:
         ("\u00a01\u202f000", "1000"),
         ("\uff11\uff12", "12"),
         ("x=5", "5"),
+        ("1 000 000.5", "1000000.5"),
+        ("1 000 4/9", "9004/9"),
+        ("10~\\mathrm{cm}", "10"),
+        ("20°C", "20"),
+        ("12\\text{ cm}", "12"),
+        ("\u202e27\u202c", "27"),
+        ("7\u200b2", "72"),
+        ("4.5\\%", "4.5"),
     ],
 )
 def test_a_plain_number_has_one_normal_form(written: str, normal: str) -> None:
@@ -116,7 +151,9 @@ def test_a_plain_number_has_one_normal_form(written: str, normal: str) -> None:
     assert answer is not None and answer.text == normal and answer.number is not None
 
 
-@pytest.mark.parametrize("written", ["1e999999999", "1/0", "1,23", "10!", "\\sqrt{2}", "(1, 2)", "C", "9^9^9^9"])
+@pytest.mark.parametrize(
+    "written", ["1e999999999", "1/0", "1,23", "11 7/6", "5²", "10:30", "10!", "\\sqrt{2}", "(1, 2)", "C", "9^9^9^9"]
+)
 def test_what_is_no_plain_number_keeps_its_text(written: str) -> None:
     answer = normalise(written)
     assert answer is not None and answer.number is None
