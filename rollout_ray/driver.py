@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.backend import BackendInfo
 from actors.engine import EngineActor, Exchange
 from actors.placement import choose_placement, live_nodes, release, reserve
-from actors.scorer import Receipt, ScorerActor, load_reward
+from actors.scorer import Receipt, ScorerActor
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError, IncompleteError, Interrupted, LedgerError, RolloutError
 from rollout_ray.ledger import EventLog, RunDirectory
@@ -35,6 +35,7 @@ from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.report import Summary
 from rollout_ray.scheduler import Scheduler
+from rollout_ray.scoring import load_reward
 
 log = logging.getLogger(__name__)
 
