@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
@@ -284,9 +284,9 @@ class _Session:
         except RayActorError as error:
             self._scorer_died(scorer, error)
             return
-        except RayTaskError as error:
-            raise _as_rollout_error(error) from error
-        except RayError:
+        except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, ObjectLostError):
+                raise _as_rollout_error(error) from error
             # The payload was lost with the engine that made it: its draws are drawn again.
             lost = scorer.payloads.pop(payload, [])
             self.view.generated_draws -= sum(map(len, lost))

@@ -121,9 +121,7 @@ class _Verifier:
         key = "" if question_id is None else str(question_id)
         if not key:
             if self._merged.layout != "responses":
-                self._result.add(
-                    "rows", Disagreement(f"of row {row} (from 0)", None, None, "question_id", question_id, "an id")
-                )
+                self._result.add("rows", Disagreement(f"of row {row} (from 0)", None, None, "has no question_id"))
                 return False
             key = f"row {row}"
         elif key in self._seen:
@@ -257,9 +255,12 @@ class _Verifier:
         for question_id in extra:
             self._result.add("rows", Disagreement(question_id, None, None, "is not of this run"))
         if unnamed:
-            self._check_number()
+            self._note_number()
         due = self._description.fingerprint
-        if not self._result.counts["rows"] + self._result.counts["content"] and f"{self._fingerprint:032x}" != due:
+        if (
+            not any(self._result.counts[kind] for kind in ("rows", "count", "content"))
+            and f"{self._fingerprint:032x}" != due
+        ):
             self._result.add(
                 "content",
                 Disagreement(
@@ -267,10 +268,12 @@ class _Verifier:
                 ),
             )
 
-    def _check_number(self) -> None:
-        due = self._description.questions
-        if len(self._seen) != due:
-            self._result.add("rows", Disagreement("(all)", None, None, "number of questions", len(self._seen), due))
+    def _note_number(self) -> None:
+        """Says what is known where not all ids can be named."""
+        due, here = self._description.questions, len(self._seen)
+        what = "number of questions" if due != here else "has ids that are not of this run"
+        values = (here, due) if due != here else (None, None)
+        self._result.add("count", Disagreement("(any)", None, None, what, *values))
 
     def _absent(self) -> tuple[Sequence[str], Sequence[str], int]:
         """Ids that are missing, ids that are foreign, and how many cells of the roster say no more than that they
