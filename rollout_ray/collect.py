@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from rollout_ray.arms import resolve_arms
 from rollout_ray.config import RunConfig
+from rollout_ray.description import describe
 from rollout_ray.errors import ConfigError
 from rollout_ray.ledger import EventLog, RunDirectory, model_fingerprint
 from rollout_ray.merge import merge
 from rollout_ray.models import check_model, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
-from rollout_ray.records import SCHEMA_VERSION, Arm
+from rollout_ray.records import SCHEMA_VERSION
 from rollout_ray.report import Summary
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     run = RunDirectory(cfg.output.output_dir)
     identity = _identity(cfg, questions)
     versions = _versions()
-    resumed = run.open(identity, _description(cfg, arms, questions, versions))
+    facts = describe(cfg, arms, questions)
+    resumed = run.open(identity, _description(cfg, questions, facts, versions))
     events = EventLog(run)
     try:
         done = run.done_ids() & set(questions.ids)
@@ -91,6 +93,7 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
             "model": cfg.model.model_path,
             "model_fingerprint": identity["model.fingerprint"],
             **versions,
+            **facts,
         }
         draws = sum(arm.samples for arm in arms)
         merged = merge(run, questions, cfg.output.layout, draws, metadata, summary.add)
@@ -122,13 +125,13 @@ def _identity(cfg: RunConfig, questions: QuestionSet) -> dict[str, Any]:
 
 
 def _description(
-    cfg: RunConfig, arms: tuple[Arm, ...], questions: QuestionSet, versions: dict[str, str | None]
+    cfg: RunConfig, questions: QuestionSet, facts: dict[str, Any], versions: dict[str, str | None]
 ) -> dict[str, Any]:
     return {
         "digest": cfg.digest(),
         "config": cfg.model_dump(mode="json"),
-        "arms": [{name: getattr(arm, name) for name in arm.__slots__} for arm in arms],
-        "dataset": {"name": questions.source.name, "questions": len(questions)},
+        "arms": facts["arms"],
+        "dataset": {"name": questions.source.name, **facts["dataset"]},
         "versions": versions,
     }
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,25 @@ def load_config(
     arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, file: str | Path | None = None
 ) -> RunConfig:
     """The config of these flags, variables and YAML file. Raises ConfigError with one sentence for each bad field."""
-    values: dict[str, Any] = read_yaml(file) if file else {}
-    _overlay(values, _from_environment(environment or {}))
-    _overlay(values, _from_flags(arguments))
+    return overlaid({}, arguments, environment, file)
+
+
+def overlaid(
+    base: Mapping[str, Any], arguments: Sequence[str], environment: Mapping[str, str] | None, file: str | Path | None
+) -> RunConfig:
+    """The config of the sections `base` with what these sources give written over it. Raises ConfigError.
+
+    A reward preset that the sources name brings its gamma and bonus, whatever `base` has.
+    """
+    given: dict[str, Any] = read_yaml(file) if file else {}
+    _overlay(given, _from_environment(environment or {}))
+    _overlay(given, _from_flags(arguments))
+    values = deepcopy(dict(base))
+    scoring = given.get("scoring")
+    if isinstance(scoring, Mapping) and "reward_preset" in scoring:
+        for name in ("gamma", "bonus"):
+            values.get("scoring", {}).pop(name, None)
+    _overlay(values, given)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

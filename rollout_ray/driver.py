@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
 from actors.placement import choose_placement, draining_nodes, live_nodes
-from actors.scorer import Receipt, ScorerActor, load_reward
+from actors.scorer import Receipt, ScorerActor
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
 from rollout_ray.errors import IncompleteError, Interrupted, LedgerError, RolloutError
@@ -31,6 +31,7 @@ from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.report import Summary
 from rollout_ray.scheduler import Scheduler
+from rollout_ray.scoring import load_reward
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class _Session:
             self._scorer_died(scorer, error)
             return
         except RayError as error:
-            if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, ObjectLostError):
                 raise _as_rollout_error(error) from error
             # The payload was lost with the engine that made it: its draws are drawn again.
             lost = scorer.payloads.pop(payload, [])

@@ -52,6 +52,12 @@ class IncompleteError(RolloutError):
     exit_code = 7
 
 
+class VerifyError(RolloutError):
+    """A merged file cannot be read, or disagrees with what its own texts and description give."""
+
+    exit_code = 8
+
+
 class Interrupted(RolloutError):
     """The run was asked to stop (Ctrl-C or SIGTERM); what was complete is kept and the same command goes on from there."""
 

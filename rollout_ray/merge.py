@@ -116,7 +116,7 @@ def merge(
     def write(stream: IO[bytes]) -> None:
         nonlocal written
         with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-            for table in _row_groups(_joined(parts, questions, layout, draws_per_question, observe)):
+            for table in row_groups(_joined(parts, questions, layout, draws_per_question, observe)):
                 writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
                 written += table.num_rows
 
@@ -144,7 +144,8 @@ def _joined(
             yield LAYOUTS[layout](given, rows)
 
 
-def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of these tables in tables of a row group's size."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -10,27 +11,32 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rollout_ray.errors import ConfigError, RolloutError
+from rollout_ray.errors import ConfigError, RolloutError, VerifyError
 
 if TYPE_CHECKING:
     from rollout_ray.progress import Progress
+    from rollout_ray.report import Summary
 
 USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score and merge
        rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet   make a question set
        rollout prepare demo COUNT OUTPUT.parquet
        rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
+       rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
+       rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
 
 Each flag below is also a field of the YAML file (under its section) and a variable ROLLOUT_<FLAG>.
 Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag.
 
 exit codes: 0 done, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left, 6 run directory,
-7 incomplete, 130 stopped (the same command goes on)"""
+7 incomplete, 8 verify found a disagreement, 130 stopped (the same command goes on)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands: dict[str, Callable[[list[str]], int]] = {"prepare": _prepare, "export": _export, "run": _run}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "prepare": _prepare, "export": _export, "verify": _verify, "rescore": _rescore, "run": _run,
+    }  # fmt: skip
     command = commands.get(words[0], _run) if words else _run
     try:
         return command(words[1:] if words and words[0] in commands else words)
@@ -63,14 +69,10 @@ def _run(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _as_interrupt)
 
     from rollout_ray.collect import collect
-    from rollout_ray.report import summary_lines, summary_table
 
     console, progress = _view(own.quiet)
     rollouts = collect(None, config, progress=progress)
-    console.print(summary_table(rollouts.summary))
-    for line in summary_lines(rollouts.summary):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(rollouts.path, markup=False, highlight=False, soft_wrap=True)
+    _print_summary(console, rollouts.summary, rollouts.path)
     return 0
 
 
@@ -117,6 +119,53 @@ def _export(words: list[str]) -> int:
 
     print(f"{export_jsonl(RunDirectory(args.run_dir), args.output)} questions in {args.output}")
     return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = _Parser(prog="rollout verify")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("--reward", help="module:function of a custom reward that a file from elsewhere names")
+    args = parser.parse_args(words)
+
+    from rollout_ray.verify import verify
+
+    result = verify(args.path, args.reward)
+    for line in result.lines():
+        print(line)
+    if not result.agrees:
+        raise VerifyError(
+            f"{result.path} disagrees with its own texts and description in {result.counts.total()} places; run "
+            "the command of its run again, which merges the parts anew"
+        )
+    return 0
+
+
+def _rescore(words: list[str]) -> int:
+    parser = _Parser(prog="rollout rescore", allow_abbrev=False, epilog="further flags: the scoring fields of a run")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("--config", help="YAML file; what it leaves out stays as in the run")
+    parser.add_argument("--output", help="new file; unset: merged-<digest>.parquet beside the old one")
+    if words and words[0].startswith("-") and not {"-h", "--help"} & set(words):
+        parser.error("name the run directory or file before the flags")
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.rescore import rescore
+
+    done = rescore(own.path, flags, os.environ, own.config, own.output)
+    console, _ = _view(quiet=True)
+    lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
+    for line in lines or ["no field differs from the run's; graded again"]:
+        print(line)
+    _print_summary(console, done.summary, done.path)
+    return 0
+
+
+def _print_summary(console: Any, summary: Summary, path: str) -> None:
+    from rollout_ray.report import summary_lines, summary_table
+
+    console.print(summary_table(summary))
+    for line in [*summary_lines(summary), path]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Parser(argparse.ArgumentParser):

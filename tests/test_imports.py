@@ -13,7 +13,7 @@ import pytest
 import rollout_ray
 from tests.conftest import ROOT
 
-PURE = {
+PURE: dict[str, set[str]] = {
     "records": set(),
     "errors": set(),
     "config": set(),
@@ -33,6 +33,24 @@ PURE = {
     "merge": {"config", "errors", "ledger", "questions", "records"},
     "report": set(),
     "export": {"errors", "ledger", "questions"},
+    "roster": set(),
+    "description": {"config", "errors", "questions", "records", "roster"},
+    "merged": {"config", "description", "errors", "ledger", "questions", "records"},
+    "scoring": {"config", "errors", "grading", "records", "regime_w"},
+    "findings": set(),
+    "verify": {"errors", "findings", "grading", "merged", "records", "roster", "scoring"},
+    "rescore": {
+        "config",
+        "config_sources",
+        "errors",
+        "grading",
+        "ledger",
+        "merge",
+        "merged",
+        "records",
+        "report",
+        "scoring",
+    },
     "prepare": {"demo_questions", "errors"},
     "progress": {"report"},
     "config_sources": {"config", "errors"},
