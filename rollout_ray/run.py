@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollout_ray.errors import ConfigError, RolloutError
+from rollout_ray.redaction import shown
 
 if TYPE_CHECKING:
     from rollout_ray.progress import Progress
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(words[1:] if words and words[0] in commands else words)
     except RolloutError as error:
-        print(f"rollout: {error}", file=sys.stderr)
+        print(f"rollout: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `rollout --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,7 +59,9 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true")
     own, flags = parser.parse_known_args(words)
     config = load_config(flags, os.environ, own.config)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Shown("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
     signal.signal(signal.SIGTERM, _as_interrupt)
 
@@ -70,7 +73,7 @@ def _run(words: list[str]) -> int:
     console.print(summary_table(rollouts.summary))
     for line in summary_lines(rollouts.summary):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(rollouts.path, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown(rollouts.path), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -117,6 +120,13 @@ def _export(words: list[str]) -> int:
 
     print(f"{export_jsonl(RunDirectory(args.run_dir), args.output)} questions in {args.output}")
     return 0
+
+
+class _Shown(logging.Formatter):
+    """Log lines without control characters: a data set's or a model's text may stand in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 class _Parser(argparse.ArgumentParser):
