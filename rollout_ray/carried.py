@@ -52,7 +52,8 @@ def _carried_type(field: pa.Field) -> pa.DataType:
     empty = pa.schema([pa.field(field.name, kind)]).empty_table()
     sink = io.BytesIO()
     pq.write_table(empty.take(pa.array([], pa.int64())), sink)
-    return pq.read_schema(io.BytesIO(sink.getvalue())).field(0).type
+    found = pq.read_schema(io.BytesIO(sink.getvalue())).field(0).type
+    return kind if found == kind else found  # two equal types can differ in the name of a list's item
 
 
 def united_schema(schemas: list[pa.Schema], name: str) -> pa.Schema:

@@ -28,11 +28,15 @@ def export_jsonl(run: RunDirectory, target: str | Path) -> int:
     A question or gold answer that JSON has no value for (bytes that are no text, NaN) is null. Raises LedgerError where
     the run is not merged, or merged in another layout, and where the target is a file of the run or cannot be written.
     """
-    data = run.record()["config"]["data"]
+    try:
+        data = run.record()["config"]["data"]
+        prompt_key, gold_key = str(data["prompt_key"]), str(data["gold_key"] or GOLD_KEY)
+    except (KeyError, TypeError) as error:
+        raise LedgerError(f"{run.path('run.json')} is no record of a run ({error!r}); give the folder of one") from error
     _refuse_own_file(run, target)
     count = 0
     with run.open_parquet("merged.parquet") as file:
-        if not pa.types.is_list(_type_of(file.schema_arrow, "trajectories")):
+        if prompt_key not in file.schema_arrow.names or not pa.types.is_list(_type_of(file.schema_arrow, "trajectories")):
             raise LedgerError(
                 f"{run.path('merged.parquet')} is not in the 'questions' layout; run the same command with "
                 "--layout questions, which merges again without generating"
@@ -40,7 +44,7 @@ def export_jsonl(run: RunDirectory, target: str | Path) -> int:
 
         def write(stream: IO[bytes]) -> None:
             nonlocal count
-            for record in _records(file, data["prompt_key"], data["gold_key"] or GOLD_KEY):
+            for record in _records(file, prompt_key, gold_key):
                 stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str).encode() + b"\n")
                 count += 1
 
