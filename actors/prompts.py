@@ -1,11 +1,14 @@
 """Turns a conversation into prompt tokens with the model's own tokenizer and chat template.
 
-Owns what to do where a template is missing or takes no system message. The wording is arms.py's; no engine is known.
+Owns what to do where a template is missing, takes no system message or leaves a message out, and that text stays text:
+a message that holds the words of a special token (`<|im_end|>`) gets their letters, never the token, and so cannot end
+its turn or begin another. The wording is arms.py's; no engine is known.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import jinja2
@@ -17,7 +20,12 @@ from rollout_ray.records import Message, Prompt
 log = logging.getLogger(__name__)
 
 # What a chat template raises on a conversation that its author did not provide for.
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError)
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+_CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark where a text must be cut; no text may hold them in this order
+
+_QUICKLY_TOKENIZED = 1 << 16  # characters
 
 
 class PromptEncoder:
@@ -26,7 +34,9 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, max_model_len: int) -> None:
         self._tokenizer, self._max_model_len = tokenizer, max_model_len
         self._has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._takes_system = True
+        self._longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        self._special = self._find_special()
+        self._takes_system = self._has_template and self._find_takes_system()
 
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
         """Token ids of the prompt, under the chat template where there is one.
@@ -34,33 +44,81 @@ class PromptEncoder:
         Raises Refused where the template rejects the conversation, or the prompt is empty or too long.
         """
         if not self._has_template:
-            return self._fits(list(self._tokenizer.encode(arms.plain_text(prompt, system_prompt))))
+            return self._fits(self._tokens_of_plain(arms.plain_text(prompt, system_prompt)))
         messages = arms.chat_messages(prompt, system_prompt)
         if not self._takes_system:
             messages = arms.without_system_role(messages)
         try:
-            tokens = self._apply_template(messages)
-        except _TEMPLATE_ERRORS as error:
-            folded = arms.without_system_role(messages)
-            if folded is messages:
-                raise Refused(f"the chat template refused the prompt: {error}") from error
-            tokens = self._without_system(folded, error)
-        return self._fits(tokens)
-
-    def _without_system(self, messages: list[Message], first: Exception) -> list[int]:
-        try:
-            tokens = self._apply_template(messages)
+            text = self._render(messages)
         except _TEMPLATE_ERRORS as error:
             raise Refused(f"the chat template refused the prompt: {error}") from error
-        log.warning("the chat template takes no system message (%s); it opens the user's turn instead", first)
-        self._takes_system = False
-        return tokens
+        return self._fits(self._tokens(text))
 
-    def _apply_template(self, messages: list[Message]) -> list[int]:
-        tokens = self._tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-        return list(tokens)
+    def _find_takes_system(self) -> bool:
+        """Whether the template takes a system message, by a plain conversation: no row's text decides it for others."""
+        try:
+            self._render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}])
+        except _TEMPLATE_ERRORS as error:
+            log.warning("the chat template takes no system message (%s); it opens the user's turn instead", error)
+            return False
+        return True
+
+    def _render(self, messages: list[Message]) -> str:
+        """The conversation's text, with marks where special tokens in the messages' own text are to be cut.
+
+        Raises ValueError where the template leaves a message out without a word.
+        """
+        marked: list[Any] = [{**_mapped(message, self._cut), "role": message["role"]} for message in messages]
+        text: str = self._tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+        for number, message in enumerate(marked):
+            # An earlier thought, or a tool's answer, may be dropped or rewritten on purpose.
+            if message["role"] in ("system", "developer", "user") and message["content"].strip() not in text:
+                raise ValueError(f"it leaves out message {number}, of the role {message['role']}")
+        return text
+
+    def _cut(self, text: str) -> str:
+        """The text with a mark inside every special token; what lies between two marks holds none whole."""
+        if _CUT in text:
+            raise Refused("the prompt holds the private characters U+F8FF U+E000 U+F8FF, which mark special tokens here")
+        self._refuse_hopeless(len(text))
+        pieces, begin = [], 0
+        while self._special and (found := self._special.search(text, begin)):
+            pieces.append(text[begin : found.start() + 1])
+            begin = found.start() + 1
+        return _CUT.join([*pieces, text[begin:]])
+
+    def _tokens(self, rendered: str) -> list[int]:
+        """Token ids of a rendered template, which holds its own special tokens."""
+        return [t for piece in rendered.split(_CUT) for t in self._tokenizer.encode(piece, add_special_tokens=False)]
+
+    def _tokens_of_plain(self, text: str) -> list[int]:
+        """Token ids of a bare text, between the tokens that the tokenizer itself puts around every text."""
+        cut = self._cut(text)
+        if _CUT not in cut:
+            return list(self._tokenizer.encode(text))
+        framed, bare = self._tokenizer.encode("x"), self._tokenizer.encode("x", add_special_tokens=False)
+        before = next(n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
+        return [*framed[:before], *self._tokens(cut), *framed[before + len(bare) :]]
+
+    def _find_special(self) -> re.Pattern[str] | None:
+        """What no text may turn into: the tokens that are flagged special, and the added ones that frame a turn."""
+        frame = ""
+        if self._has_template:
+            talk = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+            try:
+                frame = self._tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=False)
+            except _TEMPLATE_ERRORS as error:
+                log.debug("the chat template shows no whole conversation: %s", error)
+        added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
+        names = {t.content for t in added if t.special or t.content in frame} | set(self._tokenizer.all_special_tokens)
+        if not names:
+            return None
+        return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
+
+    def _refuse_hopeless(self, characters: int) -> None:
+        """Refuses without tokenizing what no tokens of the model could hold: ten megabytes of text take 20 s."""
+        if characters > max(_QUICKLY_TOKENIZED, self._max_model_len * self._longest_token):
+            raise Refused(f"the prompt has {characters} characters, too many for max_model_len {self._max_model_len}")
 
     def _fits(self, tokens: list[int]) -> list[int]:
         if not tokens:
@@ -68,3 +126,14 @@ class PromptEncoder:
         if len(tokens) >= self._max_model_len:
             raise Refused(f"the prompt has {len(tokens)} tokens and max_model_len is {self._max_model_len}")
         return tokens
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """`value` with every string in it changed, the keys of its dicts not."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(item, change) for item in value]
+    return value

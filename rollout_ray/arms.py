@@ -108,11 +108,16 @@ def chat_messages(prompt: Prompt, system_prompt: str | None) -> list[Message]:
 
 
 def without_system_role(messages: list[Message]) -> list[Message]:
-    """The same conversation for a chat template that refuses system messages: its text opens the first user turn."""
-    if not messages or messages[0]["role"] != "system":
+    """The same conversation for a chat template that refuses system messages: its text opens the first user turn.
+
+    The very same list where there is no system message, or no user's turn that could take it.
+    """
+    first = next((number for number, message in enumerate(messages) if message["role"] == "user"), None)
+    if first is None or messages[0]["role"] != "system":
         return messages
-    system, first, *rest = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+    system, rest = messages[0], messages[1:]
+    opened = {**messages[first], "content": f"{system['content']}\n\n{messages[first]['content']}"}
+    return [*rest[: first - 1], opened, *rest[first:]]
 
 
 def plain_text(prompt: Prompt, system_prompt: str | None) -> str:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from rollout_ray.redaction import secret_names
+
 DEMO_MODEL = "demo"
 
 Layout = Literal["questions", "trajectories", "responses"]
@@ -235,6 +237,18 @@ class RunConfig(Section):
     scoring: ScoringConfig = ScoringConfig()
     output: OutputConfig = OutputConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        """The config is written down in run.json, and what vLLM is given in events.jsonl."""
+        values: dict[str, Any] = {"data": {"dataset": self.data.dataset}, "output": {"output_dir": self.output.output_dir}}
+        values |= {"model": {"model_path": self.model.model_path}, "engine": {"extra": self.engine.extra}}
+        if name := next(secret_names(values), None):
+            raise ValueError(
+                f"{name} holds a secret, and the config is written to run.json; give it in the environment, such as "
+                "AWS_SECRET_ACCESS_KEY or HF_TOKEN"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Dotted names and JSON values of the fields that decide which rows are written."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_ray.demo_questions import generate_problems
-from rollout_ray.errors import DatasetError
+from rollout_ray.errors import ConfigError, DatasetError
+from rollout_ray.files import write_whole
+from rollout_ray.rows import read_lines
 
 
 def prepare_gsm8k(source: str | Path, target: str | Path) -> int:
@@ -20,20 +21,20 @@ def prepare_gsm8k(source: str | Path, target: str | Path) -> int:
     Columns: prompt, gold_answer, solution. Raises DatasetError with the line that has another form.
     """
     columns: dict[str, list[str]] = {"prompt": [], "gold_answer": [], "solution": []}
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise DatasetError(f"{target} is the input itself; give another output")
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = Path(source).read_bytes()
+    except OSError as error:
         raise DatasetError(f"{source} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for place, row in read_lines(content, str(source)):
         try:
-            row = json.loads(line)
             question, answer = row["question"], row["answer"]
             solution, gold = answer.rsplit("####", 1)
+            f"{question + solution}{gold}".encode()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f"{source}, line {number}: a GSM8K row has a question, and an answer with its gold behind #### ({error!r})"
+                f"{place}: a GSM8K row has a question, and an answer with its gold behind #### ({error!r})"
             ) from error
         columns["prompt"].append(question)
         columns["gold_answer"].append(gold.strip().replace(",", ""))
@@ -43,17 +44,16 @@ def prepare_gsm8k(source: str | Path, target: str | Path) -> int:
 
 def prepare_demo(count: int, seed: int, target: str | Path) -> int:
     """Writes `count` generated problems that the demo model was not trained on. Columns: prompt, gold_answer."""
+    if count < 0:
+        raise ConfigError(f"{count} questions cannot be made; give a number from 0 on")
     problems = list(itertools.islice(generate_problems(seed, "test"), count))
     return _write({"prompt": [p.question for p in problems], "gold_answer": [p.answer for p in problems]}, target)
 
 
 def _write(columns: dict[str, list[str]], target: str | Path) -> int:
     table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
-    partial = Path(f"{target}.partial")
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial)
-        os.replace(partial, target)
+        write_whole(target, lambda stream: pq.write_table(table, stream))
     except OSError as error:
         raise DatasetError(f"{target} cannot be written: {error}") from error
     return int(table.num_rows)

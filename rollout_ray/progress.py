@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from rollout_ray.redaction import shown
 from rollout_ray.report import Summary
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Plain(Silent):
         if time.monotonic() - self._last < PLAIN_INTERVAL_S:
             return
         self._last = time.monotonic()
-        states = ", ".join(f"{name} {engine.state}" for name, engine in view.engines.items())
+        states = ", ".join(f"{shown(name)} {engine.state}" for name, engine in view.engines.items())
         print(
             f"{view.before + view.committed}/{view.total} questions committed, {view.generated_draws} trajectories drawn, "
             f"{view.tokens_per_second:,.0f} tokens/s; {states}",
@@ -120,14 +121,15 @@ class Live(Silent):
     def _render(self, view: RunView) -> Group:
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         engines = Table("engine", "state", "in flight", "drawn", "tokens", box=None, pad_edge=False)
         for name, engine in view.engines.items():
-            engines.add_row(name, engine.state, str(engine.unfinished), str(engine.draws), str(engine.tokens))
+            engines.add_row(Text(shown(name)), engine.state, str(engine.unfinished), str(engine.draws), str(engine.tokens))
         arms = Table("arm", "done", "accuracy", "mean reward", "mean tokens", box=None, pad_edge=False)
         for name, arm in view.summary.arms.items():
             accuracy = "-" if arm.accuracy is None else f"{100 * arm.accuracy:.0f}%"
             reward = "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}"
-            arms.add_row(name, str(arm.trajectories), accuracy, reward, f"{arm.mean_tokens:.0f}")
+            arms.add_row(Text(shown(name)), str(arm.trajectories), accuracy, reward, f"{arm.mean_tokens:.0f}")
         heading = f"{view.before + view.committed}/{view.total} questions committed, {view.tokens_per_second:,.0f} tokens/s"
         return Group(self._bar, heading, engines, arms)

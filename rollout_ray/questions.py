@@ -12,13 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
 from rollout_ray.config import DataConfig
 from rollout_ray.errors import DatasetError
-from rollout_ray.records import Prompt, Question
+from rollout_ray.records import TRAJECTORY, Prompt, Question
 from rollout_ray.sources import Source, open_source
 
 GOLD_KEY, ID_KEY = "gold_answer", "question_id"
@@ -113,23 +114,35 @@ def _check_columns(source: Source, prompt_key: str, gold_key: str | None, id_key
         raise DatasetError(f"{source.name} has a column '{taken[0]}', a name of the output; rename it")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DatasetError(f"{source.name} has the column '{twice[0]}' more than once; rename one")
+    if clash := [n for n in names if n in TRAJECTORY.names and f"input_{n}" in names]:
+        raise DatasetError(f"{source.name} has the columns '{clash[0]}' and 'input_{clash[0]}'; rename one")
     kind = source.schema.field(prompt_key).type
     if not (_is_text(kind) or _is_chat(kind) or pa.types.is_null(kind)):
         raise DatasetError(
             f"{source.name}: column '{prompt_key}' holds {kind}; a prompt is a string, or a list of messages with role "
             "and content"
         )
-    if gold_key and pa.types.is_nested(source.schema.field(gold_key).type):
-        raise DatasetError(
-            f"{source.name}: column '{gold_key}' holds {source.schema.field(gold_key).type}; a gold answer is one string "
-            "or number"
-        )
+    if gold_key and not _is_scalar(kind := source.schema.field(gold_key).type):
+        raise DatasetError(f"{source.name}: column '{gold_key}' holds {kind}; a gold answer is one string or number")
+    if id_key and not _is_scalar(kind := source.schema.field(id_key).type):
+        raise DatasetError(f"{source.name}: column '{id_key}' holds {kind}; an id is one string or number")
 
 
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    """Whether a cell is one string (or bytes that may be one), number, yes or no, or uuid."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return bool(
+        _is_text(kind) or is_bytes or is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind) or kind == pa.uuid()
+    )
 
 
 def _is_chat(kind: pa.DataType) -> bool:
@@ -144,8 +157,8 @@ def _is_chat(kind: pa.DataType) -> bool:
 
 def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None) -> Iterator[tuple[Prompt, str | None, str | None]]:
     """(prompt, gold answer, fault) of each row."""
-    prompts = _values(batch.column(prompt_key))
-    golds = _values(batch.column(gold_key)) if gold_key else [None] * batch.num_rows
+    prompts = cell_values(batch.column(prompt_key))
+    golds = cell_values(batch.column(gold_key)) if gold_key else [None] * batch.num_rows
     for prompt, gold in zip(prompts, golds, strict=True):
         try:
             readable = _read_prompt(prompt)
@@ -155,11 +168,12 @@ def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None) -> Itera
             yield readable, _read_gold(gold), None
 
 
-class _NotText:
+class NotText:
     """Stands for a value whose bytes are not UTF-8."""
 
 
-def _values(column: pa.Array) -> list[Any]:
+def cell_values(column: pa.Array) -> list[Any]:
+    """The column's Python values, a NotText for each that is not UTF-8."""
     try:
         return column.to_pylist()  # type: ignore[no-any-return]
     except UnicodeDecodeError:
@@ -170,42 +184,73 @@ def _value(item: pa.Scalar) -> Any:
     try:
         return item.as_py()
     except UnicodeDecodeError:
-        return _NotText()
+        return NotText()
 
 
 def _read_prompt(value: Any) -> Prompt:
     """The prompt of a cell; raises ValueError with the reason why it cannot be asked."""
     if value is None:
         raise ValueError("the prompt is null")
-    if isinstance(value, _NotText):
+    if isinstance(value, NotText):
         raise ValueError("the prompt is not UTF-8 text")
     if isinstance(value, str):
         if not value.strip():
             raise ValueError("the prompt is empty")
         return value
-    messages = tuple(dict(message) if message is not None else {} for message in value)
+    messages = tuple({} if message is None else _read_message(message) for message in value)
     if not messages:
         raise ValueError("the prompt is a conversation without messages")
     for number, message in enumerate(messages):
-        if message.get("role") not in ROLES:
-            raise ValueError(f"message {number} of the prompt has the role {message.get('role')!r}")
-        if not isinstance(message.get("content"), str):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"message {number} of the prompt has the role {_short(role)}")
+        if content is None:
             raise ValueError(f"message {number} of the prompt has no text as its content")
+        if not isinstance(content, str):
+            raise ValueError(
+                f"message {number} of the prompt has a {type(content).__name__} as its content; only text is read"
+            )
+    if messages[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with the assistant's message, so that nothing is left to answer")
+    if not messages[-1]["content"].strip():
+        raise ValueError("the last message of the prompt is empty")
     return tuple({key: item for key, item in message.items() if item is not None} for message in messages)
 
 
+def _read_message(message: Any) -> dict[str, Any]:
+    """A struct comes as a dict, a map as pairs."""
+    found = dict(message)
+    if len(found) < len(message):
+        raise ValueError("a message of the prompt has one key twice")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _read_gold(value: Any) -> str | None:
-    """The gold answer of a cell as text; None where it is null or not a number. Bytes that are no text stay
-    unreadable, so that grading reports a bad gold."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """The gold answer of a cell as text; None where it is null or not a number. What is no text and no finite number
+    stays unreadable, so that grading reports a bad gold."""
+    if isinstance(value, bytes):
+        value = _decoded(value)
+    if value is None or (isinstance(value, (float, Decimal)) and math.isnan(value)):
         return None
-    return "" if isinstance(value, _NotText) else str(value)
+    return "" if isinstance(value, NotText) or value in (math.inf, -math.inf) else str(value)
+
+
+def _decoded(value: bytes) -> str | NotText:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return NotText()
 
 
 def _given_ids(batch: pa.RecordBatch, key: str, name: str, begin: int) -> list[str]:
-    values = _values(batch.column(key))
+    values = [_decoded(v) if isinstance(v, bytes) else v for v in cell_values(batch.column(key))]
     for number, value in enumerate(values):
-        if value is None or isinstance(value, _NotText) or not str(value):
+        if value is None or isinstance(value, NotText) or value != value or not str(value):
             raise DatasetError(f"{name}, row {begin + number} (from 0): column '{key}' has no id")
     return [str(value) for value in values]
 
@@ -217,7 +262,7 @@ def _refuse_duplicates(ids: list[str], key: str, name: str) -> None:
     for number, question_id in enumerate(ids):
         if question_id in first:
             raise DatasetError(
-                f"{name}: rows {first[question_id]} and {number} (from 0) have the same {key} '{question_id}'; "
+                f"{name}: rows {first[question_id]} and {number} (from 0) have the same {key} {_short(question_id)}; "
                 "ids must be unique"
             )
         first[question_id] = number

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rollout_ray.redaction import shown
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -142,6 +144,7 @@ class Summary:
 def summary_table(summary: Summary) -> Table:
     """The summary by arm, for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"{summary.questions} questions, {summary.trajectories} trajectories")
     table.add_column("arm")
@@ -149,8 +152,8 @@ def summary_table(summary: Summary) -> Table:
         table.add_column(heading, justify="right")
     for name, arm in summary.arms.items():
         table.add_row(
-            name, str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward), f"{arm.mean_tokens:.0f}",
-            str(arm.truncated),
+            Text(shown(name)), str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward),
+            f"{arm.mean_tokens:.0f}", str(arm.truncated),
         )  # fmt: skip
     return table
 

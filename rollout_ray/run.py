@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollout_ray.errors import ConfigError, RolloutError, VerifyError
+from rollout_ray.redaction import shown
 
 if TYPE_CHECKING:
     from rollout_ray.progress import Progress
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(words[1:] if words and words[0] in commands else words)
     except RolloutError as error:
-        print(f"rollout: {error}", file=sys.stderr)
+        print(f"rollout: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `rollout --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +65,9 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true")
     own, flags = parser.parse_known_args(words)
     config = load_config(flags, os.environ, own.config)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Shown("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
     signal.signal(signal.SIGTERM, _as_interrupt)
 
@@ -131,7 +134,7 @@ def _verify(words: list[str]) -> int:
 
     result = verify(args.path, args.reward)
     for line in result.lines():
-        print(line)
+        print(shown(line))
     if not result.agrees:
         raise VerifyError(
             f"{result.path} disagrees with its own texts and description in {result.counts.total()} places; run "
@@ -155,7 +158,7 @@ def _rescore(words: list[str]) -> int:
     console, _ = _view(quiet=True)
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's; graded again"]:
-        print(line)
+        print(shown(line))
     _print_summary(console, done.summary, done.path)
     return 0
 
@@ -164,8 +167,15 @@ def _print_summary(console: Any, summary: Summary, path: str) -> None:
     from rollout_ray.report import summary_lines, summary_table
 
     console.print(summary_table(summary))
-    for line in [*summary_lines(summary), path]:
+    for line in [*summary_lines(summary), shown(path)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Shown(logging.Formatter):
+    """Log lines without control characters: a data set's or a model's text may stand in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,9 +7,9 @@ stays there.
 from __future__ import annotations
 
 import glob
-import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
@@ -19,7 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from rollout_ray.carried import carried_schema, conform, united_schema
 from rollout_ray.errors import DatasetError
+from rollout_ray.redaction import has_credentials
+from rollout_ray.rows import first_changed, from_rows, read_lines
 
 BATCH_ROWS = 1024
 
@@ -47,10 +50,14 @@ class TableSource:
     schema: pa.Schema = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schema", self.table.schema)
+        object.__setattr__(self, "schema", carried_schema(self.table.schema, self.name))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        yield from self.table.to_batches(max_chunksize=BATCH_ROWS)
+        try:
+            for batch in self.table.to_batches(max_chunksize=BATCH_ROWS):
+                yield conform(batch, self.schema)
+        except pa.ArrowException as error:
+            raise DatasetError(f"{self.name} cannot be carried into the output: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class ParquetSource:
                         kept = batch.slice(0, left)
                         left -= kept.num_rows
                         if kept.num_rows:
-                            yield _conform(kept, self.schema)
+                            yield conform(kept, self.schema)
                         if left == 0:
                             return
             except (pa.ArrowException, OSError) as error:
@@ -82,12 +89,16 @@ class ParquetSource:
 def open_source(dataset: Any, limit: int | None = None) -> Source:
     """The rows of `dataset`, the first `limit` of them. Raises DatasetError where they cannot be read."""
     if isinstance(dataset, str) or hasattr(dataset, "__fspath__"):
+        if has_credentials(str(dataset)):
+            raise DatasetError(
+                "the data set's URI holds credentials; give them in the environment, such as AWS_SECRET_ACCESS_KEY"
+            )
         return _open_path(str(dataset), limit)
     name = f"the given {type(dataset).__name__}"
     try:
         table = _in_memory(dataset)
-    except (pa.ArrowException, TypeError) as error:
-        raise DatasetError(f"{name} cannot be read as a table: {error}") from error
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{name} cannot be read as a table: {_one_line(error)}") from error
     return TableSource(name, table.slice(0, limit))
 
 
@@ -97,10 +108,10 @@ def _in_memory(dataset: Any) -> pa.Table:
     if isinstance(dataset, pa.RecordBatch):
         return pa.Table.from_batches([dataset])
     if isinstance(dataset, Sequence):
-        return _from_rows(dataset, lambda number: f"the given list, row {number} (from 0)")
+        return from_rows(dataset, lambda number: f"the given list, row {number} (from 0)")
     pandas = sys.modules.get("pandas")
     if pandas and isinstance(dataset, pandas.DataFrame):
-        return pa.Table.from_pandas(dataset, preserve_index=False)
+        return _from_pandas(dataset)
     if hasattr(dataset, "with_format") and hasattr(dataset, "num_rows"):  # Hugging Face Dataset
         if isinstance(dataset.num_rows, dict):
             raise DatasetError(f"the given data set has splits; choose one: {', '.join(dataset.num_rows)}")
@@ -116,16 +127,35 @@ def _in_memory(dataset: Any) -> pa.Table:
     )
 
 
+def _from_pandas(frame: Any) -> pa.Table:
+    """The columns of a DataFrame, and its index where that has a name."""
+    named = any(level is not None for level in frame.index.names)
+    table = pa.Table.from_pandas(frame, preserve_index=named)
+    for column in [column for column, kind in frame.dtypes.items() if kind.kind == "O"]:
+        name = str(column)
+        if (changed := first_changed(table.column(name), frame[column])) is not None:
+            raise DatasetError(
+                f"the given DataFrame, row {changed} (from 0), column '{name}': the values of this column are of different "
+                f"types, and {table.column(name).type} would change this one; give them one type"
+            )
+    return table
+
+
+def _one_line(error: Exception) -> str:
+    """An error's text; pyarrow gives what it says of a DataFrame's column as a second argument."""
+    return " ".join(" ".join(map(str, error.args)).split()) if isinstance(error, pa.ArrowException) else str(error)
+
+
 def _open_path(path: str, limit: int | None) -> Source:
     filesystem, paths = _find_files(path)
     endings = {PurePosixPath(p).suffix for p in paths}
     if endings <= {".jsonl", ".ndjson", ".json"}:
-        rows = [row for p in paths for _, row in _read_lines(filesystem, p)]
+        rows = [row for p in paths for _, row in _lines(filesystem, p)]
 
         def place(number: int) -> str:
-            return next(islice((at for p in paths for at, _ in _read_lines(filesystem, p)), number, None))
+            return next(islice((at for p in paths for at, _ in _lines(filesystem, p)), number, None))
 
-        return TableSource(path, _from_rows(rows[:limit], place))
+        return TableSource(path, from_rows(rows[:limit], place))
     schemas = []
     for found in paths:
         try:
@@ -133,85 +163,38 @@ def _open_path(path: str, limit: int | None) -> Source:
                 schemas.append(file.schema_arrow.remove_metadata())
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{found} cannot be read as parquet: {error}") from error
-    try:
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DatasetError(f"the files of {path} have columns that do not go together: {error}") from error
+    schema = carried_schema(united_schema(schemas, path), path)
     return ParquetSource(path, filesystem, tuple(paths), schema, limit)
+
+
+def _lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            content = stream.read()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error}") from error
+    return read_lines(content, path)
 
 
 def _find_files(path: str) -> tuple[fs.FileSystem, list[str]]:
     """The files that a path, folder or glob names, in the order of their names."""
-    if "://" in path:
-        filesystem, inner = fs.FileSystem.from_uri(path)
-    else:
-        filesystem, inner = fs.LocalFileSystem(), path
     try:
-        if any(c in inner for c in "*?[") and isinstance(filesystem, fs.LocalFileSystem):
-            found = sorted(glob.glob(inner, recursive=True))
-        elif (info := filesystem.get_file_info(inner)).type == fs.FileType.Directory:
+        if "://" in path:
+            filesystem, inner = fs.FileSystem.from_uri(path)
+        else:
+            filesystem, inner = fs.LocalFileSystem(), path
+        info = filesystem.get_file_info(inner)
+        is_glob = any(c in inner for c in "*?[") and isinstance(filesystem, fs.LocalFileSystem)
+        if info.type == fs.FileType.Directory:
             entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
             found = sorted(e.path for e in entries if e.is_file and e.base_name[:1] not in "._")
             found = [f for f in found if PurePosixPath(f).suffix in (".parquet", ".jsonl", ".ndjson")] or found
+        elif info.is_file:
+            found = [inner]
         else:
-            found = [inner] if info.is_file else []
-    except OSError as error:
+            found = sorted(f for f in glob.glob(inner, recursive=True) if os.path.isfile(f)) if is_glob else []
+    except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if not found:
         raise DatasetError(f"{path} does not exist or holds no files; give a parquet file, folder or glob, or a JSONL file")
     return filesystem, found
-
-
-def _read_lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of every line that is not blank; the place names file and line."""
-    with filesystem.open_input_stream(path) as stream:
-        for number, line in enumerate(stream.read().split(b"\n"), 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DatasetError(f"{place}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DatasetError(f"{place}: {type(row).__name__} where an object is needed")
-            yield place, row
-
-
-def _from_rows(rows: Sequence[Any], place: Callable[[int], str]) -> pa.Table:
-    """A table of dicts; a column that only some rows have is null in the others. `place` names a row in messages."""
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DatasetError(f"{place(number)}: {type(row).__name__} where a dict is needed")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    arrays = []
-    for column in columns:
-        values = [row.get(column) for row in rows]
-        try:
-            arrays.append(pa.array(values))
-        except (pa.ArrowException, UnicodeError, OverflowError) as error:
-            raise DatasetError(f"{place(_first_misfit(values))}, column '{column}': {error}") from error
-    return pa.table(arrays, names=columns)
-
-
-def _first_misfit(values: list[Any]) -> int:
-    """The index of the first value that no array can hold together with those before it (by bisection)."""
-    low, high = 0, len(values)
-    while low + 1 < high:
-        middle = (low + high) // 2
-        try:
-            pa.array(values[:middle])
-            low = middle
-        except (pa.ArrowException, UnicodeError, OverflowError):
-            high = middle
-    return high - 1
-
-
-def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    if batch.schema.equals(schema):
-        return batch
-    columns = [
-        batch.column(f.name).cast(f.type) if f.name in batch.schema.names else pa.nulls(batch.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.record_batch(columns, schema=schema)

@@ -1,0 +1,30 @@
+"""Writes a file that is either whole or not there. It does not know what is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+
+def write_whole(target: str | Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Lets `write` fill a file beside `target`, which then takes its place in one step.
+
+    Whatever goes wrong before that leaves `target` as it was. Makes missing folders. Raises OSError, also where
+    `target` is something else than a file (a folder, a device).
+    """
+    place = Path(os.path.realpath(target))
+    if place.exists() and not place.is_file():
+        raise OSError(f"{target} is no regular file")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
