@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants
 
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import RolloutError
@@ -36,7 +37,11 @@ def connected(cfg: RunConfig) -> Iterator[None]:
         if _has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
     try:
+        # A Ray of our own would let each of its processes listen on every address of the machine. Told that it takes in
+        # no other machines (as on macOS and Windows), it keeps to the loopback address.
+        ray_constants.ENABLE_RAY_CLUSTER = bool(address) and reachable
         ray.init(
             address=address or "local",
             include_dashboard=None if address else False,
@@ -47,6 +52,8 @@ def connected(cfg: RunConfig) -> Iterator[None]:
         raise RolloutError(
             f"the Ray cluster at {address} takes no client: {error}. Check that the head's token is in ~/.ray/auth_token"
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = reachable
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without saving
     try:

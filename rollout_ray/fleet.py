@@ -26,13 +26,14 @@ from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
+from rollout_ray.redaction import secret_names
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0  # an engine answers at least this often
 COALESCE_S = 0.1  # finished pieces gather this long before they are handed over
 LOG_LINES = 6
-# Variables of the driver's environment that an engine on another node needs too; none of them is a secret.
+# Variables of the driver's environment that an engine on another node needs too, but for secrets.
 FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
 
 
@@ -84,7 +85,9 @@ class Fleet:
         options: dict[str, Any] = {"num_cpus": self._placement.cpus, "num_gpus": self._placement.gpus}
         if slot.room is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(slot.room, placement_group_bundle_index=0)
-        forwarded = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
+        given = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
+        secrets = set(secret_names(given))
+        forwarded = {key: value for key, value in given.items() if key not in secrets}
         cfg = self._cfg
         if slot.shrunk:
             cfg = self._smaller(slot)

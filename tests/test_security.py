@@ -435,7 +435,6 @@ LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace with a link in it needs root")
-@pytest.mark.xfail(strict=True, reason="the driver lets Ray listen on every address of the machine")
 def test_a_local_ray_listens_on_this_machine_only(tmp_path: Path) -> None:
     prepare_demo(60, 1, tmp_path / "q.parquet")
     script = LISTENERS.format(folder=tmp_path, python=sys.executable)
