@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_nothing(run: RunDirectory) -> None:
     def fail(stream: object) -> None:
         raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(LedgerError, match="no space"):
         run.write_atomically("merged.parquet", fail)
     assert not Path(run.path("merged.parquet")).exists()
     assert not list(Path(run.uri).glob(".*"))

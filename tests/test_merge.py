@@ -144,11 +144,11 @@ def test_the_metadata_says_what_made_it(tmp_path: Path) -> None:
     assert json.loads(metadata[b"rollout_ray"]) == {"schema_version": 1, "model": "demo", "layout": "questions"}
 
 
-def test_no_more_row_groups_are_held_than_the_cache_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The merge's memory does not grow with the run: with room for one row group it gives the same file."""
+def test_windows_of_any_size_give_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merge's memory does not grow with the run: with room for one question at a time it gives the same file."""
     run, questions = committed(tmp_path, input_rows(600), 2, 5, 3)
     expected = merged(run, questions, 2)
-    monkeypatch.setattr(merge_module, "CACHED_ROW_GROUPS", 1)
+    monkeypatch.setattr(merge_module, "WINDOW_BYTES", 1)
     monkeypatch.setattr(merge_module, "ROW_GROUP_ROWS", 50)
     assert merged(run, questions, 2).equals(expected)
 
