@@ -49,7 +49,6 @@ class _Parts:
 
     def __init__(self, run: RunDirectory, ids: Sequence[str]) -> None:
         self.duplicates = self.disagreeing = 0
-        self.parts_read = 0
         self._run, self._ids = run, ids
         self._names = run.parts()
         self._row_bytes: list[float] = []  # mean size of a part's rows
@@ -109,7 +108,6 @@ class _Parts:
 
     def _rows(self, part_and_rows: tuple[int, list[int]]) -> pa.Table:
         part, rows = part_and_rows
-        self.parts_read += 1
         return self._run.read_part(self._names[part]).rows(sorted(rows))
 
 
