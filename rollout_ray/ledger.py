@@ -123,7 +123,7 @@ class RunDirectory(Folder):
         `known` are the ids of the run's questions; a part with any other is another run's.
         """
         stock = Stock()
-        for name, ids, reason in in_parallel(lambda name: self._checked(name, known), self.parts()):
+        for name, ids, reason in in_parallel(lambda name: self._checked(name, known), self.parts(), self.readers):
             if reason is not None:
                 self._put_aside(name)
                 stock.put_aside[name] = reason
@@ -135,7 +135,7 @@ class RunDirectory(Folder):
     def done_ids(self) -> set[str]:
         """Ids of the questions that the parts hold. Raises LedgerError for a part that cannot be read."""
         done: set[str] = set()
-        for ids in in_parallel(lambda name: self.read_part(name).ids(), self.parts()):
+        for ids in in_parallel(lambda name: self.read_part(name).ids(), self.parts(), self.readers):
             done.update(ids)
         return done
 

@@ -54,7 +54,7 @@ class _Parts:
         self._row_bytes: list[float] = []  # mean size of a part's rows
         self._place: dict[str, tuple[int, int]] = {}  # question id -> part and row
         self._copies: dict[str, list[tuple[int, int]]] = {}
-        for part, (found, row_bytes) in enumerate(in_parallel(self._look, self._names)):
+        for part, (found, row_bytes) in enumerate(in_parallel(self._look, self._names, run.readers)):
             self._row_bytes.append(row_bytes)
             for row, question_id in enumerate(found):
                 if self._place.setdefault(question_id, (part, row)) != (part, row):
@@ -94,7 +94,9 @@ class _Parts:
             by_part.setdefault(part, []).append(row)
         pieces: list[pa.Table] = []
         position: dict[tuple[int, int], int] = {}
-        for (part, rows), table in zip(by_part.items(), in_parallel(self._rows, by_part.items()), strict=True):
+        for (part, rows), table in zip(
+            by_part.items(), in_parallel(self._rows, by_part.items(), self._run.readers), strict=True
+        ):
             for row in sorted(rows):
                 position[part, row] = len(position)
             pieces.append(table)

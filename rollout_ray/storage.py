@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,8 @@ _R = TypeVar("_R")
 # Variables that the stores' clients read. They are secrets: they travel to scoring actors and are written nowhere.
 CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
 _SECRET_OPTION = re.compile(r"key|secret|token|password|sig|credential", re.IGNORECASE)
-READERS = 4  # files read at a time
+READERS, REMOTE_READERS = 4, 16  # files read at a time; an object store answers slowly, and many at once
+UPLOAD_BYTES = 8 << 20
 AGAIN = "run the same command again, which goes on from there"
 
 
@@ -87,6 +88,11 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return isinstance(self._place[0], fs.LocalFileSystem)
+
+    @property
+    def readers(self) -> int:
+        """How many files are worth reading at a time."""
+        return READERS if self.is_local else REMOTE_READERS
 
     def path(self, name: str) -> str:
         """`name` inside the folder, in the form that a user would open."""
@@ -164,22 +170,24 @@ class Folder:
         _sync_folder(target.parent)
 
     def _upload(self, name: str, write: Callable[[Any], Any]) -> None:
-        with tempfile.NamedTemporaryFile(prefix="rollout-") as spool:
+        with tempfile.TemporaryFile(prefix="rollout-") as spool:
             write(spool)
-            spool.flush()
-            size = os.path.getsize(spool.name)
+            spool.seek(0)
             self._before_publishing()
-            # One call without a return to Python: an interrupt cannot end the upload half-way and publish it.
-            fs.copy_files(
-                spool.name,
-                self._inner(name),
-                source_filesystem=fs.LocalFileSystem(),
-                destination_filesystem=self._place[0],
-                use_threads=False,
-            )
-        found = self._place[0].get_file_info(self._inner(name)).size
-        if found != size:
-            raise OSError(errno.EIO, f"{found} bytes of {size} arrived")
+            # In a thread, which no Ctrl-C reaches; the main thread waits for it before it passes an interrupt on.
+            with ThreadPoolExecutor(1) as sender:
+                sender.submit(self._send, name, spool).result()
+
+    def _send(self, name: str, spool: IO[bytes]) -> None:
+        stream = self._place[0].open_output_stream(self._inner(name), compression=None)
+        try:
+            while chunk := spool.read(UPLOAD_BYTES):
+                stream.write(chunk)
+        except OSError:
+            with suppress(OSError):  # the same error again: an upload with a piece missing is not completed
+                stream.close()
+            raise
+        stream.close()
 
     def _before_publishing(self) -> None:
         """Called when a file is whole and about to get its name; may raise."""
@@ -266,7 +274,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def in_parallel(function: Callable[[_T], _R], items: Iterable[_T], at_once: int = READERS) -> Iterator[_R]:
+def in_parallel(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -> Iterator[_R]:
     """`map` over a few threads: the results in order, at most `at_once` of them begun and not yet taken."""
     with ThreadPoolExecutor(at_once) as pool:
         begun: deque[Future[_R]] = deque()
