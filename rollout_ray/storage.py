@@ -131,7 +131,7 @@ class Folder:
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self._inner(name), filesystem=self._place[0])
+            return pq.ParquetFile(self._inner(name), filesystem=self._place[0], page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise LedgerError(f"{self.path(name)} cannot be read ({error}); move it away and run again") from error
 
@@ -171,8 +171,14 @@ class Folder:
 
     def _upload(self, name: str, write: Callable[[Any], Any]) -> None:
         with tempfile.TemporaryFile(prefix="rollout-") as spool:
-            write(spool)
-            spool.seek(0)
+            try:
+                write(spool)
+                spool.seek(0)
+            except OSError as error:
+                raise LedgerError(
+                    f"a file for {self.uri} cannot be made whole in {tempfile.gettempdir()} before its upload "
+                    f"({_one_line(error)}). Make room there, or name another disk with TMPDIR, and {AGAIN}"
+                ) from error
             self._before_publishing()
             # In a thread, which no Ctrl-C reaches; the main thread waits for it before it passes an interrupt on.
             with ThreadPoolExecutor(1) as sender:

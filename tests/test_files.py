@@ -154,6 +154,24 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_leaves_no_torn_file(tmp_pa
         assert "run the same command again, which goes on from there" in sentence
 
 
+def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "script.py").write_text(
+        "from rollout_ray.storage import Folder\n"
+        "Folder('s3://bucket/run?endpoint_override=127.0.0.1:9&region=x').write_atomically('file', bytes(2_000_000))\n"
+    )
+    done = run_alone(
+        f"mount -t tmpfs -o size=1m none disk; TMPDIR={tmp_path}/disk {sys.executable} script.py",
+        tmp_path,
+        clean_environment() | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
+        unshared=["--mount"],
+    )
+    said = done.stderr.splitlines()[-1]
+    assert f"cannot be made whole in {tmp_path}/disk before its upload ([Errno 28] No space left on device)" in said
+    assert "name another disk with TMPDIR" in said
+
+
 def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demo_rows(300)))

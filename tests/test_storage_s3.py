@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -185,6 +186,20 @@ def test_an_upload_that_breaks_off_leaves_what_was_there(store: Store) -> None:
     assert store.objects("upload/") == {"file": b"whole"}
     folder.write_atomically("file", large)
     assert store.objects("upload/") == {"file": large}
+
+
+def test_ctrl_c_during_an_upload_leaves_the_whole_file(store: Store) -> None:
+    folder = Folder(f"s3://{BUCKET}/interrupted")
+    large = b"x" * (25 << 20)
+
+    def interrupt(request: dict[str, Any]) -> None:
+        if "partNumber=2" in request["QUERY_STRING"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    store.refuse = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        folder.write_atomically("file", large)
+    assert store.objects("interrupted/") == {"file": large}
 
 
 def test_ctrl_c_on_a_store_keeps_what_is_complete(store: Store, local_ray: None) -> None:
