@@ -67,8 +67,9 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     if dataset is None:
         raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
     _refuse_fleeting_output(cfg.output.output_dir)
-    if isinstance(dataset, str):
-        refuse_secrets(dataset)
+    for place in (dataset, cfg.data.dataset):
+        if isinstance(place, str):
+            refuse_secrets(place)
     check_model(cfg)
     arms = resolve_arms(cfg)
     questions = load_questions(dataset, cfg.data)

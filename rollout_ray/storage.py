@@ -248,7 +248,14 @@ _REFUSALS: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
     ),
     (
         (),
-        ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "EXPIRED_TOKEN", "HTTP status 403"),
+        (
+            "ACCESS_DENIED",
+            "INVALID_ACCESS_KEY",
+            "SIGNATURE_DOES_NOT_MATCH",
+            "EXPIRED_TOKEN",
+            "ExpiredToken",
+            "HTTP status 403",
+        ),
         "the store refuses {uri} ({said}). Check the credentials in the environment (AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or the machine's role) and their rights to get, put, list and delete",
     ),
@@ -268,7 +275,7 @@ _REFUSALS: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
 
 def _one_line(error: BaseException) -> str:
     """The client's words without line breaks, request numbers and repetition."""
-    return re.sub(r" ?\(Request ID: [^)]*\)|\.? Detail: \[errno .*", "", " ".join(str(error).split()))
+    return re.sub(r" ?\(Request ID: [^)]*\)|\.? Detail: \[errno .*", "", " ".join(str(error).split())).rstrip(".")
 
 
 def _sync_folder(folder: Path) -> None:
