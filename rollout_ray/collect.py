@@ -23,8 +23,9 @@ from rollout_ray.merge import merge
 from rollout_ray.models import check_model, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
-from rollout_ray.records import SCHEMA_VERSION
+from rollout_ray.records import SCHEMA_VERSION, Arm
 from rollout_ray.report import Summary
+from rollout_ray.storage import refuse_secrets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,25 +68,39 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     if dataset is None:
         raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
     _refuse_fleeting_output(cfg.output.output_dir)
+    for place in (dataset, cfg.data.dataset):
+        if isinstance(place, str):
+            refuse_secrets(place)
     check_model(cfg)
     arms = resolve_arms(cfg)
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
     run = RunDirectory(cfg.output.output_dir)
+    with run.lease():
+        return _collect(cfg, arms, questions, run, progress or Silent(), began)
+
+
+def _collect(
+    cfg: RunConfig, arms: tuple[Arm, ...], questions: QuestionSet, run: RunDirectory, progress: Progress, began: float
+) -> Rollouts:
+    """The run itself, under the lease."""
     identity = _identity(cfg, questions)
     versions = _versions()
     facts = describe(cfg, arms, questions)
     resumed = run.open(identity, _description(cfg, questions, facts, versions))
-    events = EventLog(run)
-    try:
-        done = run.done_ids() & set(questions.ids)
+    with EventLog(run) as events:
+        stock = run.take_stock(set(questions.ids))
+        done = stock.done
         events.write("resumed" if resumed else "begun", questions=len(questions), done=len(done))
+        for name, reason in stock.put_aside.items():
+            log.warning("%s %s; it is in parts/bad now, and its questions are drawn again", run.path(name), reason)
+            events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
             from rollout_ray.driver import draw_missing
 
-            session = draw_missing(cfg, arms, questions, done, run, events, progress or Silent())
+            session = draw_missing(cfg, arms, questions, done, run, events, progress)
         summary = Summary()
         metadata = {
             "schema_version": SCHEMA_VERSION,
@@ -100,9 +115,13 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
         summary.arms = {arm.name: summary.arms[arm.name] for arm in arms if arm.name in summary.arms}
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
         summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began
-        events.write("finished", duplicates=merged.duplicates, summary=summary.to_dict())
-    finally:
-        events.close()
+        if merged.disagreeing:
+            log.warning(
+                "%d questions stand in two parts with different rows, as two drivers at once would leave them; the part "
+                "that was committed first counts",
+                merged.disagreeing,
+            )
+        events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())
     return Rollouts(merged.path, summary, run)
 
 

@@ -2,77 +2,95 @@
 
     OUT/run.json              config, digest, versions, data set and model of the run
     OUT/parts/part-*.parquet  whole questions; a part that exists under its name is complete
+    OUT/parts/bad/            parts that were found damaged or another run's; kept, never read
+    OUT/lease-*.json          the driver that is at work, while one is
     OUT/merged.parquet        the result, once the run is complete
-    OUT/events.jsonl          what happened, one JSON object a line
+    OUT/events.jsonl          what happened, one JSON object a line; in an object store one events-*.jsonl a session
 
-Owns these names, atomic writing and the refusal to mix two runs. It does not know what a row means. OUT may be a local
-path or a URI that pyarrow's filesystems know (s3://, gs://).
+Owns these names, the refusal to mix two runs, and what a part must pass to count. It does not know what a row means.
+OUT may be a local path or a URI that pyarrow's filesystems know (s3://, gs://).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from rollout_ray.errors import LedgerError
+from rollout_ray.lease import EXPIRY_S, RENEW_S, Lease
+from rollout_ray.parts import BadPartError, Part, decode_part, encode_part
 from rollout_ray.records import SCHEMA_VERSION
+from rollout_ray.storage import CREDENTIALS, Folder, in_parallel
 
-PART_ROW_GROUP = 128  # questions; small, so that the merge can hold many parts' heads at once
+log = logging.getLogger(__name__)
+
+BAD = "parts/bad"
+SAVE_EVENTS_S = 10.0  # seconds of events that a killed driver may lose in an object store
 
 
 @dataclass
-class RunDirectory:
-    """A run directory; picklable, so that scoring actors write parts into it from other nodes."""
+class Stock:
+    """What the parts hold: ids of the questions that are done, how many rows repeat one of them, and the files that
+    were put aside, by name with the reason."""
 
-    uri: str
-    _filesystem: fs.FileSystem = field(init=False, repr=False)
-    _root: str = field(init=False, repr=False)
+    done: set[str] = field(default_factory=set)
+    repeated: int = 0
+    put_aside: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if "://" in self.uri:
-            self._filesystem, self._root = fs.FileSystem.from_uri(self.uri)
-        else:
-            self.uri = os.path.abspath(self.uri)
-            self._filesystem, self._root = fs.LocalFileSystem(), self.uri
 
-    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str]]:
-        return RunDirectory, (self.uri,)
+class RunDirectory(Folder):
+    """A run directory; picklable, so that scoring actors write parts into it from other nodes. With it travel the
+    driver's lease and, for an object store, the credentials of the driver's environment."""
 
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self._filesystem, fs.LocalFileSystem)
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self._digest: str | None = None
+        self._fence: str | None = None
 
-    def path(self, name: str) -> str:
-        """`name` inside the directory, in the form that a user would open."""
-        return f"{self.uri.rstrip('/')}/{name}"
+    def __reduce__(self) -> tuple[Any, ...]:
+        secrets = {} if self.is_local else {k: v for k, v in os.environ.items() if k.startswith(CREDENTIALS)}
+        return _received, (self.uri, self._digest, self._fence, secrets)
 
-    def _inner(self, name: str) -> str:
-        return f"{self._root}/{name}"
+    @contextmanager
+    def lease(self, renew_s: float = RENEW_S, expiry_s: float = EXPIRY_S) -> Iterator[None]:
+        """Keeps other drivers out. Raises LedgerError where one is at work. Whatever is written meanwhile, here or by
+        an actor that got this object, is refused with a LedgerError once another driver has taken over."""
+        with Lease(Folder(self.uri), renew_s, expiry_s) as lease:
+            self._fence = lease.name
+            try:
+                yield
+            finally:
+                self._fence = None
+
+    def _before_publishing(self) -> None:
+        if self._fence and not self.exists(self._fence):
+            raise LedgerError(
+                f"another driver has taken over {self.uri}, since this one did not renew its lease in time (was it "
+                "suspended?); this one stops. What it had committed counts; the other driver goes on from there"
+            )
 
     def open(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
         """Makes the directory the ledger of the run with this identity; returns whether the run was begun before.
 
         Raises LedgerError where it is another run's, naming every field that differs, or cannot be written.
         """
-        try:
-            self._filesystem.create_dir(self._inner("parts"), recursive=True)
-            known = self._read_json("run.json")
-            if known is None:
-                record = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **description}
-                self.write_atomically("run.json", json.dumps(record, indent=1).encode())
-        except OSError as error:
-            raise LedgerError(f"the run directory {self.uri} cannot be written: {error}") from error
+        self.make("parts")
+        known = self._read_json("run.json")
+        if known is None:
+            record = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **description}
+            self.write_atomically("run.json", json.dumps(record, indent=1).encode())
+        self._digest = _digest_of(identity)
         if known is None:
             return False
         before = known.get("identity", {})
@@ -86,68 +104,80 @@ class RunDirectory:
         self._remove_unfinished()
         return True
 
+    # Parts
+
     def parts(self) -> list[str]:
-        """Names of the committed parts, sorted."""
-        entries = self._filesystem.get_file_info(fs.FileSelector(self._inner("parts"), allow_not_found=True))
-        return sorted(f"parts/{e.base_name}" for e in entries if e.is_file and e.base_name.endswith(".parquet"))
+        """Names of the committed parts, sorted, which is by the time of their commit."""
+        return [entry.name for entry in self.entries("parts") if entry.name.endswith(".parquet")]
+
+    def read_part(self, name: str) -> Part:
+        """A part, once it has passed every check. Raises BadPartError (a LedgerError) where it does not."""
+        content = self.read(name)
+        if content is None:
+            raise LedgerError(f"{self.path(name)} has vanished; leave the run directory alone and run again")
+        return decode_part(self.path(name), content, self._run_digest())
+
+    def take_stock(self, known: Set[str]) -> Stock:
+        """Reads every byte of every part and puts aside, in parts/bad, those that are damaged or another run's.
+
+        `known` are the ids of the run's questions; a part with any other is another run's.
+        """
+        stock = Stock()
+        for name, ids, reason in in_parallel(lambda name: self._checked(name, known), self.parts(), self.readers):
+            if reason is not None:
+                self._put_aside(name)
+                stock.put_aside[name] = reason
+            before = len(stock.done)
+            stock.done.update(ids)
+            stock.repeated += len(ids) - (len(stock.done) - before)
+        return stock
 
     def done_ids(self) -> set[str]:
         """Ids of the questions that the parts hold. Raises LedgerError for a part that cannot be read."""
         done: set[str] = set()
-        for part in self.parts():
-            with self.open_parquet(part) as file:
-                done.update(file.read(columns=["question_id"]).column(0).to_pylist())
+        for ids in in_parallel(lambda name: self.read_part(name).ids(), self.parts(), self.readers):
+            done.update(ids)
         return done
 
-    def open_parquet(self, name: str) -> pq.ParquetFile:
+    def _checked(self, name: str, known: Set[str]) -> tuple[str, list[str], str | None]:
         try:
-            return pq.ParquetFile(self._inner(name), filesystem=self._filesystem)
-        except (pa.ArrowException, OSError) as error:
-            raise LedgerError(f"{self.path(name)} cannot be read ({error}); move it away and run again") from error
+            ids = self.read_part(name).ids()
+        except BadPartError as error:
+            return name, [], error.reason
+        unknown = next((question_id for question_id in ids if question_id not in known), None)
+        if unknown is None:
+            return name, ids, None
+        return name, [], f"holds the question {unknown}, which the data set does not have"
+
+    def _put_aside(self, name: str) -> None:
+        self.make(BAD)
+        target = f"{BAD}/{name.rpartition('/')[2]}"
+        while self.exists(target):
+            target += ".again"
+        self.move(name, target)
 
     def write_part(self, table: pa.Table) -> str:
-        """Commits a part and returns its name; when this returns, the part survives a crash of the machine."""
-        name = f"parts/part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        """Commits a part and returns its name; when this returns, the part survives a crash of the machine.
 
-        def write(stream: IO[bytes]) -> None:
-            pq.write_table(table, stream, row_group_size=PART_ROW_GROUP, compression="zstd")
+        Raises LedgerError where the storage refuses, or another driver has taken the run over; then there is no part.
+        """
+        name, content = encode_part(table, self._run_digest())
+        self.write_atomically(f"parts/{name}", content)
+        return f"parts/{name}"
 
-        self.write_atomically(name, write)
-        return name
+    def _run_digest(self) -> str:
+        if self._digest is None:
+            self._digest = _digest_of(self.record()["identity"])
+        return self._digest
 
-    def write_atomically(self, name: str, content: bytes | Callable[[IO[bytes]], None]) -> None:
-        """Writes a file that is either whole or not there: temporary name, fsync, rename. An object store needs no
-        rename, since an object appears when its upload is complete."""
-        write = content if callable(content) else (lambda stream: _write_all(stream, content))
-        if not self.is_local:
-            with self._filesystem.open_output_stream(self._inner(name)) as stream:
-                write(stream)
-            return
-        target = Path(self._inner(name))
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    # Other files
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
-        if self._filesystem.get_file_info(self._inner(name)).type == fs.FileType.NotFound:
-            return None
-        with self._filesystem.open_input_stream(self._inner(name)) as stream:
-            try:
-                return json.loads(stream.read())  # type: ignore[no-any-return]
-            except ValueError as error:
-                raise LedgerError(f"{self.path(name)} is not JSON ({error}); move it away to start over") from error
+        content = self.read(name)
+        try:
+            return None if content is None else json.loads(content.to_pybytes())
+        except ValueError as error:
+            raise LedgerError(f"{self.path(name)} is not JSON ({error}); move it away to start over") from error
 
     def record(self) -> dict[str, Any]:
         """The content of run.json. Raises LedgerError where there is none."""
@@ -159,29 +189,86 @@ class RunDirectory:
     def _remove_unfinished(self) -> None:
         """Temporary files of writers that were killed."""
         if self.is_local:
-            for folder in (Path(self._root), Path(self._root) / "parts"):
-                for leftover in folder.glob(".*.tmp"):
+            for pattern in ("parts/.part-*.tmp", ".merged.parquet.*.tmp", ".run.json.*.tmp"):
+                for leftover in self.local("").glob(pattern):
                     leftover.unlink(missing_ok=True)
 
 
+def _received(uri: str, digest: str | None, fence: str | None, secrets: Mapping[str, str]) -> RunDirectory:
+    os.environ.update(secrets)
+    run = RunDirectory(uri)
+    run._digest, run._fence = digest, fence
+    return run
+
+
+def _digest_of(identity: Mapping[str, Any]) -> str:
+    """Tells the parts of one run from another's."""
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
 class EventLog:
-    """Appends to events.jsonl; on an object store, which cannot append, it is written when the log is closed."""
+    """Appends to events.jsonl. An object store cannot append: there each session has an object of its own, which is
+    written again every few seconds and when the log is closed. Raises LedgerError where the storage refuses."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
+        self._name = "events.jsonl" if run.is_local else f"events-{time.time_ns():020d}.jsonl"
         self._lines: list[str] = []
+        self._saved, self._saved_at = 0, time.monotonic()
+        if run.is_local:
+            with run.storage_errors():
+                _cut_unfinished_line(run.local(self._name))
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.close()
+        except LedgerError as error:
+            if kind is None:
+                raise
+            log.warning("the last events are lost: %s", error)
 
     def write(self, event: str, **fields: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
         if self._run.is_local:
-            with open(self._run.path("events.jsonl"), "a") as stream:
-                stream.write(line + "\n")
-        else:
-            self._lines.append(line)
+            with self._run.storage_errors():
+                _append_whole(self._run.local(self._name), line.encode())
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._saved_at >= SAVE_EVENTS_S:
+            self.close()
 
     def close(self) -> None:
-        if self._lines:
-            self._run.write_atomically(f"events-{time.time_ns()}.jsonl", "\n".join(self._lines).encode())
+        """Saves what is not saved yet; the log can still be written to."""
+        if self._saved < len(self._lines):
+            self._run.write_atomically(self._name, "".join(self._lines).encode())
+            self._saved, self._saved_at = len(self._lines), time.monotonic()
+
+
+def _append_whole(path: Path, line: bytes) -> None:
+    """Appends the line or, where the disk is full, nothing of it."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        if os.write(handle, line) < len(line):
+            os.ftruncate(handle, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(handle)
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """A machine that went down while it appended may have left half a line."""
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - (1 << 20)))
+        tail = stream.read()
+        if not tail.endswith(b"\n"):
+            stream.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
 
 
 def model_fingerprint(model_path: str) -> str:
@@ -199,10 +286,6 @@ def model_fingerprint(model_path: str) -> str:
         elif file.name == "config.json":
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _write_all(stream: IO[bytes], content: bytes) -> None:
-    stream.write(content)
 
 
 def _short(value: Any) -> str:

@@ -1,14 +1,13 @@
 """Joins the parts of a run with its input into one parquet, and proves that nothing is missing or doubled.
 
-Owns the order of the output (the input's), its layouts and the completeness check. Memory is bounded by some row
-groups, whatever the run's size. It neither generates nor scores.
+Owns the order of the output (the input's), its layouts and the completeness check. Memory is bounded by a window of
+rows, whatever the run's size and whatever order the parts were written in; only ids are held of all rows. Every byte of
+a part is checked again when its rows are taken. It neither generates nor scores.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,71 +21,96 @@ from rollout_ray.errors import IncompleteError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import PART_SCHEMA, TRAJECTORY
+from rollout_ray.storage import in_parallel
 
 MERGE_ROWS = 128  # questions joined at a time
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1024, 64 << 20  # the output's row groups end at whichever comes first
-CACHED_ROW_GROUPS = 64
+WINDOW_BYTES = 96 << 20  # decoded rows of parts held at a time; joining them takes up to three times as much
 SCORES = ("s_end", "s_path", "s_cf", "s_wm")
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What the merge wrote: rows of the file, and rows of parts that were left out because their question stood twice."""
+    """What the merge wrote: rows of the file, rows of parts that were left out because their question stood in an
+    earlier part too, and questions whose copies differ in anything."""
 
     path: str
     rows: int
     duplicates: int
+    disagreeing: int
 
 
 class _Parts:
-    """Random access to the rows of all parts by question id, through a small cache of row groups."""
+    """Where every question's row is, and the rows in the order of the input, window by window.
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.duplicates = 0
-        self._row_of: dict[str, int] = {}
-        self._starts: list[int] = []  # number of each row group's first row, over all parts
-        self._run = run
-        self._groups: list[tuple[str, int]] = []  # part and number of each row group
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
-        row = 0
-        for name in run.parts():
-            with run.open_parquet(name) as file:
-                for group in range(file.num_row_groups):
-                    self._starts.append(row)
-                    self._groups.append((name, group))
-                    for question_id in file.read_row_group(group, columns=["question_id"]).column(0).to_pylist():
-                        self.duplicates += question_id in self._row_of
-                        self._row_of.setdefault(question_id, row)
-                        row += 1
+    A window is a run of questions that follow each other in the input and whose rows take about WINDOW_BYTES. For each
+    one every part that holds some of its rows is read once, whatever order the parts were written in.
+    """
 
-    def missing(self, ids: Sequence[str]) -> list[str]:
-        return [question_id for question_id in ids if question_id not in self._row_of]
+    def __init__(self, run: RunDirectory, ids: Sequence[str]) -> None:
+        self.duplicates = self.disagreeing = 0
+        self._run, self._ids = run, ids
+        self._names = run.parts()
+        self._row_bytes: list[float] = []  # mean size of a part's rows
+        self._place: dict[str, tuple[int, int]] = {}  # question id -> part and row
+        self._copies: dict[str, list[tuple[int, int]]] = {}
+        for part, (found, row_bytes) in enumerate(in_parallel(self._look, self._names, run.readers)):
+            self._row_bytes.append(row_bytes)
+            for row, question_id in enumerate(found):
+                if self._place.setdefault(question_id, (part, row)) != (part, row):
+                    self._copies.setdefault(question_id, []).append((part, row))
+                    self.duplicates += 1
+        self._begin = self._next = 0  # positions in `ids`
+        self._window = PART_SCHEMA.empty_table()
 
-    def take(self, ids: Sequence[str]) -> pa.Table:
-        """The rows of these questions, in this order."""
-        rows = [self._row_of[question_id] for question_id in ids]
-        by_group: dict[int, list[int]] = {}
-        for position, row in enumerate(rows):
-            by_group.setdefault(bisect_right(self._starts, row) - 1, []).append(position)
-        pieces, order = [], []
-        for group, positions in by_group.items():
-            start = self._starts[group]
-            pieces.append(self._read(group).take([rows[p] - start for p in positions]))
-            order.extend(positions)
-        places = [0] * len(order)
-        for place, position in enumerate(order):
-            places[position] = place
-        return pa.concat_tables(pieces).take(places)
+    def missing(self) -> list[str]:
+        return [question_id for question_id in self._ids if question_id not in self._place]
 
-    def _read(self, group: int) -> pa.Table:
-        if group not in self._cache:
-            name, number = self._groups[group]
-            with self._run.open_parquet(name) as file:
-                self._cache[group] = file.read_row_group(number).cast(PART_SCHEMA)
-            if len(self._cache) > CACHED_ROW_GROUPS:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return self._cache[group]
+    def following(self, most: int) -> pa.Table:
+        """The rows of the next questions: at least one, at most `most`."""
+        at = self._next - self._begin
+        if at == self._window.num_rows:
+            self._begin, at = self._next, 0
+            self._window = PART_SCHEMA.empty_table()  # lets go of the window before the next one is read
+            self._window = self._read_window()
+        rows = self._window.slice(at, most)
+        self._next += rows.num_rows
+        return rows
+
+    def _look(self, name: str) -> tuple[list[str], float]:
+        part = self._run.read_part(name)
+        return part.ids(), part.nbytes / max(1, part.num_rows)
+
+    def _read_window(self) -> pa.Table:
+        size, stop = 0.0, self._begin
+        while stop < len(self._ids) and (size == 0 or size < WINDOW_BYTES):
+            size += self._row_bytes[self._place[self._ids[stop]][0]]
+            stop += 1
+        ids = self._ids[self._begin : stop]
+        doubled = [question_id for question_id in ids if question_id in self._copies]
+        wanted = [self._place[i] for i in ids] + [place for i in doubled for place in self._copies[i]]
+        by_part: dict[int, list[int]] = {}
+        for part, row in wanted:
+            by_part.setdefault(part, []).append(row)
+        pieces: list[pa.Table] = []
+        position: dict[tuple[int, int], int] = {}
+        for (part, rows), table in zip(
+            by_part.items(), in_parallel(self._rows, by_part.items(), self._run.readers), strict=True
+        ):
+            for row in sorted(rows):
+                position[part, row] = len(position)
+            pieces.append(table)
+        found = pa.concat_tables(pieces)
+        del pieces
+        for question_id in doubled:
+            copies = [self._place[question_id], *self._copies[question_id]]
+            contents = [found.slice(position[place], 1).to_pylist() for place in copies]
+            self.disagreeing += any(content != contents[0] for content in contents)
+        return found.take([position[self._place[i]] for i in ids])
+
+    def _rows(self, part_and_rows: tuple[int, list[int]]) -> pa.Table:
+        part, rows = part_and_rows
+        return self._run.read_part(self._names[part]).rows(sorted(rows))
 
 
 def merge(
@@ -102,8 +126,8 @@ def merge(
     `observe` sees the parts' rows (PART_SCHEMA) as they pass. Raises IncompleteError where a question is missing or
     has not exactly `draws_per_question` trajectories; then no file is written.
     """
-    parts = _Parts(run)
-    if missing := parts.missing(questions.ids):
+    parts = _Parts(run, questions.ids)
+    if missing := parts.missing():
         raise IncompleteError(
             f"{len(missing)} of {len(questions)} questions are not in the parts of {run.uri}: {', '.join(missing[:10])}"
             f"{' ...' if len(missing) > 10 else ''}. Run the same command again to draw them"
@@ -115,7 +139,7 @@ def merge(
 
     def write(stream: IO[bytes]) -> None:
         nonlocal written
-        with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in row_groups(_joined(parts, questions, layout, draws_per_question, observe)):
                 writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
                 written += table.num_rows
@@ -125,22 +149,25 @@ def merge(
     with run.open_parquet("merged.parquet") as file:
         if not written == expected == file.metadata.num_rows:
             raise IncompleteError(f"{expected} rows were expected, {written} written and {file.metadata.num_rows} found")
-    return Merged(run.path("merged.parquet"), written, parts.duplicates)
+    return Merged(run.path("merged.parquet"), written, parts.duplicates, parts.disagreeing)
 
 
 def _joined(
     parts: _Parts, questions: QuestionSet, layout: Layout, draws: int, observe: Callable[[pa.Table], None]
 ) -> Iterator[pa.Table]:
-    for all_ids, batch in questions.batches():
-        for begin in range(0, batch.num_rows, MERGE_ROWS):
-            ids = all_ids[begin : begin + MERGE_ROWS]
-            rows = parts.take(ids)
-            counts = pc.list_value_length(rows.column("trajectories")).to_pylist()
-            for question_id, count in zip(ids, counts, strict=True):
-                if count != draws:
-                    raise IncompleteError(f"question {question_id} has {count} trajectories where {draws} are due")
+    for _, batch in questions.batches():
+        begin = 0
+        while begin < batch.num_rows:
+            rows = parts.following(min(MERGE_ROWS, batch.num_rows - begin))
+            counts = pc.list_value_length(rows.column("trajectories"))
+            wrong = pc.index(pc.equal(counts, draws), False).as_py()
+            if wrong >= 0:
+                raise IncompleteError(
+                    f"question {rows.column('question_id')[wrong]} has {counts[wrong]} trajectories where {draws} are due"
+                )
             observe(rows)
-            given = pa.Table.from_batches([batch.slice(begin, len(ids))])
+            given = pa.Table.from_batches([batch.slice(begin, rows.num_rows)])
+            begin += rows.num_rows
             yield LAYOUTS[layout](given, rows)
 
 

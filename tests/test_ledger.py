@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
+import random
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.scorer import part_table
 from rollout_ray.errors import LedgerError
 from rollout_ray.ledger import EventLog, RunDirectory, model_fingerprint
+from rollout_ray.parts import decode_part, encode_part
 from rollout_ray.records import PART_SCHEMA, ScoredQuestion
 
 IDENTITY = {"sampling.seed": 1, "model.model_path": "demo"}
@@ -67,7 +75,7 @@ def test_a_write_that_fails_leaves_nothing(run: RunDirectory) -> None:
     def fail(stream: object) -> None:
         raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(LedgerError, match="no space"):
         run.write_atomically("merged.parquet", fail)
     assert not Path(run.path("merged.parquet")).exists()
     assert not list(Path(run.uri).glob(".*"))
@@ -78,6 +86,100 @@ def test_a_broken_part_is_named(run: RunDirectory) -> None:
     Path(run.path(name)).write_bytes(b"PAR1 torn")
     with pytest.raises(LedgerError, match=name):
         run.done_ids()
+
+
+def damage(run: RunDirectory) -> dict[str, str]:
+    """One part of every kind that must not count, with what is said of it."""
+    parts = Path(run.path("parts"))
+
+    def part(*ids: str) -> Path:
+        return Path(run.path(run.write_part(part_table(scored(*ids)))))
+
+    torn, empty, flipped, renamed = part("torn"), part("empty"), part("flipped"), part("renamed")
+    torn.write_bytes(torn.read_bytes()[:-20])
+    empty.write_bytes(b"")
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    other = renamed.rename(parts / "part-from-elsewhere.parquet")
+    foreign_run = RunDirectory(f"{run.uri}-other")
+    foreign_run.open({**IDENTITY, "sampling.seed": 2}, {})
+    foreign = foreign_run.path(foreign_run.write_part(part_table(scored("a"))))
+    copied = shutil.copy(foreign, parts)
+    unknown = part("b", "unheard-of")
+    columns = pa.table({"question_id": ["c"]}).replace_schema_metadata({"rollout_ray": "{}"})
+    sink = pa.BufferOutputStream()
+    pq.write_table(columns, sink)
+    digest = hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest()
+    narrow = parts / f"part-{1:020d}-{digest}.parquet"
+    narrow.write_bytes(sink.getvalue())
+    altered = "is torn or altered: its content has another checksum than its name"
+    return {
+        torn.name: altered,
+        empty.name: altered,
+        flipped.name: altered,
+        other.name: "has no name of a part file",
+        Path(copied).name: "belongs to a run with another config, data set or model",
+        unknown.name: "holds the question unheard-of, which the data set does not have",
+        narrow.name: "has other columns than a part of this version",
+    }
+
+
+def test_parts_that_are_damaged_or_foreign_are_put_aside_and_the_others_count(run: RunDirectory) -> None:
+    run.write_part(part_table(scored("a", "b")))
+    run.write_part(part_table(scored("b")))
+    expected = damage(run)
+    before = {name: Path(run.path(f"parts/{name}")).read_bytes() for name in expected}
+    stock = run.take_stock({"a", "b", "c", "torn", "empty", "flipped", "renamed"})
+    assert stock.put_aside == {f"parts/{name}": reason for name, reason in expected.items()}
+    assert stock.done == {"a", "b"} and stock.repeated == 1
+    assert {p.name: p.read_bytes() for p in Path(run.path("parts/bad")).iterdir()} == before
+    assert len(run.parts()) == 2
+    again = run.take_stock({"a", "b"})
+    assert again.done == {"a", "b"} and not again.put_aside
+
+
+def test_what_was_put_aside_is_never_overwritten(run: RunDirectory) -> None:
+    name = Path(run.path("parts")) / "part-x.parquet"
+    for content in (b"one", b"two", b"three"):
+        name.write_bytes(content)
+        run.take_stock(set())
+    assert {p.read_bytes() for p in Path(run.path("parts/bad")).iterdir()} == {b"one", b"two", b"three"}
+
+
+def test_a_flipped_bit_anywhere_in_a_part_is_noticed(run: RunDirectory) -> None:
+    name = run.write_part(part_table(scored(*map(str, range(300)))))
+    path = Path(run.path(name))
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    places = {0, len(whole) - 1, *range(len(whole) - 12, len(whole)), *rng.sample(range(len(whole)), 400)}
+    for place in places:
+        altered = bytearray(whole)
+        altered[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(altered)
+        with pytest.raises(LedgerError, match="torn or altered"):
+            run.read_part(name)
+    path.write_bytes(whole)
+    assert len(run.read_part(name).ids()) == 300
+
+
+@given(st.integers(1, 700), st.data())
+def test_chosen_rows_of_a_part_come_back_as_they_were(count: int, data: st.DataObject) -> None:
+    table = part_table(scored(*map(str, range(count))))
+    name, content = encode_part(table, "run")
+    part = decode_part(f"/a/{name}", content, "run")
+    chosen = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
+    assert part.rows(chosen).equals(table.take(chosen))
+    assert (part.num_rows, part.nbytes) == (count, table.nbytes)
+
+
+def test_a_line_that_a_crash_cut_off_is_not_left_in_the_events(run: RunDirectory) -> None:
+    EventLog(run).write("begun")
+    with open(run.path("events.jsonl"), "a") as stream:
+        stream.write('{"time": 1, "ev')
+    EventLog(run).write("resumed")
+    lines = Path(run.path("events.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["begun", "resumed"]
 
 
 def test_a_run_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

@@ -137,6 +137,57 @@ def test_a_question_that_two_parts_hold_comes_out_once(tmp_path: Path) -> None:
     assert (result.rows, result.duplicates) == (4, 1)
 
 
+def test_copies_that_differ_are_counted_and_the_first_committed_one_counts(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(300), 2, 3, 0)
+    agreeing, differing = questions.ids[7], questions.ids[290]
+    run.write_part(part_table([scored(agreeing, 2)]))
+    other = tuple(trajectory(differing, n, full_text="another driver's") for n in range(2))
+    run.write_part(part_table([ScoredQuestion(differing, other, 0.1, 0.2, 0.3, 0.4)]))
+    result = merge(run, questions, "questions", 2, {})
+    assert (result.rows, result.duplicates, result.disagreeing) == (300, 2, 1)
+    texts = pq.read_table(run.path("merged.parquet")).column("trajectories")[290].as_py()
+    assert [t["full_text"] for t in texts] == [f"{differing} text {n}" for n in range(2)]
+
+
+def flip(path: str, place: float) -> None:
+    """Flips one bit of a file, at a share of its length."""
+    content = bytearray(Path(path).read_bytes())
+    content[int(len(content) * place)] ^= 4
+    Path(path).write_bytes(content)
+
+
+def test_a_bit_that_flips_before_the_merge_is_noticed(tmp_path: Path) -> None:
+    run, questions = committed(tmp_path, input_rows(300), 2, 3, 0)
+    flip(run.path(run.parts()[1]), 0.4)
+    with pytest.raises(LedgerError, match=rf"{run.parts()[1]} is torn or altered.* Run the same command again"):
+        merge(run, questions, "questions", 2, {})
+    assert not Path(run.path("merged.parquet")).exists()
+
+
+def test_a_bit_that_flips_during_the_merge_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge_module, "WINDOW_BYTES", 10_000)
+    run, questions = committed(tmp_path, input_rows(300), 2, 1, 0)
+    with pytest.raises(LedgerError, match="is torn or altered"):
+        merge(run, questions, "questions", 2, {}, lambda rows: flip(run.path(run.parts()[0]), 0.4))
+    assert not Path(run.path("merged.parquet")).exists()
+
+
+def test_parts_are_read_about_once_when_they_follow_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many windows over parts that two scorers wrote nearly in the input's order: no part is read again and again."""
+    questions = load_questions(input_rows(4000), DataConfig())
+    run = RunDirectory(f"{tmp_path}/run")
+    run.open({}, {})
+    order = sorted(range(4000), key=lambda i: i + random.Random(i).uniform(0, 60))
+    tables = [part_table([scored(questions.ids[i], 2) for i in order[begin : begin + 50]]) for begin in range(0, 4000, 50)]
+    for table in tables:
+        run.write_part(table)
+    monkeypatch.setattr(merge_module, "WINDOW_BYTES", 10 * tables[0].nbytes)
+    reads: list[str] = []
+    monkeypatch.setattr(run, "read_part", lambda name: (reads.append(name), RunDirectory(run.uri).read_part(name))[1])
+    assert merge(run, questions, "questions", 2, {}).rows == 4000
+    assert len(reads) <= 80 + 80 * 1.4  # once for the ids, and about once for the rows
+
+
 def test_the_metadata_says_what_made_it(tmp_path: Path) -> None:
     run, questions = committed(tmp_path, input_rows(1), 1, 1, 0)
     merge(run, questions, "questions", 1, {"schema_version": 1, "model": "demo"})
@@ -144,11 +195,11 @@ def test_the_metadata_says_what_made_it(tmp_path: Path) -> None:
     assert json.loads(metadata[b"rollout_ray"]) == {"schema_version": 1, "model": "demo", "layout": "questions"}
 
 
-def test_no_more_row_groups_are_held_than_the_cache_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The merge's memory does not grow with the run: with room for one row group it gives the same file."""
+def test_windows_of_any_size_give_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merge's memory does not grow with the run: with room for one question at a time it gives the same file."""
     run, questions = committed(tmp_path, input_rows(600), 2, 5, 3)
     expected = merged(run, questions, 2)
-    monkeypatch.setattr(merge_module, "CACHED_ROW_GROUPS", 1)
+    monkeypatch.setattr(merge_module, "WINDOW_BYTES", 1)
     monkeypatch.setattr(merge_module, "ROW_GROUP_ROWS", 50)
     assert merged(run, questions, 2).equals(expected)
 
