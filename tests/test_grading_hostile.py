@@ -146,6 +146,22 @@ def test_a_hostile_text_gets_its_status_in_bounded_time(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "equation",
+    [
+        HOSTILE["a system that no solver solves"][0],
+        "x^{99}+y^{98}+z^{97}=\\sin(xyz)",
+        "x^{x^{x}}=y^{y^{y}}",
+        "x^5-x+1=0",
+        "x=x+1",
+    ],
+)
+def test_an_equation_that_no_solver_solves(grader: Grader, equation: str) -> None:
+    for gold, answer in (("x^2+y^2=1", equation), (equation, "x^2+y^2=1")):
+        grade, seconds = checked(grader, gold, f"\\boxed{{{answer}}}")
+        assert grade.status in ("incorrect", "error", "timeout") and seconds < LONGEST_S
+
+
 def test_the_grading_process_can_write_no_file_and_start_no_process(tmp_path: Path) -> None:
     """Should a text ever get code to run there, this is what it meets."""
     script = f"""
