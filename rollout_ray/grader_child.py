@@ -92,10 +92,10 @@ def _comparison(timeout_s: int) -> Callable[[str, str], str]:
             gold, answer = in_time(parsed, gold_text), in_time(parsed, answer_text)
             if not gold:
                 return "bad_gold"
-            if in_time(verified, gold, answer):
-                return "incorrect" if in_time(far_apart, gold[0], answer[0]) else "correct"
             if answer and in_time(equal_at_points, gold[0], answer[0]):
                 return "correct"
+            if in_time(verified, gold, answer):
+                return "incorrect" if in_time(far_apart, gold[0], answer[0]) else "correct"
         except TimeoutException:
             return "timeout"
         except Exception:  # noqa: BLE001  (sympy raises anything on a hostile text; the verdict says that it failed)
@@ -106,9 +106,9 @@ def _comparison(timeout_s: int) -> Callable[[str, str], str]:
 
 
 def _equal_at_points(gold: Any, answer: Any) -> bool:
-    """What math-verify leaves out: expressions that differ by an identity of functions, and relations by a factor.
+    """Whether expressions have the same values, and relations the same but for a factor, at points and with 30 digits.
 
-    Both are tried at points, with 30 digits: what simplification would have to prove, it finds out, and quickly.
+    It finds at once what math-verify would have to prove by simplifying and solving, and what it cannot prove.
     """
     from latex2sympy2_extended.logic import And
     from sympy.core.relational import Relational
@@ -146,6 +146,8 @@ def _are_expressions(*sides: Any) -> bool:
 
 def _same_relation(gold: Any, answer: Any) -> bool:
     """Whether the differences of the sides are in a constant ratio: positive for inequalities, else not zero."""
+    if not _are_expressions(gold.lhs, gold.rhs, answer.lhs, answer.rhs):
+        return False
     ratios = [ours / theirs for ours, theirs in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if theirs]
     if len(ratios) < 3 or ratios[0].is_zero or any(abs(ratio - ratios[0]) > 1e-20 * abs(ratios[0]) for ratio in ratios):
         return False

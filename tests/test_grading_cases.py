@@ -1,7 +1,8 @@
 """Pairs of answers from the public tests of other graders, each with its origin, and our verdict on each.
 
 A line of grading_cases.jsonl: `source`, `gold`, the given `answer` (as the content of a box) or a whole `text`, whether
-the source says that they are `equal`; where we say otherwise `ours`, our status, and in `note` why.
+the source says that they are `equal`; where we say otherwise `ours`, our status, and in `note` why. Of a source's long
+texts only the end with the answer is kept.
 `python -m tests.test_grading_cases` prints the agreement by source and the slowest comparison.
 """
 

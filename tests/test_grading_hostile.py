@@ -45,13 +45,13 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "(((x+1)^{99}+1)^{99}+1)^{99}": ("(((x+1)^{99}+1)^{99}+1)^{99}", "timeout"),
     "(x+y+z)^{999}": ("(x+y+z)^{999}", "timeout"),
     "\\binom{999999999}{499999999}": ("\\binom{999999999}{499999999}", "timeout"),
-    "\\binom{99999}{49999}^{99}": ("\\binom{99999}{49999}^{99}", "timeout"),
+    "\\binom{99999}{49999}^{99}": ("\\binom{99999}{49999}^{99}", "incorrect"),
     "\\Gamma(99999999)": ("\\Gamma(99999999)", "timeout"),
     "\\prod_{k=1}^{999} (k^{999}+1)": ("\\prod_{k=1}^{999} (k^{999}+1)", "timeout"),
     "\\sum_{k=1}^{99999999} k^{-7}": ("\\sum_{k=1}^{99999999} k^{-7}", "error"),
-    "\\sin(10^{9999})": ("\\sin(10^{9999})", "timeout"),
-    "\\sqrt{2^{9999}+1}": ("\\sqrt{2^{9999}+1}", "timeout"),
-    "\\int \\sqrt{\\tan x} \\ln(\\sin x) dx": ("\\int \\sqrt{\\tan x} \\ln(\\sin x) dx", "timeout"),
+    "\\sin(10^{9999})": ("\\sin(10^{9999})", "incorrect"),
+    "\\sqrt{2^{9999}+1}": ("\\sqrt{2^{9999}+1}", "incorrect"),
+    "\\int \\sqrt{\\tan x} \\ln(\\sin x) dx": ("\\int \\sqrt{\\tan x} \\ln(\\sin x) dx", "incorrect"),
     "a system that no solver solves": ("x^7 + x^5 y^3 + \\sin(xy) + e^{x+y} = \\ln(x^2+y^2)", "incorrect"),
     "x^{360}-1 = 0": ("x^{360}-1 = 0", "incorrect"),
     "inverse of a 4x4 of unknowns": (UNKNOWNS + "^{-1}", "incorrect"),
@@ -70,7 +70,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "boxes 200 deep": ("\\boxed{" * 200 + "5" + "}" * 200, "no_answer"),
     "boxes 100,000 deep": ("\\boxed{" * 100_000, "no_answer"),
     "300 opening braces": ("{" * 300, "no_answer"),
-    "braces 140 deep": ("{" * 140 + "5" + "}" * 140, "timeout"),
+    "braces 140 deep": ("{" * 140 + "5" + "}" * 140, "incorrect"),
     "brackets 140 deep": ("(" * 140 + "x" + ")" * 140, "incorrect"),
     "\\left( 20 deep": ("\\left(" * 20 + "x" + "\\right)" * 20, "incorrect"),
     "\\frac bomb": ("\\frac{1}{" * 29 + "2" + "}" * 29, "incorrect"),
@@ -135,7 +135,7 @@ def test_a_hostile_text_gets_its_status_in_bounded_time(
     monkeypatch.chdir(tmp_path)
     text, expected = HOSTILE[name]
     as_answer, seconds = checked(grader, GOLD, f"\\boxed{{{text}}}")
-    # A machine under load may find no time for what it answers at leisure, but not the other way round.
+    # Some are decided on a fast machine and time out on a slow one; never is a timeout expected and a verdict found.
     assert as_answer.status in (expected, "timeout")
     assert seconds < LONGEST_S
     as_gold, seconds = checked(grader, text, f"\\boxed{{{GOLD}}}")
@@ -144,6 +144,22 @@ def test_a_hostile_text_gets_its_status_in_bounded_time(
     assert checked(grader, "72", f"Answer: {text}")[1] < LONGEST_S
     assert checked(grader, "12", "\\boxed{\\sqrt{144}}")[0].status == "correct"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        HOSTILE["a system that no solver solves"][0],
+        "x^{99}+y^{98}+z^{97}=\\sin(xyz)",
+        "x^{x^{x}}=y^{y^{y}}",
+        "x^5-x+1=0",
+        "x=x+1",
+    ],
+)
+def test_an_equation_that_no_solver_solves(grader: Grader, equation: str) -> None:
+    for gold, answer in (("x^2+y^2=1", equation), (equation, "x^2+y^2=1")):
+        grade, seconds = checked(grader, gold, f"\\boxed{{{answer}}}")
+        assert grade.status in ("incorrect", "error", "timeout") and seconds < LONGEST_S
 
 
 def test_the_grading_process_can_write_no_file_and_start_no_process(tmp_path: Path) -> None:
