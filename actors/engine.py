@@ -20,6 +20,7 @@ from actors.backend import Backend, BackendInfo, Finished, Refused
 from actors.logs import redirect_output, root_cause
 from actors.memory import as_start_failure
 from rollout_ray.config import RunConfig
+from rollout_ray.normal_form import encodable
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest, draws_of, sampling_seed
 from rollout_ray.scheduler import PieceKey
 
@@ -222,7 +223,7 @@ class EngineActor:
                 ordinal, first, number = map(int, one.key.split("."))
                 self._open[ordinal, first].completions[number] = Completion(
                     draw=number,
-                    full_text=one.text,
+                    full_text=encodable(one.text),
                     num_prompt_tokens=self._prompt_lengths.pop(one.key),
                     num_tokens=one.num_tokens,
                     finish_reason=one.finish_reason,

@@ -24,7 +24,7 @@ PURE: dict[str, set[str]] = {
     "answers": {"normal_form"},
     "demo_questions": set(),
     "models": {"config", "errors"},
-    "grading": {"answers", "errors", "latex", "normal_form", "records"},
+    "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
     "arms": {"config", "records"},
