@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
-def write_whole(target: str | Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Lets `write` fill a file beside `target`, which then takes its place in one step.
+def write_whole(
+    target: str | Path, write: Callable[[IO[bytes]], Any], before_publishing: Callable[[], None] = lambda: None
+) -> None:
+    """Lets `write` fill a file beside `target`, which then takes its place in one step and survives a crash of the
+    machine.
 
-    Whatever goes wrong before that leaves `target` as it was. Makes missing folders. Raises OSError, also where
-    `target` is something else than a file (a folder, a device).
+    Whatever goes wrong before that, in `before_publishing` too, leaves `target` as it was. Makes missing folders. Raises
+    OSError, also where `target` is something else than a file (a folder, a device).
     """
     place = Path(os.path.realpath(target))
     if place.exists() and not place.is_file():
@@ -24,7 +27,18 @@ def write_whole(target: str | Path, write: Callable[[IO[bytes]], None]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
+        before_publishing()
         os.replace(temporary, place)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(place.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` survive a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

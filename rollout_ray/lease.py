@@ -81,9 +81,10 @@ class Lease:
             self._await_turn()
             self._epoch = self._highest + 1
             self._write()
-            # A process that was suspended right here may have been taken for dead meanwhile.
-            if others := self._others():
-                raise self._refusal(others[0])
+            # A process that was suspended right here may have been taken for dead meanwhile, and another holds the lease.
+            # Claims that only wait have seen nothing yet; they will see this one, and give way.
+            if holders := [other for other in self._others() if other.epoch]:
+                raise self._refusal(holders[0])
             for name in self._dead:
                 self._folder.remove(name)
         except BaseException:

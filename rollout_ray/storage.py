@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rollout_ray.errors import ConfigError, LedgerError
+from rollout_ray.files import write_whole
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -151,23 +152,9 @@ class Folder:
         write: Callable[[Any], Any] = content if callable(content) else lambda stream: stream.write(content)
         with self.storage_errors():
             if self.is_local:
-                self._write_local(self.local(name), write)
+                write_whole(self.local(name), write, self._before_publishing)
             else:
                 self._upload(name, write)
-
-    def _write_local(self, target: Path, write: Callable[[Any], Any]) -> None:
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            self._before_publishing()
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
 
     def _upload(self, name: str, write: Callable[[Any], Any]) -> None:
         with tempfile.TemporaryFile(prefix="rollout-") as spool:
@@ -276,15 +263,6 @@ _REFUSALS: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
 def _one_line(error: BaseException) -> str:
     """The client's words without line breaks, request numbers and repetition."""
     return re.sub(r" ?\(Request ID: [^)]*\)|\.? Detail: \[errno .*", "", " ".join(str(error).split())).rstrip(".")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def in_parallel(function: Callable[[_T], _R], items: Iterable[_T], at_once: int) -> Iterator[_R]:
