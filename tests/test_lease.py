@@ -201,20 +201,28 @@ def test_of_many_that_come_at_once_one_holds_it(uri: str) -> None:
 
         def come(everyone: threading.Barrier, done: threading.Barrier, held: list[int], refused: list[str]) -> None:
             everyone.wait()
+            while not (held_it := take_turn(held, done)):
+                pass  # the little store dropped a connection; the message says to come again
+            if held_it != "held":
+                refused.append(held_it)
+                done.wait(30)
+
+        def take_turn(held: list[int], done: threading.Barrier) -> str:
+            """Holds the lease until all have had their turn, or says why not; nothing where the store failed."""
             try:
                 with RunDirectory(uri).lease():
                     held.append(1)
                     done.wait(30)
+                    return "held"
             except LedgerError as error:
-                refused.append(str(error))
-                done.wait(30)
+                return str(error) if "is in use by another driver" in str(error) else ""
 
         threads = [threading.Thread(target=come, args=(everyone, done, held, refused)) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert (len(held), len(refused)) == (1, 5)
+        assert (len(held), len(refused)) == (1, 5), refused
         assert claims(uri) == []
 
 
