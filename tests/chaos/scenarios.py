@@ -193,8 +193,9 @@ def check(outcome: Outcome, cfg: RunConfig, data: Path, out: Path) -> None:
             outcome.duplicates += key in seen
             seen[key] = trajectory["seed"]
             outcome.wrong_seeds += due.get(key) != trajectory["seed"]
-            if trajectory["finish_reason"] != "stop" or trajectory["reward"] is None:
-                outcome.missing += trajectory["error"] is None  # a row without a reward must say why
+            # A row without a text says why, and one without a reward has a grade that could not be had.
+            outcome.missing += trajectory["finish_reason"] != "stop" and not trajectory["error"]
+            outcome.missing += trajectory["reward"] is None and trajectory["score_status"] not in ("timeout", "error")
     outcome.missing += len(due.keys() - seen.keys())
 
 
