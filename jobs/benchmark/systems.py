@@ -50,7 +50,7 @@ def ray_data(workload: dict[str, Any], output: str) -> dict[str, float]:
     model = engine.pop("model")
     engine.pop("distributed_executor_backend")
     # Each engine books a core, and so does each stage around it; on a small machine they share.
-    ray.init(num_cpus=max(8, os.cpu_count() or 1), log_to_driver=False, include_dashboard=False)
+    ray.init("local", num_cpus=max(8, os.cpu_count() or 1), log_to_driver=False, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     processor = build_processor(
         vLLMEngineProcessorConfig(
