@@ -53,9 +53,17 @@ def test_gsm8k_as_parquet(tmp_path: Path, gsm8k: Path) -> None:
     assert not any("####" in solution for solution in table.column("solution").to_pylist())
 
 
-@pytest.mark.parametrize("line", ["{", '{"question": "q"}', '{"question": "q", "answer": "no mark"}', "[1]"])
-def test_a_row_of_another_form_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "not JSON"),
+        ('{"question": "q"}', "a GSM8K row has"),
+        ('{"question": "q", "answer": "no mark"}', "a GSM8K row has"),
+        ("[1]", "list where an object is needed"),
+    ],
+)
+def test_a_row_of_another_form_is_named(tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "x.jsonl").write_text('{"question": "q", "answer": "s #### 1"}\n\n' + line)
-    with pytest.raises(DatasetError, match=r"x.jsonl, line 3: a GSM8K row has"):
+    with pytest.raises(DatasetError, match=f"x.jsonl, line 3: {words}"):
         prepare_gsm8k(tmp_path / "x.jsonl", tmp_path / "x.parquet")
     assert not (tmp_path / "x.parquet").exists()

@@ -179,8 +179,8 @@ def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray:
 
         def update(self, view: RunView) -> None:
             super().update(view)
-            if not self.scorer and view.generated_draws > 500:
-                (self.scorer,) = worker_pids("ScorerActor")
+            if not self.scorer and view.generated_draws > 500 and (started := worker_pids("ScorerActor")):
+                (self.scorer,) = started
                 os.kill(self.scorer, signal.SIGSTOP)
             if self.scorer and self.since >= 0 and view.generated_draws != self.seen:
                 self.seen, self.since = view.generated_draws, time.monotonic()
