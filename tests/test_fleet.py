@@ -155,8 +155,9 @@ class Backlog(Plain):
         self.most = max(self.most, view.generated_draws - 8 * view.committed)
 
 
-# What may be unscored, what two engines may still hold when that is reached, what waits for its part, and one payload.
-BOUND = MOST_UNSCORED + 2 * 320 + 256 * 8 + 320
+# What may be unscored; what two engines may still hold when that is reached, to be decoded (320 draws each) or waiting
+# for their question's longest; what waits for its part; and one payload.
+BOUND = MOST_UNSCORED + 2 * 3 * 320 + 256 * 8 + 320
 
 
 def test_engines_wait_for_a_slow_scorer(tmp_path: Path, local_ray: None) -> None:
