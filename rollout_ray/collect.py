@@ -25,7 +25,6 @@ from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
 from rollout_ray.report import Summary
-from rollout_ray.storage import refuse_secrets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,9 +67,6 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     if dataset is None:
         raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
     _refuse_fleeting_output(cfg.output.output_dir)
-    for place in (dataset, cfg.data.dataset):
-        if isinstance(place, str):
-            refuse_secrets(place)
     check_model(cfg)
     arms = resolve_arms(cfg)
     questions = load_questions(dataset, cfg.data)

@@ -28,7 +28,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 class Section(BaseModel):
     """Base of every part of the config: unknown fields are refused, values do not change once set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
 class DataConfig(Section):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rollout_ray.config import RunConfig
 from rollout_ray.config_sources import overlaid
-from rollout_ray.errors import ConfigError, IncompleteError, LedgerError
+from rollout_ray.errors import ConfigError, IncompleteError
 from rollout_ray.grading import Grader
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.merge import LAYOUTS, output_schema, row_groups
@@ -65,10 +65,7 @@ def rescore(
         run = RunDirectory(folder)
         if output is not None and exists(output):
             raise ConfigError(f"{output} exists already; give another --output, or remove it")
-        try:
-            run.write_atomically(name, writer.write)
-        except OSError as error:
-            raise LedgerError(f"{target} cannot be written: {error}; give another --output") from error
+        run.write_atomically(name, writer.write)
     arms = {arm.name: writer.summary.arms[arm.name] for arm in merged.description.arms if arm.name in writer.summary.arms}
     writer.summary.arms = arms
     return Rescored(target, writer.summary, changed)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,13 +25,13 @@ from pyarrow import fs
 
 from rollout_ray.errors import ConfigError, LedgerError
 from rollout_ray.files import write_whole
+from rollout_ray.redaction import has_credentials
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 # Variables that the stores' clients read. They are secrets: they travel to scoring actors and are written nowhere.
 CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
-_SECRET_OPTION = re.compile(r"key|secret|token|password|sig|credential", re.IGNORECASE)
 READERS, REMOTE_READERS = 4, 16  # files read at a time; an object store answers slowly, and many at once
 UPLOAD_BYTES = 8 << 20
 AGAIN = "run the same command again, which goes on from there"
@@ -47,17 +46,13 @@ class Entry:
     mtime_ns: int
 
 
-def refuse_secrets(uri: str) -> None:
+def _refuse_credentials(uri: str) -> None:
     """Raises ConfigError where a URI carries a password or key: it would end up in run.json, logs and messages."""
-    if "://" not in uri:
-        return
-    parts = urlsplit(uri)
-    option = next((name for name, _ in parse_qsl(parts.query) if _SECRET_OPTION.search(name)), None)
-    if parts.password is not None or option:
+    if has_credentials(uri):
+        scheme, _, place = uri.partition("?")[0].partition("://")
         raise ConfigError(
-            f"the URI {parts.scheme}://.../{parts.path.rpartition('/')[2]} carries a credential "
-            f"({f'the option {option}' if option else 'a password before the @'}); give credentials in the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS), never in a URI"
+            f"the URI {scheme}://.../{place.rpartition('/')[2]} carries a credential; give credentials in "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS), never in a URI"
         )
 
 
@@ -68,7 +63,7 @@ class Folder:
     """
 
     def __init__(self, uri: str) -> None:
-        refuse_secrets(uri)
+        _refuse_credentials(uri)
         self.uri = uri if "://" in uri else os.path.abspath(uri)
 
     def __repr__(self) -> str:

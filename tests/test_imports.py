@@ -33,7 +33,7 @@ PURE: dict[str, set[str]] = {
     "sources": {"carried", "errors", "redaction", "rows"},
     "questions": {"config", "errors", "records", "sources"},
     "scheduler": {"records"},
-    "storage": {"errors", "files"},
+    "storage": {"errors", "files", "redaction"},
     "parts": {"errors", "records"},
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage"},

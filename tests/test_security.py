@@ -128,7 +128,7 @@ def test_weights_in_a_pickle_run_no_code(tmp_path: Path, model: Path, local_ray:
 
     (model / "model.safetensors").unlink()
     torch.save({"weight": WritesWhenUnpickled(tmp_path / "marker")}, model / "pytorch_model.bin")
-    with pytest.raises(EngineError, match="could not start: Weights only load failed"):
+    with pytest.raises(EngineError, match="could not start: UnpicklingError: Weights only load failed"):
         collect(demo_rows(1), simulated(tmp_path / "run", engine={}, model={"model_path": str(model)}))
     assert not (tmp_path / "marker").exists()
 

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.errors import ConfigError, LedgerError
+from rollout_ray.errors import ConfigError, DatasetError, LedgerError
 from rollout_ray.ledger import EventLog, RunDirectory
-from rollout_ray.storage import Folder, refuse_secrets
+from rollout_ray.storage import Folder
 from tests.conftest import ROOT, clean_environment, demo_rows, free_port
 from tests.s3_store import BUCKET, SECRET, Store, running_store
 from tests.test_collect import When, keys
@@ -245,19 +245,19 @@ def test_a_store_that_does_not_answer_is_named(store: Store, monkeypatch: pytest
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
-    for given in (
-        {"dataset": demo_rows(1), "cfg": simulated(uri)},
-        {"dataset": uri, "cfg": simulated(str(tmp_path / "run"))},
-    ):
-        with pytest.raises(ConfigError, match=r"carries a credential .* give credentials in the environment") as raised:
-            collect(**given)  # type: ignore[arg-type]
-        assert SECRET not in str(raised.value)
+    with pytest.raises(ConfigError, match="carries a credential; give credentials in the environment") as directory:
+        RunDirectory(uri)
+    with pytest.raises(ValueError, match=r"output\.output_dir holds a secret") as config:
+        simulated(uri)
+    with pytest.raises(DatasetError, match="the data set's URI holds credentials") as dataset:
+        collect(uri, simulated(str(tmp_path / "run")))
+    assert not any(SECRET in str(raised.value) for raised in (directory, config, dataset))
     assert not (tmp_path / "run").exists()
 
 
 def test_uris_without_credentials_are_taken() -> None:
     for uri in ("s3://bucket/run?region=eu-west-1&scheme=http", "gs://anonymous@bucket/run", "/a:b@c", "file:///tmp/x"):
-        refuse_secrets(uri)
+        Folder(uri)
 
 
 def test_a_uri_that_means_nothing_is_a_config_error() -> None:
