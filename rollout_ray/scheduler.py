@@ -116,16 +116,12 @@ class Scheduler:
         death. So one death sets one question aside at most, and innocents are acquitted in a few rounds.
         """
         held = list(self._engines.pop(name).outstanding.values())
-        alone = sum(map(self._is_suspect, held)) == 1
-        set_aside = []
-        for request in reversed(held):
-            if not self._is_suspect(request):
-                self._deaths[request.ordinal] += 1
-            elif alone:
-                set_aside.append(request)
-                continue
-            self.put_back([request])
+        # By question, not by piece: several pieces of one question on this engine saw one death, not several.
+        suspects = {request.ordinal for request in held if self._is_suspect(request)}
+        self._deaths.update({request.ordinal for request in held} - suspects)
         self._suspects_at_once = 1
+        set_aside = [r for r in held if r.ordinal in suspects] if len(suspects) == 1 else []
+        self.put_back(r for r in reversed(held) if r not in set_aside)
         return set_aside
 
     def _is_suspect(self, request: RolloutRequest) -> bool:

@@ -135,6 +135,16 @@ def test_a_suspect_goes_out_beside_fresh_questions_and_may_be_acquitted() -> Non
     assert [p.ordinal in first for p in scheduler.assign("e", 16)] == [True]
 
 
+def test_pieces_of_one_question_on_one_engine_see_one_death() -> None:
+    scheduler = make(1, 64, most_deaths=3)
+    for number in (1, 2, 3):
+        scheduler.add_engine("e", 16)
+        pieces = scheduler.assign("e", 0) + scheduler.assign("e", 0)
+        assert len(pieces) > 1 or number == 3  # the last time as a suspect, a piece at a time
+        set_aside = scheduler.remove_engine("e")
+        assert {p.ordinal for p in set_aside} == ({0} if number == 3 else set())
+
+
 def rounds_to_the_end(scheduler: Scheduler, deadly: frozenset[int]) -> tuple[int, set[int]]:
     """Rounds that one engine needs, when a round delivers all or, with a deadly question in it, ends in a death; and the
     questions set aside."""
