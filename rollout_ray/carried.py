@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_ray.errors import DatasetError
+from rollout_ray.redaction import shortened
 
 log = logging.getLogger(__name__)
 
@@ -100,5 +101,4 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _short(kind: pa.DataType) -> str:
-    text = str(kind)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return shortened(str(kind), 120)

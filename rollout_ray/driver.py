@@ -23,7 +23,7 @@ from actors.placement import choose_placement, draining_nodes, live_nodes
 from actors.scorer import Receipt, ScorerActor
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
-from rollout_ray.errors import IncompleteError, Interrupted, LedgerError, RolloutError
+from rollout_ray.errors import IncompleteError, Interrupted, RolloutError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet, Slot, reason_of
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView, Progress, RunView
@@ -324,10 +324,8 @@ class _Session:
 
 
 def _as_rollout_error(error: RayTaskError) -> RolloutError:
-    """What a scorer raised, by its own name where that is one of ours; an OSError is the storage's."""
+    """What a scorer raised, by its own name where that is one of ours (the storage's failures are)."""
     cause: Any = error.cause
     if isinstance(cause, RolloutError):
         return cause
-    if isinstance(cause, OSError):
-        return LedgerError(f"a part cannot be written: {cause}")
     return RolloutError(f"a scorer failed: {cause}")

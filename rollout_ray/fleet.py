@@ -26,7 +26,7 @@ from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
-from rollout_ray.redaction import secret_names
+from rollout_ray.redaction import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ class Fleet:
         options: dict[str, Any] = {"num_cpus": self._placement.cpus, "num_gpus": self._placement.gpus}
         if slot.room is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(slot.room, placement_group_bundle_index=0)
-        given = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
-        secrets = set(secret_names(given))
-        forwarded = {key: value for key, value in given.items() if key not in secrets}
+        forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
         cfg = self._cfg
         if slot.shrunk:
             cfg = self._smaller(slot)
@@ -165,12 +163,12 @@ class Fleet:
 
     def _died_once(self, slot: Slot, error: Exception) -> None:
         self.deaths += 1
-        words = self._last_words(slot, error)
         if slot.deaths < self._cfg.resources.max_engine_deaths:
             log.warning("%s died and is started again: %s", slot.name, reason_of(error))
             slot.deaths += 1
             self._fill(slot)
             return
+        words = self._last_words(slot, error)
         log.warning("%s died once too often and is retired: %s", slot.name, words)
         self._events.write("engine_retired", engine=slot.name, error=words)
         self._views[slot.name].state = "retired"

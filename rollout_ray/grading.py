@@ -28,7 +28,7 @@ from rollout_ray.errors import GradingError
 from rollout_ray.latex import to_latex, too_costly
 from rollout_ray.normal_form import Answer, encodable, normalise
 from rollout_ray.records import ScoreStatus
-from rollout_ray.redaction import secret_names
+from rollout_ray.redaction import without_secrets
 
 Pairs = tuple[tuple[str, str], ...]
 Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
@@ -246,9 +246,7 @@ class _Child:
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "rollout_ray.grader_child", str(self._timeout_s), str(self._memory_mib)]
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        secrets = set(secret_names(os.environ))
-        environment = {name: value for name, value in os.environ.items() if name not in secrets}
-        environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = without_secrets(os.environ) | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
 

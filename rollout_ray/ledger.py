@@ -31,6 +31,7 @@ from rollout_ray.errors import LedgerError
 from rollout_ray.lease import EXPIRY_S, RENEW_S, Lease
 from rollout_ray.parts import BadPartError, Part, decode_part, encode_part
 from rollout_ray.records import SCHEMA_VERSION
+from rollout_ray.redaction import shortened
 from rollout_ray.storage import CREDENTIALS, Folder, in_parallel
 
 log = logging.getLogger(__name__)
@@ -289,5 +290,4 @@ def model_fingerprint(model_path: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(json.dumps(value), 60)

@@ -20,6 +20,7 @@ import pyarrow as pa
 from rollout_ray.config import DataConfig
 from rollout_ray.errors import DatasetError
 from rollout_ray.records import TRAJECTORY, Prompt, Question
+from rollout_ray.redaction import shortened
 from rollout_ray.sources import Source, open_source
 
 GOLD_KEY, ID_KEY = "gold_answer", "question_id"
@@ -226,8 +227,7 @@ def _read_message(message: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shortened(repr(value), 80)
 
 
 def _read_gold(value: Any) -> str | None:

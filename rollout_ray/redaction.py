@@ -42,3 +42,14 @@ def secret_names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from secret_names(value, f"{prefix}{name}.")
         elif isinstance(value, str) and value and (_SECRET_NAME.search(str(name)) or has_credentials(value)):
             yield f"{prefix}{name}"
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that hold no secret."""
+    secrets = set(secret_names(environment))
+    return {name: value for name, value in environment.items() if name not in secrets}
+
+
+def shortened(text: str, most: int) -> str:
+    """The text in at most `most` characters, its end cut off where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
