@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -37,16 +38,16 @@ from rollout_ray.storage import CREDENTIALS, Folder, in_parallel
 log = logging.getLogger(__name__)
 
 BAD = "parts/bad"
+_EVENTS = re.compile(r"events(-\d{20})?\.jsonl")
 SAVE_EVENTS_S = 10.0  # seconds of events that a killed driver may lose in an object store
 
 
 @dataclass
 class Stock:
-    """What the parts hold: ids of the questions that are done, how many rows repeat one of them, and the files that
-    were put aside, by name with the reason."""
+    """What the parts hold: ids of the questions that are done, and the files that were put aside, by name with the
+    reason."""
 
     done: set[str] = field(default_factory=set)
-    repeated: int = 0
     put_aside: dict[str, str] = field(default_factory=dict)
 
 
@@ -128,9 +129,7 @@ class RunDirectory(Folder):
             if reason is not None:
                 self._put_aside(name)
                 stock.put_aside[name] = reason
-            before = len(stock.done)
             stock.done.update(ids)
-            stock.repeated += len(ids) - (len(stock.done) - before)
         return stock
 
     def done_ids(self) -> set[str]:
@@ -186,6 +185,12 @@ class RunDirectory(Folder):
         if record is None:
             raise LedgerError(f"{self.uri} is not a run directory: it has no run.json")
         return record
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events of all sessions, oldest first; each has `time` (seconds since 1970) and `event`."""
+        names = [entry.name for entry in self.entries() if _EVENTS.fullmatch(entry.name)]
+        contents = [content for name in names if (content := self.read(name)) is not None]
+        return [json.loads(line) for content in contents for line in content.to_pybytes().splitlines()]
 
     def _remove_unfinished(self) -> None:
         """Temporary files of writers that were killed."""

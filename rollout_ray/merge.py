@@ -20,13 +20,12 @@ from rollout_ray.config import Layout
 from rollout_ray.errors import IncompleteError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.questions import QuestionSet
-from rollout_ray.records import PART_SCHEMA, TRAJECTORY
+from rollout_ray.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
 from rollout_ray.storage import in_parallel
 
 MERGE_ROWS = 128  # questions joined at a time
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1024, 64 << 20  # the output's row groups end at whichever comes first
 WINDOW_BYTES = 96 << 20  # decoded rows of parts held at a time; joining them takes up to three times as much
-SCORES = ("s_end", "s_path", "s_cf", "s_wm")
 
 
 @dataclass(frozen=True)
@@ -132,17 +131,13 @@ def merge(
             f"{len(missing)} of {len(questions)} questions are not in the parts of {run.uri}: {', '.join(missing[:10])}"
             f"{' ...' if len(missing) > 10 else ''}. Run the same command again to draw them"
         )
-    schema = output_schema(questions.source.schema, layout).with_metadata(
-        {"rollout_ray": json.dumps({**metadata, "layout": layout})}
-    )
+    schema = output_schema(questions.source.schema, layout)
     written = 0
 
     def write(stream: IO[bytes]) -> None:
         nonlocal written
-        with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in row_groups(_joined(parts, questions, layout, draws_per_question, observe)):
-                writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
-                written += table.num_rows
+        rows = _joined(parts, questions, layout, draws_per_question, observe)
+        written = write_merged(stream, schema, {**metadata, "layout": layout}, rows)
 
     run.write_atomically("merged.parquet", write)
     expected = len(questions) * (draws_per_question if layout == "trajectories" else 1)
@@ -171,7 +166,18 @@ def _joined(
             yield LAYOUTS[layout](given, rows)
 
 
-def row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def write_merged(stream: IO[bytes], schema: pa.Schema, metadata: Mapping[str, Any], tables: Iterator[pa.Table]) -> int:
+    """Writes a merged file of these rows, with `metadata` (JSON values) about their run; returns how many they are."""
+    written = 0
+    schema = schema.with_metadata({METADATA: json.dumps(metadata)})
+    with pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer:
+        for table in _row_groups(tables):
+            writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+            written += table.num_rows
+    return written
+
+
+def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """The rows of these tables in tables of a row group's size."""
     held: list[pa.Table] = []
     for table in tables:

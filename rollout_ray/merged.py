@@ -25,11 +25,10 @@ from rollout_ray.description import Description, read_description
 from rollout_ray.errors import LedgerError, VerifyError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.questions import ID_KEY, QuestionSet, load_questions
-from rollout_ray.records import PART_SCHEMA, TRAJECTORY
+from rollout_ray.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
+from rollout_ray.storage import join_path, split_path
 
-METADATA = b"rollout_ray"
 MERGED = "merged.parquet"
-SCORES = ("s_end", "s_path", "s_cf", "s_wm")
 READ_QUESTIONS, READ_ROWS = 128, 2048  # rows held at a time of a file with one row a question, or a trajectory
 _FIELDS = tuple(f.name for f in TRAJECTORY)
 
@@ -230,7 +229,7 @@ def _layout_of(schema: pa.Schema, path: str) -> Layout:
 def _locate(path: str) -> tuple[fs.FileSystem, str, str]:
     """File system, path on it and full path of a merged file, which `path` names, or the directory that it is in."""
     path = path if "://" in path else os.path.abspath(path)
-    filesystem, inner = _filesystem(path)
+    filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     try:
         kind = filesystem.get_file_info(inner).type
         if kind == fs.FileType.Directory:
@@ -242,33 +241,6 @@ def _locate(path: str) -> tuple[fs.FileSystem, str, str]:
     if kind == fs.FileType.NotFound:
         raise LedgerError(f"there is no {path}; give a run directory or a merged parquet file")
     return filesystem, inner, path
-
-
-def _filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path on it."""
-    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-    return found
-
-
-def exists(path: str) -> bool:
-    """Whether there is something under this path or URI."""
-    filesystem, inner = _filesystem(path)
-    return bool(filesystem.get_file_info(inner).type != fs.FileType.NotFound)
-
-
-def split_path(path: str) -> tuple[str, str]:
-    """Folder and file name of a path or URI; a URI's options (what follows the `?`) stay with the folder."""
-    if "://" not in path:
-        return os.path.split(os.path.abspath(path))
-    plain, mark, options = path.partition("?")
-    folder, _, name = plain.rpartition("/")
-    return folder + mark + options, name
-
-
-def join_path(folder: str, name: str) -> str:
-    """The inverse of `split_path`."""
-    plain, mark, options = folder.partition("?") if "://" in folder else (folder, "", "")
-    return f"{plain.rstrip('/')}/{name}{mark}{options}"
 
 
 def beside(path: str, digest: str) -> str:

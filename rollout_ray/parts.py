@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_ray.errors import LedgerError
-from rollout_ray.records import PART_SCHEMA
+from rollout_ray.records import METADATA, PART_SCHEMA
 
 PART_ROW_GROUP = 128  # questions
 _NAME = re.compile(r"part-\d{20}-([0-9a-f]{32})\.parquet")
-_METADATA = b"rollout_ray"
 
 
 class BadPartError(LedgerError):
@@ -72,7 +71,7 @@ def encode_part(table: pa.Table, run_digest: str) -> tuple[str, pa.Buffer]:
     about = json.dumps({"run": run_digest, "bytes": table.nbytes})
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.replace_schema_metadata({_METADATA: about}), sink, row_group_size=PART_ROW_GROUP, compression="zstd"
+        table.replace_schema_metadata({METADATA: about}), sink, row_group_size=PART_ROW_GROUP, compression="zstd"
     )
     content = sink.getvalue()
     return f"part-{time.time_ns():020d}-{_hash(content)}.parquet", content
@@ -88,7 +87,7 @@ def decode_part(path: str, content: pa.Buffer, run_digest: str) -> Part:
         raise BadPartError(path, "is torn or altered: its content has another checksum than its name")
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        about = json.loads((file.schema_arrow.metadata or {}).get(_METADATA, b"null"))
+        about = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadPartError(path, f"is no parquet file ({error})") from error
     if about is None or not file.schema_arrow.equals(PART_SCHEMA):

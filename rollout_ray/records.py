@@ -149,15 +149,15 @@ TRAJECTORY = pa.struct(
     ]
 )
 
+SCORES = ("s_end", "s_path", "s_cf", "s_wm")
+METADATA = b"rollout_ray"  # key of what our parquet files say about their run, as JSON
+
 # A part file: whole questions, in no particular order, without the input columns (the merge joins those by id).
 PART_SCHEMA = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
         pa.field("trajectories", pa.list_(TRAJECTORY), nullable=False),
-        pa.field("s_end", pa.float64(), nullable=False),
-        pa.field("s_path", pa.float64(), nullable=False),
-        pa.field("s_cf", pa.float64(), nullable=False),
-        pa.field("s_wm", pa.float64(), nullable=False),
+        *(pa.field(name, pa.float64(), nullable=False) for name in SCORES),
     ]
 )
 

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rollout_ray.config import RunConfig
 from rollout_ray.config_sources import overlaid
 from rollout_ray.errors import ConfigError, IncompleteError
 from rollout_ray.grading import Grader
 from rollout_ray.ledger import RunDirectory
-from rollout_ray.merge import LAYOUTS, output_schema, row_groups
-from rollout_ray.merged import METADATA, MergedFile, StoredQuestion, beside, exists, split_path
+from rollout_ray.merge import LAYOUTS, output_schema, write_merged
+from rollout_ray.merged import MergedFile, StoredQuestion, beside
 from rollout_ray.records import Completion, Question, ScoredQuestion
 from rollout_ray.report import Summary
 from rollout_ray.scoring import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.storage import split_path
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def rescore(
         target = beside(merged.path, new.digest()) if output is None else output
         folder, name = split_path(target)
         run = RunDirectory(folder)
-        if output is not None and exists(output):
+        if output is not None and run.exists(name):
             raise ConfigError(f"{output} exists already; give another --output, or remove it")
         run.write_atomically(name, writer.write)
     arms = {arm.name: writer.summary.arms[arm.name] for arm in merged.description.arms if arm.name in writer.summary.arms}
@@ -122,12 +122,7 @@ class _Writer:
             "identity": self._config.identity(),
             "layout": self._merged.layout,
         }
-        schema = output_schema(self._merged.given_schema, self._merged.layout).with_metadata(
-            {METADATA: json.dumps(metadata)}
-        )
-        with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-            for table in row_groups(self._tables()):
-                writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+        write_merged(stream, output_schema(self._merged.given_schema, self._merged.layout), metadata, self._tables())
 
     def _tables(self) -> Iterator[pa.Table]:
         scoring = self._config.scoring

@@ -46,6 +46,21 @@ class Entry:
     mtime_ns: int
 
 
+def split_path(path: str) -> tuple[str, str]:
+    """Folder and file name of a path or URI; a URI's options (what follows the `?`) stay with the folder."""
+    if "://" not in path:
+        return os.path.split(os.path.abspath(path))
+    plain, mark, options = path.partition("?")
+    folder, _, name = plain.rpartition("/")
+    return folder + mark + options, name
+
+
+def join_path(folder: str, name: str) -> str:
+    """The inverse of `split_path`."""
+    plain, mark, options = folder.partition("?") if "://" in folder else (folder, "", "")
+    return f"{plain.rstrip('/')}/{name}{mark}{options}"
+
+
 def _refuse_credentials(uri: str) -> None:
     """Raises ConfigError where a URI carries a password or key: it would end up in run.json, logs and messages."""
     if has_credentials(uri):
@@ -92,8 +107,7 @@ class Folder:
 
     def path(self, name: str) -> str:
         """`name` inside the folder, in the form that a user would open."""
-        place, question, options = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return f"{place.rstrip('/')}/{name}{question}{options}"
+        return join_path(self.uri, name)
 
     def local(self, name: str) -> Path:
         """The file on the local disk; only where `is_local`."""

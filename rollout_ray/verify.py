@@ -20,8 +20,8 @@ import pyarrow as pa
 from rollout_ray.errors import ConfigError
 from rollout_ray.findings import Disagreement, Verification
 from rollout_ray.grading import VERDICTS, Grade, Grader
-from rollout_ray.merged import SCORES, MergedFile, StoredQuestion
-from rollout_ray.records import Completion, Question, ScoredQuestion
+from rollout_ray.merged import MergedFile, StoredQuestion
+from rollout_ray.records import SCORES, Completion, Question, ScoredQuestion
 from rollout_ray.roster import Roster
 from rollout_ray.scoring import CustomReward, QuestionScorer, grade_questions, load_reward
 

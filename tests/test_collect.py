@@ -85,8 +85,7 @@ def test_the_run_directory_describes_the_run(two_replicas: Rollouts) -> None:
     record = two_replicas.run.record()
     assert record["config"]["resources"]["replicas"] == 2
     assert len(record["arms"]) == 8 and record["versions"]["vllm"] and record["digest"]
-    with open(two_replicas.run.path("events.jsonl")) as stream:
-        events = [json.loads(line)["event"] for line in stream]
+    events = [event["event"] for event in two_replicas.run.events()]
     assert events[0] == "begun" and events[-1] == "finished" and events.count("engine_started") == 2
     metadata = json.loads(pq.read_schema(two_replicas.path).metadata[b"rollout_ray"])
     assert metadata["model"] == "demo" and metadata["config_digest"] == record["digest"] and metadata["vllm"]
@@ -232,9 +231,8 @@ def test_a_killed_actor_is_replaced_and_no_row_is_lost(tmp_path: Path, local_ray
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert progress.done
     assert len(set(keys(rollouts))) == len(keys(rollouts)) == 800
-    with open(rollouts.run.path("events.jsonl")) as stream:
-        events = [json.loads(line)["event"] for line in stream]
-    assert ("engine_died" if actor == "EngineActor" else "scorer_died") in events
+    died = "engine_died" if actor == "EngineActor" else "scorer_died"
+    assert died in [event["event"] for event in rollouts.run.events()]
 
 
 def test_ctrl_c_keeps_what_is_complete_and_the_same_call_goes_on(tmp_path: Path, local_ray: None) -> None:

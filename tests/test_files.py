@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ray import Rollouts, collect
+from rollout_ray import collect
 from rollout_ray.ledger import RunDirectory
 from tests.conftest import ROOT, clean_environment, demo_rows, run_alone
 from tests.test_collect import keys, simulated
-
-
-def events(rollouts: Rollouts) -> list[dict[str, object]]:
-    return [json.loads(line) for line in Path(rollouts.run.path("events.jsonl")).read_text().splitlines()]
 
 
 def test_damaged_parts_are_put_aside_and_their_questions_drawn_again(
@@ -34,7 +30,7 @@ def test_damaged_parts_are_put_aside_and_their_questions_drawn_again(
     assert keys(rollouts) == expected
     assert 0 < rollouts.summary.session_tokens < rollouts.summary.tokens
     assert {p.name for p in (tmp_path / "run/parts/bad").iterdir()} == {parts[0].name, parts[1].name}
-    reported = [event for event in events(rollouts) if event["event"] == "part_put_aside"]
+    reported = [event for event in rollouts.run.events() if event["event"] == "part_put_aside"]
     assert [event["part"] for event in reported] == [f"parts/{part.name}" for part in parts[:2]]
     assert "is torn or altered: its content has another checksum than its name; it is in parts/bad now" in caplog.text
 
@@ -50,7 +46,8 @@ def test_rows_that_two_drivers_drew_are_counted_and_reported(
     first.run.write_part(table.set_column(2, table.schema.field(2), [[0.123] * table.num_rows]))
     again = collect(demo_rows(10), cfg)
     assert again.table().equals(first.table())
-    assert events(again)[-1]["disagreeing"] == events(again)[-1]["duplicates"] == table.num_rows
+    last = again.run.events()[-1]
+    assert last["disagreeing"] == last["duplicates"] == table.num_rows
     assert f"{table.num_rows} questions stand in two parts with different rows" in caplog.text
 
 
@@ -107,20 +104,17 @@ refused("part", lambda: run.write_part(table))
 def log_much():
     for number in range(200):
         EventLog(run).write("event", number=number)
-def whole_lines():
-    return [json.loads(line) for line in (disk / "run/events.jsonl").read_text().splitlines()]
 if refusal == "full":
     close_disk()
     try:
         log_much()
     except LedgerError as error:
         print(f"events.jsonl: {error}")
-    (disk / "run/events.jsonl").exists() and whole_lines()
+    run.events()  # every line is whole
     open_disk()
     log_much()
 else:
     refused("events.jsonl", log_much)
-whole_lines()
 refused("merge", lambda: merge(run, questions, "questions", 2, {}))
 refused("merge again", lambda: merge(run, questions, "trajectories", 2, {}))
 def leased():

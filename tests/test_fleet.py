@@ -3,7 +3,6 @@ scorer or disk holds the engines back. Real Ray and, where memory is concerned, 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ import pytest
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.driver import MOST_UNSCORED
 from rollout_ray.errors import EngineError, RolloutError
+from rollout_ray.ledger import RunDirectory
 from rollout_ray.progress import Plain, RunView
 from rollout_ray.records import Question, Trajectory
 from tests.conftest import demo_rows
@@ -30,11 +30,6 @@ def changed(cfg: RunConfig, **sections: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def events(rollouts_or_path: Rollouts | Path) -> list[dict[str, Any]]:
-    path = rollouts_or_path if isinstance(rollouts_or_path, Path) else Path(rollouts_or_path.run.path(""))
-    return [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
-
-
 def assert_whole(rollouts: Rollouts, trajectories: int) -> None:
     assert len(set(keys(rollouts))) == len(keys(rollouts)) == trajectories
 
@@ -43,7 +38,7 @@ def test_an_engine_that_no_longer_decodes_counts_as_dead(tmp_path: Path, local_r
     cfg = changed(simulated(tmp_path / "run", 2, sim_hang_rate=0.01), resources={"engine_hang_seconds": 3.0})
     rollouts = collect(demo_rows(50), cfg)
     assert_whole(rollouts, 400)
-    died = [e["error"] for e in events(rollouts) if e["event"] == "engine_died"]
+    died = [e["error"] for e in rollouts.run.events() if e["event"] == "engine_died"]
     assert died and all("no decoding step for" in error for error in died)
     assert rollouts.summary.engine_deaths == len(died)
 
@@ -59,7 +54,7 @@ def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_r
     cfg = changed(simulated(tmp_path / "run", 2, speed=60_000), resources={"engine_hang_seconds": 3.0})
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert_whole(rollouts, 800)
-    assert "no decoding step for" in next(e["error"] for e in events(rollouts) if e["event"] == "engine_died")
+    assert "no decoding step for" in next(e["error"] for e in rollouts.run.events() if e["event"] == "engine_died")
     stopped[0].wait(20)  # Ray ends a process that does not heed it; it would keep its GPU's memory otherwise
 
 
@@ -75,7 +70,7 @@ def test_an_idle_engine_does_not_hang(tmp_path: Path, local_ray: None) -> None:
 def test_an_engine_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: None) -> None:
     rollouts = collect(demo_rows(20), simulated(tmp_path / "run", 1, sim_memory_seqs=64))
     assert_whole(rollouts, 160)
-    found = events(rollouts)
+    found = rollouts.run.events()
     assert [e["max_num_seqs"] for e in found if e["event"] == "engine_shrunk"] == [128, 64]
     (started,) = (e for e in found if e["event"] == "engine_started")
     assert started["max_num_seqs"] == 64 and started["shrunk"] == 2
@@ -98,7 +93,7 @@ def test_vllm_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: N
     )
     with pytest.raises(EngineError, match=r"engine-0 could not start: .*memory"):
         collect(demo_rows(2), cfg)
-    assert [e["event"] for e in events(tmp_path / "run")].count("engine_shrunk") == 3
+    assert [e["event"] for e in RunDirectory(str(tmp_path / "run")).events()].count("engine_shrunk") == 3
 
 
 def test_vllm_whose_own_process_was_killed_counts_as_dead(
@@ -116,7 +111,7 @@ def test_vllm_whose_own_process_was_killed_counts_as_dead(
     progress = When(lambda view: view.generated_draws >= 100, kill_core)
     rollouts = collect(demo_rows(60), cfg, progress=progress)
     assert_whole(rollouts, 480)
-    (died,) = (e["error"] for e in events(rollouts) if e["event"] == "engine_died")
+    (died,) = (e["error"] for e in rollouts.run.events() if e["event"] == "engine_died")
     assert "EngineCore" in died and "ended with exit code -9" in died
 
 
@@ -131,7 +126,7 @@ def test_a_scorer_that_keeps_dying_ends_the_run_and_not_the_data(tmp_path: Path,
     cfg = changed(simulated(tmp_path / "run"), scoring=deadly, resources={"max_engine_deaths": 3})
     with pytest.raises(RolloutError, match="scorer-0 died 4 times in a row and nothing could be committed"):
         collect(demo_rows(5), cfg)
-    assert [e["event"] for e in events(tmp_path / "run")].count("scorer_died") == 4
+    assert [e["event"] for e in RunDirectory(str(tmp_path / "run")).events()].count("scorer_died") == 4
 
 
 def deadly_reward(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:

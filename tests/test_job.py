@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo
 from tests.conftest import AWAIT_JOB_AGENT, clean_environment, free_port, run_alone
 
@@ -50,8 +50,7 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
     assert (tmp_path / "job.code").read_text().strip() == "0", logs["job"]
     assert "40 questions, 320 trajectories" in logs["job"]
     assert pq.read_metadata(tmp_path / "run" / "merged.parquet").num_rows == 40
-    with open(tmp_path / "run" / "events.jsonl") as stream:
-        started = next(e for line in stream if (e := json.loads(line))["event"] == "engine_started")
+    started = next(e for e in RunDirectory(str(tmp_path / "run")).events() if e["event"] == "engine_started")
     assert "working_dir" in started["settings"]["model"], "the job must run what was submitted"
     assert "the same command goes on from there" in logs["stopped"]
     assert not (tmp_path / "run-stopped" / "merged.parquet").exists()

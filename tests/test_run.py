@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo
 from tests.conftest import ROOT, clean_environment, rollout
 
@@ -35,10 +36,6 @@ def simulated(data: Path, out: Path, speed: int = 1_000_000) -> list[str]:
 def keys(out: Path) -> list[tuple[str, str, int, int]]:
     rows = pq.read_table(out / "merged.parquet").to_pylist()
     return [(r["question_id"], t["arm"], t["sample"], t["seed"]) for r in rows for t in r["trajectories"]]
-
-
-def events(out: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +72,7 @@ def test_a_stopped_run_goes_on_with_the_same_command(
     assert not (out / "merged.parquet").exists()
     again = rollout(*simulated(data, out))
     assert again.returncode == 0, again.stderr
-    resumed = next(e for e in events(out) if e["event"] == "resumed")
+    resumed = next(e for e in RunDirectory(str(out)).events() if e["event"] == "resumed")
     assert 0 < int(str(resumed["done"])) < QUESTIONS
     assert len(set(keys(out))) == len(keys(out)) == QUESTIONS * 8
 

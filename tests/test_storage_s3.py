@@ -48,12 +48,6 @@ def simulated(uri: str, speed: float = 1e6, **output: Any) -> RunConfig:
     )
 
 
-def events(store: Store, prefix: str) -> list[dict[str, Any]]:
-    """Of all sessions, in their order."""
-    logs = {name: text for name, text in store.objects(prefix).items() if name.startswith("events-")}
-    return [json.loads(line) for name in sorted(logs) for line in logs[name].splitlines()]
-
-
 def test_a_whole_run_into_a_bucket(store: Store, local_ray: None) -> None:
     """Ray was started without the store's credentials: the scoring actors have them from the driver."""
     rollouts = collect(demo_rows(40), simulated(f"s3://{BUCKET}/whole", part_rows=10))
@@ -61,7 +55,8 @@ def test_a_whole_run_into_a_bucket(store: Store, local_ray: None) -> None:
     assert len(set(keys(rollouts))) == 320
     objects = store.objects("whole/")
     assert pq.read_table(io.BytesIO(objects["merged.parquet"])).equals(rollouts.table())
-    assert [e["event"] for e in events(store, "whole/")] == ["begun", "placed", *["engine_started"] * 2, "finished"]
+    happened = [event["event"] for event in rollouts.run.events()]
+    assert happened == ["begun", "placed", *["engine_started"] * 2, "finished"]
     kinds = {re.sub(r"[0-9a-f]{16,}-?", "*", name) for name in objects}
     assert kinds == {"run.json", "merged.parquet", "events-*.jsonl", "parts/part-**.parquet"}
     assert not any(SECRET.encode() in content for content in objects.values())
@@ -91,7 +86,7 @@ def test_a_torn_object_is_put_aside_and_its_questions_drawn_again(store: Store, 
     assert keys(collect(demo_rows(40), cfg)) == expected
     objects = store.objects("torn/")
     assert objects[f"parts/bad/{name.removeprefix('parts/')}"] == content[: len(content) // 2] and name not in objects
-    assert [e["part"] for e in events(store, "torn/") if e["event"] == "part_put_aside"] == [name]
+    assert [e["part"] for e in RunDirectory(f"s3://{BUCKET}/torn").events() if e["event"] == "part_put_aside"] == [name]
 
 
 def test_a_killed_driver_is_followed_and_what_it_committed_counts(store: Store, tmp_path: Path) -> None:
@@ -114,7 +109,7 @@ def test_a_killed_driver_is_followed_and_what_it_committed_counts(store: Store, 
         [*words, "--sim_tokens_per_second", "1000000"], capture_output=True, timeout=120, check=False, **options
     )
     assert last.returncode == 0, last.stderr
-    resumed = next(e for e in events(store, "killed/") if e["event"] == "resumed")
+    resumed = next(e for e in RunDirectory(f"s3://{BUCKET}/killed").events() if e["event"] == "resumed")
     assert len(done) <= resumed["done"] < 60
     assert pq.read_table(io.BytesIO(store.objects("killed/")["merged.parquet"])).num_rows == 60
     assert not [name for name in store.objects("killed/") if name.startswith("lease")]
@@ -218,7 +213,7 @@ def test_events_are_saved_while_the_run_goes_on(store: Store, monkeypatch: pytes
     log = EventLog(RunDirectory(f"s3://{BUCKET}/events"))
     log.write("begun")
     log.write("resumed")
-    assert [e["event"] for e in events(store, "events/")] == ["begun", "resumed"]
+    assert [e["event"] for e in RunDirectory(f"s3://{BUCKET}/events").events()] == ["begun", "resumed"]
 
 
 def test_a_bucket_that_is_missing_is_named(store: Store) -> None:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from rollout_ray.config import RunConfig
-from tests.chaos.scenarios import Cluster, Outcome, check, environment, events, write_questions
+from rollout_ray.ledger import RunDirectory
+from tests.chaos.scenarios import Cluster, Outcome, check, environment, write_questions
 from tests.conftest import ROOT
 
 FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "8000", "--flush_seconds", "60", "--replicas", "4")
@@ -28,14 +29,14 @@ def main(folder: Path) -> None:
         )
         while driver.poll() is None and "trajectories drawn" not in (folder / "log").read_text():
             time.sleep(0.2)
-        nodes = {e["engine"]: e["node"] for e in events(out) if e["event"] == "engine_started"}
+        nodes = {e["engine"]: e["node"] for e in RunDirectory(str(out)).events() if e["event"] == "engine_started"}
         node = nodes["engine-0"]
         words = ["drain-node", "--address", cluster.address, "--node-id", node, "--reason-message", "spot reclaim"]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "600"]
         subprocess.run([str(Path(sys.executable).parent / "ray"), *words], env=environment(), check=True, timeout=60)
         driver.wait()
     assert driver.returncode == 0, (folder / "log").read_text()
-    found = events(out)
+    found = RunDirectory(str(out)).events()
     (notice,) = (e for e in found if e["event"] == "node_draining")
     assert set(notice["engines"]) == {name for name, at in nodes.items() if at == node}
     later = found[found.index(notice) :]

@@ -6,7 +6,6 @@ A scenario runs in namespaces of its own (see __main__.py), so that every Ray pr
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import subprocess
 import sys
@@ -197,10 +196,6 @@ def check(outcome: Outcome, cfg: RunConfig, data: Path, out: Path) -> None:
             outcome.missing += trajectory["finish_reason"] != "stop" and not trajectory["error"]
             outcome.missing += trajectory["reward"] is None and trajectory["score_status"] not in ("timeout", "error")
     outcome.missing += len(due.keys() - seen.keys())
-
-
-def events(out: Path) -> Sequence[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
 
 
 def environment() -> dict[str, str]:
