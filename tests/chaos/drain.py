@@ -5,32 +5,46 @@ python -m tests.chaos.drain FOLDER
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import ray
 
 from rollout_ray.config import RunConfig
 from rollout_ray.ledger import RunDirectory
 from tests.chaos.scenarios import Cluster, Outcome, check, environment, write_questions
 from tests.conftest import ROOT
 
-FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "8000", "--flush_seconds", "60", "--replicas", "4")
+ENGINES = 6  # on the head and two more nodes
+FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "4000", "--flush_seconds", "60", "--replicas", str(ENGINES))
+SOME_DRAWN = re.compile(r"[1-9]\d* trajectories drawn")
+
+
+def head_id(address: str) -> str:
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    head: str = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerAddress"] == "127.0.0.1")
+    ray.shutdown()
+    return head
 
 
 def main(folder: Path) -> None:
     data, out = folder / "questions.parquet", folder / "run"
-    write_questions(data, 400)
+    write_questions(data, 800)
     cluster = Cluster(2, cpus=2)
     command = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(data), "--output_dir", str(out), *FLAGS]
     with (folder / "log").open("w") as log:
         driver = subprocess.Popen(
             [*command, "--ray_address", cluster.address], env=environment(), cwd=ROOT, stdout=log, stderr=log
         )
-        while driver.poll() is None and "trajectories drawn" not in (folder / "log").read_text():
+        nodes: dict[str, str] = {}
+        while driver.poll() is None and not (len(nodes) == ENGINES and SOME_DRAWN.search((folder / "log").read_text())):
             time.sleep(0.2)
-        nodes = {e["engine"]: e["node"] for e in RunDirectory(str(out)).events() if e["event"] == "engine_started"}
-        node = nodes["engine-0"]
+            nodes = {e["engine"]: e["node"] for e in RunDirectory(str(out)).events() if e["event"] == "engine_started"}
+        # The head is the driver's own node: it goes with it.
+        node = next(at for at in nodes.values() if at != head_id(cluster.address))
         words = ["drain-node", "--address", cluster.address, "--node-id", node, "--reason-message", "spot reclaim"]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "600"]
         subprocess.run([str(Path(sys.executable).parent / "ray"), *words], env=environment(), check=True, timeout=60)
