@@ -1,0 +1,54 @@
+"""Turns output tokens into text when a request is done, many at a time.
+
+vLLM would do it token by token in the thread that feeds the engine; here it is one call of the tokenizers library, which
+runs beside Python. The text is the same: what the output adds to the text of the prompt's last tokens. It finds no stop
+strings; a run that has some leaves the text to vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+_UNREADABLE = "\ufffd"
+_CONTEXT = 6  # prompt tokens that decide how the output begins (a leading space, the rest of a character)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The tokens of one request; `stopped` where the last of them ended the output and is no part of its text."""
+
+    prompt_tokens: Sequence[int]
+    tokens: Sequence[int]
+    stopped: bool
+
+
+class TextDecoder:
+    """Decodes with a tokenizer of the tokenizers library."""
+
+    def __init__(self, backend_tokenizer: Any) -> None:
+        self._tokenizer = backend_tokenizer
+
+    def texts(self, outputs: Sequence[Output]) -> list[str]:
+        """The text of each output, without special tokens and without a character that is cut off at its end."""
+        contexts = [list(o.prompt_tokens[-_CONTEXT:]) for o in outputs]
+        tokens = [list(o.tokens[:-1] if o.stopped else o.tokens) for o in outputs]
+        whole = self._decode([c + t for c, t in zip(contexts, tokens, strict=True)])
+        before = self._decode(contexts)
+        return [
+            self._step_by_step(c, t) if _UNREADABLE in w else w[len(b) :]
+            for w, b, c, t in zip(whole, before, contexts, tokens, strict=True)
+        ]
+
+    def _decode(self, sequences: list[list[int]]) -> list[str]:
+        texts: list[str] = self._tokenizer.decode_batch(sequences, skip_special_tokens=True)
+        return texts
+
+    def _step_by_step(self, context: list[int], tokens: list[int]) -> str:
+        """The text of tokens that are no UTF-8 together: one unreadable byte must not take readable characters with it,
+        and the bytes of a character that is cut off at the end are left out."""
+        stream = DecodeStream(ids=context, skip_special_tokens=True)
+        return "".join(stream.step(self._tokenizer, token) or "" for token in tokens)

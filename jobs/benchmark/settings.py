@@ -1,0 +1,111 @@
+"""One engine without Ray, under several settings: what each choice of vllm_backend.py costs or gains.
+
+    python -m jobs.benchmark.settings RUN.json --variant now '{}' --variant eager '{"engine": {"enforce_eager": true}}'
+
+A variant is JSON with `engine` (fields of the config's engine section) and `environment` (variables). Each runs in a
+process of its own, `--at-once` of them at a time, each on a GPU of its own; every request is there from the start, as in
+bare vLLM. It prints a line of JSON a variant: seconds of import, load and generation, tokens/s, and vLLM's own counters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from actors.vllm_backend import VllmBackend
+from rollout_ray.arms import resolve_arms
+from rollout_ray.config import RunConfig
+from rollout_ray.questions import load_questions
+from rollout_ray.records import draws_of, sampling_seed
+
+
+def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+    """Figures of one engine in this process over the whole workload."""
+    values = workload["config"]
+    config = RunConfig.model_validate({**values, "engine": {**values.get("engine", {}), **engine}})
+    began = time.perf_counter()
+    backend = VllmBackend(config, gpus=workload["gpus"], threads=os.cpu_count() or 1)
+    ready = time.perf_counter()
+    draws = draws_of(resolve_arms(config))
+    waiting = 0
+    for question in load_questions(config.data.dataset, config.data).questions():
+        prompts = {d.arm.system_prompt: backend.encode(question.prompt, d.arm.system_prompt) for d in draws}
+        for number, draw in enumerate(draws):
+            seed = sampling_seed(config.sampling.seed, question.question_id, draw.arm.name, draw.sample)
+            backend.add(f"{question.question_id}.{number}", prompts[draw.arm.system_prompt], draw, seed)
+            waiting += 1
+    handed_in = time.perf_counter()
+    tokens = steps = 0
+    while waiting:
+        finished = backend.step()
+        steps += 1
+        waiting -= len(finished)
+        tokens += sum(one.num_tokens for one in finished)
+    seconds = time.perf_counter() - handed_in
+    info = backend.info()
+    backend.close()
+    return {
+        "import": round(info.import_seconds, 1),
+        "load": round(info.load_seconds, 1),
+        "start": round(ready - began, 1),
+        "hand_in": round(handed_in - ready, 1),
+        "generation": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds),
+        "steps": steps,
+    }
+
+
+def run_variant(workload: str, name: str, variant: dict[str, Any], gpu: int | None, timeout_s: float) -> dict[str, Any]:
+    """The figures of a variant in a process of its own, or the end of what it said where it fails."""
+    environment = {**os.environ, **{k: str(v) for k, v in variant.get("environment", {}).items()}}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    log = Path(f"{workload}.{name}.log")
+    words = [sys.executable, "-m", "jobs.benchmark.settings", workload, "--measure", json.dumps(variant.get("engine", {}))]
+    with log.open("w") as stderr:
+        try:
+            done = subprocess.run(
+                words, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=timeout_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"variant": name, "failed": f"not done after {timeout_s:g} s"}
+    if done.returncode:
+        return {"variant": name, "failed": log.read_text()[-600:]}
+    return {"variant": name, **json.loads(done.stdout.strip().splitlines()[-1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark.settings", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("workload", help="JSON with config (a run's) and gpus (an engine's)")
+    parser.add_argument("--variant", nargs=2, action="append", default=[], metavar=("NAME", "JSON"))
+    parser.add_argument("--at-once", type=int, default=1, help="variants at a time, each on GPUs of its own")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds that one variant may take")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    workload = json.loads(Path(args.workload).read_text())
+    if args.measure is not None:
+        print(json.dumps(measure(workload, json.loads(args.measure))))
+        return
+    places: Queue[int | None] = Queue()
+    for number in range(args.at_once):
+        places.put(number if workload["gpus"] else None)
+
+    def run(name: str, text: str) -> None:
+        place = places.get()
+        print(json.dumps(run_variant(args.workload, name, json.loads(text), place, args.timeout)), flush=True)
+        places.put(place)
+
+    with ThreadPoolExecutor(args.at_once) as pool:
+        list(pool.map(lambda words: run(*words), args.variant))
+
+
+if __name__ == "__main__":
+    main()
