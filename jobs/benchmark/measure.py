@@ -23,6 +23,7 @@ from jobs.benchmark.gpu import Gpus, Sample, mean_busy
 SAMPLE_S = 0.5
 RELEASE_S = 60.0
 LAST_WORDS = 3000  # characters
+CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class SystemFailed(Exception):
@@ -30,9 +31,11 @@ class SystemFailed(Exception):
 
 
 def measure(
-    name: str, workload: Path, output: Path, *, timeout_s: float, expected: int, gpus: Gpus | None
+    name: str, workload: Path, output: Path, *, timeout_s: float, expected: int, gpus: Gpus | None, caches: Path | None
 ) -> dict[str, Any]:
-    """One cold run of a system. Raises SystemFailed; its log is `output` with the suffix .log.
+    """One run of a system in a new process. Raises SystemFailed; its log is `output` with the suffix .log.
+
+    `caches` is a folder for what the system compiles; None: the machine's usual places, with what is there already.
 
     The figures, in seconds: start (process start to the first engine that could accept a request), start_last (to the
     last one), generation (first request handed in to last answer), total (process start to parquet written), process
@@ -42,7 +45,7 @@ def measure(
     if gpus:
         gpus.await_release(RELEASE_S)
     began = time.monotonic()
-    samples = _run(name, workload, output, timeout_s, gpus)
+    samples = _run(name, workload, output, timeout_s, gpus, {n: str(caches / n) for n in CACHES} if caches else {})
     process = time.monotonic() - began
     account = json.loads(output.with_suffix(".json").read_text())
     trajectories, tokens = _counted(output, expected, json.loads(workload.read_text())["tokens"])
@@ -62,13 +65,16 @@ def measure(
     }
 
 
-def _run(name: str, workload: Path, output: Path, timeout_s: float, gpus: Gpus | None) -> list[Sample]:
+def _run(
+    name: str, workload: Path, output: Path, timeout_s: float, gpus: Gpus | None, variables: dict[str, str]
+) -> list[Sample]:
     """Waits for the system's process and watches the GPUs meanwhile."""
     samples: list[Sample] = []
     deadline = time.monotonic() + timeout_s
     with output.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.benchmark.systems", name, str(workload), str(output)],
+            env={**os.environ, **variables},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -93,12 +93,13 @@ def _processor(workload: Workload, engine: dict[str, Any], **options: Any) -> Ca
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     engine = {k: v for k, v in engine.items() if k not in ("model", "distributed_executor_backend")}
+    forwarded = {k: v for k, v in os.environ.items() if k.startswith(tuple(workload["forwarded"]))}
     config = vLLMEngineProcessorConfig(
         model_source=workload["engine"]["model"],
         engine_kwargs=engine,
         placement_group_config=None if workload["gpus"] else {"bundles": [{"CPU": 1, "GPU": 0}]},
         log_engine_metrics=False,  # its wrapper of vLLM's metrics does not load beside every version
-        runtime_env={"env_vars": workload["environment_shared"]},
+        runtime_env={"env_vars": {**forwarded, **workload["environment_shared"]}},
         **options,
     )
     return build_processor(config, postprocess=_result)  # type: ignore[no-any-return]

@@ -60,9 +60,11 @@ def _in_turn(
 ) -> Account:
     """Text prompts, so many `questions` at a time, each batch waited for."""
     os.environ.update(workload["environment"])
+    from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
-    engine["max_model_len"] = min(engine["max_model_len"], workload["position_limit"])
+    limit = AutoConfig.from_pretrained(engine["model"]).max_position_embeddings
+    engine["max_model_len"] = min(engine["max_model_len"], limit)
     if "max_num_batched_tokens" in engine:  # on the CPU, where a whole prompt must fit into one step
         engine["max_num_batched_tokens"] = max(engine["max_num_batched_tokens"], engine["max_model_len"])
     llm = LLM(**engine)
@@ -83,13 +85,12 @@ def _in_turn(
 
 def _all_at_once(workload: Workload, engine: dict[str, Any], output: str) -> Account:
     """One engine; or, with several replicas on GPUs, as many processes side by side, which start generating together."""
-    replicas = workload["replicas"] if workload["gpus"] else 1
-    if replicas == 1:
-        return _generate(workload, workload["environment"], engine, workload["requests"], output)
-    return side_by_side(workload, engine, output, replicas)
+    if workload["bare_replicas"] == 1:
+        return _generate(workload["environment"], engine, workload["requests"], output)
+    return _side_by_side(workload, engine, output, workload["bare_replicas"])
 
 
-def side_by_side(workload: Workload, engine: dict[str, Any], output: str, replicas: int) -> Account:
+def _side_by_side(workload: Workload, engine: dict[str, Any], output: str, replicas: int) -> Account:
     """`replicas` processes with GPUs of their own, the requests dealt out to them in turn. Generation is from the moment
     that all are ready to the last answer."""
     import pandas as pd
@@ -132,7 +133,7 @@ def _one_of_several(workload: Workload, engine: dict[str, Any], share: _Share, t
     if share.devices is not None:
         variables["CUDA_VISIBLE_DEVICES"] = share.devices
     requests = workload["requests"][share.number :: share.of]
-    accounts.put(_generate(workload, variables, engine, requests, share.output, together))
+    accounts.put(_generate(variables, engine, requests, share.output, together))
 
 
 def _devices(gpus: int, replicas: int) -> list[str | None]:
@@ -145,7 +146,6 @@ def _devices(gpus: int, replicas: int) -> list[str | None]:
 
 
 def _generate(
-    workload: Workload,
     variables: dict[str, str],
     engine: dict[str, Any],
     requests: list[dict[str, Any]],

@@ -19,7 +19,6 @@ from rollout_ray.arms import chat_messages, resolve_arms
 from rollout_ray.config import RunConfig
 from rollout_ray.fleet import FORWARDED
 from rollout_ray.records import draws_of, sampling_seed
-from rollout_ray.redaction import without_secrets
 
 # What a reference with vLLM's own choices is still told: the model, and on the CPU the limits without which it fails.
 NEEDED = ("model", "load_format", "max_model_len")
@@ -51,9 +50,10 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     """Writes the workload's JSON and returns it.
 
     Its keys: config (ours), engine (vLLM's EngineArgs as ours would choose them), engine_needed (those that vLLM's own
-    choices start from), position_limit (the model's longest sequence), environment and environment_shared (for one
-    engine on the machine, and for one of several), questions and eager_questions (how many), arms, replicas, gpus (an
-    engine's), tokens, and requests, one a trajectory, a question's next to each other.
+    choices start from), environment and environment_shared (for one engine on the machine, and for one of several),
+    forwarded (beginnings of the names of variables that every engine must have), questions and eager_questions (how
+    many), arms, replicas and bare_replicas, gpus (an engine's), tokens, and requests: one a trajectory, a question's
+    next to each other.
     """
     values = {
         "data": {"dataset": job.questions, "limit": job.limit},
@@ -83,19 +83,18 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     ]
     cores = os.cpu_count() or 1
     engine = engine_arguments(config, gpus=job.gpus)
-    forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
-    shared = environment(config, gpus=job.gpus, threads=max(1, cores // job.replicas))
     workload = {
         "config": values,
         "engine": engine,
         "engine_needed": {k: engine[k] for k in NEEDED + (() if job.gpus else NEEDED_ON_CPU) if k in engine},
-        "position_limit": json.loads((Path(engine["model"]) / "config.json").read_text())["max_position_embeddings"],
         "environment": environment(config, gpus=job.gpus, threads=cores),
-        "environment_shared": {**forwarded, **shared},
+        "environment_shared": environment(config, gpus=job.gpus, threads=max(1, cores // job.replicas)),
+        "forwarded": FORWARDED,
         "eager_questions": min(job.eager_questions, len(prompts)),
         "questions": len(prompts),
         "arms": len(draws),
         "replicas": job.replicas,
+        "bare_replicas": job.replicas if job.gpus else 1,  # on the CPU one engine with all cores is the ceiling
         "gpus": job.gpus,
         "tokens": job.tokens,
         "requests": requests,
