@@ -40,7 +40,8 @@ def measure(
     The figures, in seconds: start (process start to the first engine that could accept a request), start_last (to the
     last one), generation (first request handed in to last answer), total (process start to parquet written), process
     (to its end). Then trajectories, tokens (output tokens), tokens_per_second (of generation), total_tokens_per_second,
-    and gpu_generation and gpu_run: mean percent busy of each GPU in use, None where it cannot be told.
+    tokens_per_engine_second (each engine's generation counted from its own start, which need not be the others'), and
+    gpu_generation and gpu_run: mean percent busy of each GPU in use, None where it cannot be told.
     """
     if gpus:
         gpus.await_release(RELEASE_S)
@@ -60,6 +61,7 @@ def measure(
         "tokens": tokens,
         "tokens_per_second": tokens / generation,
         "total_tokens_per_second": tokens / total,
+        "tokens_per_engine_second": tokens / sum(account["ended"] - max(r, account["began"]) for r in account["ready"]),
         "gpu_generation": mean_busy(samples, account["began"], account["ended"]),
         "gpu_run": mean_busy(samples, began, account["written"]),
     }
