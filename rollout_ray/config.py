@@ -65,6 +65,7 @@ class SimulatedConfig(Section):
     sim_error_rate: float = Field(0.0, ge=0, le=1, description="Share of requests refused with an error.")
     sim_death_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request kills its engine.")
     sim_hang_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request hangs its engine.")
+    sim_straggler: float = Field(1.0, gt=0, description="Times that engine-0 decodes slower than the others.")
     sim_memory_seqs: int = Field(2**20, ge=1, description="Largest max_num_seqs that the engine has memory for.")
 
 
