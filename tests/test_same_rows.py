@@ -7,12 +7,14 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import Interrupted
+from rollout_ray.merged import MergedFile
 from rollout_ray.verify import verify
 from tests.conftest import demo_rows
 from tests.test_collect import When
@@ -75,6 +77,23 @@ def test_more_engines(tmp_path: Path, expected: dict[str, dict[str, Any]], repli
 
 def given_back(rollouts: Rollouts) -> int:
     return sum(event["draws"] for event in rollouts.run.events() if event["event"] == "given_back")
+
+
+def test_long_ones_first(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:
+    """By an earlier run in either layout that holds lengths."""
+    collect(demo_rows(QUESTIONS), config(tmp_path / "earlier"))
+    ids, found = frozenset(expected), []
+    for layout in ("trajectories", "questions"):
+        cfg = config(tmp_path / "earlier").model_dump()
+        cfg["output"]["layout"] = layout
+        collect(demo_rows(QUESTIONS), RunConfig.model_validate(cfg))
+        with MergedFile(str(tmp_path / "earlier")) as merged:
+            found.append(merged.mean_lengths(ids))
+    lengths = {i: fmean(t["num_tokens"] for t in row["trajectories"]) for i, row in expected.items()}
+    assert found == [pytest.approx(lengths)] * 2
+    cfg = config(tmp_path / "run").model_dump()
+    cfg["data"]["lengths_from"] = str(tmp_path / "earlier")
+    assert rows_by_id(collect(demo_rows(QUESTIONS), RunConfig.model_validate(cfg))) == expected
 
 
 def test_a_slow_engine_gives_back_what_it_has_not_begun(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:

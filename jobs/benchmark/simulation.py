@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from actors.engine import most_held
 from rollout_ray.fleet import COALESCE_S, HEARTBEAT_S
+from rollout_ray.questions import TURNS
 from rollout_ray.records import Question
 from rollout_ray.scheduler import Cut, PieceKey, Scheduler
 
@@ -38,9 +39,10 @@ Lengths = npt.NDArray[np.int16]
 class Workload:
     """What is asked of which engines. Lengths are lognormal with `mean` and `sigma` before they are clipped at LONGEST;
     `by_question` is the share of the variance of their logarithm that all draws of a question have in common.
-    `long_first`: sorted by the mean lengths of an earlier run. `speeds` and `starts` (s) are those of the first engines;
-    the others have speed 1 and start at 0. `fits` sequences find room in the KV cache, where those are fewer than
-    `places`; `held` draws are given to the backend at most, where that is not what actors/engine.py gives it."""
+    `long_first`: in turns by the mean lengths of an earlier run (questions.py). `speeds` and `starts` (s) are those of
+    the first engines; the others have speed 1 and start at 0. `fits` sequences find room in the KV cache, where those are
+    fewer than `places`; `held` draws are given to the backend at most, where that is not what actors/engine.py gives it.
+    """
 
     questions: int
     draws: int
@@ -73,7 +75,9 @@ class Workload:
 
         tokens = run()
         if self.long_first:
-            tokens = tokens[np.argsort(-run().mean(axis=1), kind="stable")]
+            expected = -run().mean(axis=1)
+            turns = TURNS * np.argsort(np.argsort(expected)) // self.questions
+            tokens = tokens[np.argsort(turns, kind="stable")]
         return tokens.reshape(-1)
 
 

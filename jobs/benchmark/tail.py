@@ -28,6 +28,8 @@ SCENARIOS = {
     "30 x 64, starts over 4 s": Workload(30, 64, sigma=0.5, starts=STAGGERED),
     "long tail: 7,473 x 8": Workload(7473, 8),
     "long tail, long first": Workload(7473, 8, long_first=True),
+    "long tail, 128 places": Workload(1000, 8, places=128),
+    "long tail, 128 places, long first": Workload(1000, 8, places=128, long_first=True),
     "long tail, one starts 30 s late": Workload(7473, 8, starts=(30.0,)),
     "long tail, one at half speed": Workload(7473, 8, speeds=(0.5,)),
     "long tail, one at quarter speed": Workload(7473, 8, speeds=(0.25,)),
