@@ -22,7 +22,7 @@ from actors.memory import as_start_failure
 from rollout_ray.config import RunConfig
 from rollout_ray.normal_form import encodable
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest, draws_of, sampling_seed
-from rollout_ray.scheduler import PieceKey
+from rollout_ray.scheduler import Cut, PieceKey
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -30,16 +30,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def most_held(max_num_seqs: int) -> int:
+    """Draws that a backend is given at most: what it decodes at once, and an eighth more, so that a freed place never
+    waits for us. The rest stays in the inbox, from where it can be given back."""
+    return max_num_seqs + max(1, max_num_seqs // 8)
+
+
 @dataclass(frozen=True)
 class Exchange:
     """What an engine hands over: the pieces it finished, and per lane a reference to their list[Generated].
 
+    `returned` names pieces of which it gives draws back, and the first of them: the piece keeps those before it.
     `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces; `steps` counts all
     decoding steps since the start, so that an engine that answers but no longer decodes is found out.
     """
 
     pieces: tuple[PieceKey, ...]
     payloads: dict[int, ObjectRef[list[Generated]]]
+    returned: tuple[Cut, ...]
     unfinished: int
     tokens: int
     steps: int
@@ -109,23 +117,25 @@ class EngineActor:
 
         return VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
 
-    def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float) -> Exchange:
-        """Takes on `requests` and hands over finished pieces.
+    def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0) -> Exchange:
+        """Takes on `requests`, gives back up to `recalled` draws that the backend does not hold yet, and hands over
+        finished pieces.
 
-        Returns once a piece is finished and `coalesce_s` have passed (a short pause gathers many pieces into one
-        hand-over), at once when an eighth of the batch is to be refilled or the engine is idle, and after `wait_s` in
-        any case. Raises what broke the engine, once it is broken.
+        Returns at once where it gives something back; else once a piece is finished and `coalesce_s` have passed (a
+        short pause gathers many pieces into one hand-over), at once when an eighth of the batch is to be refilled or
+        the engine is idle, and after `wait_s` in any case. Raises what broke the engine, once it is broken.
         """
         import ray
 
         for request in requests:
             self._accept(request)
+        returned = self._give_back(recalled)
         began = time.monotonic()
         backend = self._ready()
         backend.check()
         many = max(1, backend.info().max_num_seqs // 8)
         with self._changed:
-            while self._failure is None and self._unfinished and self._finished_since < many:
+            while self._failure is None and self._unfinished and not returned and self._finished_since < many:
                 left = began + (coalesce_s if self._done else wait_s) - time.monotonic()
                 if left <= 0:
                     break
@@ -140,6 +150,7 @@ class EngineActor:
         return Exchange(
             pieces=tuple((g.request.ordinal, g.request.first) for g in done),
             payloads={lane: ray.put(batch) for lane, batch in lanes.items()},
+            returned=returned,
             unfinished=unfinished,
             tokens=sum(c.num_tokens for g in done for c in g.completions),
             steps=steps,
@@ -183,16 +194,34 @@ class EngineActor:
             self._close_if_complete(piece)
             self._changed.notify_all()
 
+    def _give_back(self, wanted: int) -> tuple[Cut, ...]:
+        """Takes the last draws out of the inbox again, and with them what stands behind them in their pieces."""
+        cuts: dict[PieceKey, int] = {}
+        with self._changed:
+            for _ in range(min(wanted, len(self._inbox))):
+                ordinal, first, number = map(int, self._inbox.pop()[0].split("."))
+                cuts[ordinal, first] = number
+                self._unfinished -= 1
+            for piece, cut in cuts.items():
+                opened = self._open[piece]
+                if cut == opened.request.first:
+                    del self._open[piece]
+                    continue
+                opened.request = replace(opened.request, stop=cut)
+                opened.completions = {number: done for number, done in opened.completions.items() if number < cut}
+                self._close_if_complete(piece)
+        return tuple(cuts.items())
+
     def _loop(self) -> None:
         backend = self._ready()
+        most = most_held(backend.info().max_num_seqs)
         running = 0
         try:
             while True:
                 with self._changed:
                     while not self._inbox and running == 0:
                         self._changed.wait()
-                    new = list(self._inbox)
-                    self._inbox.clear()
+                    new = [self._inbox.popleft() for _ in range(min(most - running, len(self._inbox)))]
                 for entry in new:
                     running += self._submit(backend, *entry)
                 finished = backend.step() if running else []

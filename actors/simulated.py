@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 
 from actors.backend import BackendInfo, Finished, Refused
 from rollout_ray.config import RunConfig
@@ -32,8 +33,10 @@ class SimulatedBackend:
             raise MemoryError(f"the simulated engine has memory for {simulated.sim_memory_seqs} sequences")
         max_num_seqs = config.engine.max_num_seqs or MAX_NUM_SEQS
         self._seconds_per_token = max_num_seqs / simulated.sim_tokens_per_second
+        if name == "engine-0":
+            self._seconds_per_token *= simulated.sim_straggler
         self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, {"backend": "simulated"})
-        self._waiting: list[tuple[str, str, int]] = []
+        self._waiting: deque[tuple[str, str, int]] = deque()
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
         self._hangs = False
         self._faults = random.Random(f"{name} {os.getpid()}")
@@ -68,7 +71,7 @@ class SimulatedBackend:
             threading.Event().wait()
         now = time.monotonic()
         while self._waiting and len(self._running) < self._info.max_num_seqs:
-            key, text, length = self._waiting.pop()
+            key, text, length = self._waiting.popleft()
             heapq.heappush(self._running, (now + length * self._seconds_per_token, key, text, length))
         time.sleep(max(0.0, min(self._running[0][0] - now, STEP_SECONDS)))
         finished = []

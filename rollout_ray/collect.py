@@ -20,6 +20,7 @@ from rollout_ray.description import describe
 from rollout_ray.errors import ConfigError
 from rollout_ray.ledger import EventLog, RunDirectory, model_fingerprint
 from rollout_ray.merge import merge
+from rollout_ray.merged import MergedFile
 from rollout_ray.models import check_model, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
@@ -72,6 +73,11 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
+    if cfg.data.lengths_from is not None:
+        with MergedFile(cfg.data.lengths_from) as earlier:
+            questions = questions.long_first(earlier.mean_lengths(frozenset(questions.ids)))
+        if not questions.turns:
+            log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
     run = RunDirectory(cfg.output.output_dir)
     with run.lease():
         return _collect(cfg, arms, questions, run, progress or Silent(), began)

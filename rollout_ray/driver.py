@@ -182,13 +182,20 @@ class _Session:
             self._fleet.answered(slot, answer)
             self._deliver(slot, answer)
         self._exchange(slot, unfinished=getattr(answer, "unfinished", 0))
+        if slot.call is None:
+            self._events.write("engine_idle", engine=slot.name, pending=self._scheduler.pending)
 
     def _exchange(self, slot: Slot, unfinished: int) -> None:
         """Hands the engine what it has credit for; an engine with nothing to do is left alone. While the scorers are
-        behind nothing new is drawn, so that what waits for them is bounded."""
+        behind nothing new is drawn, so that what waits for them is bounded. What it holds beyond its share is asked
+        back, from one that leaves all of it."""
         behind = sum(scorer.unscored for scorer in self._scorers) >= self._most_unscored
-        work = [] if behind or slot.leaving else self._scheduler.assign(slot.name, unfinished)
-        self._fleet.exchange(slot, work, unfinished + sum(map(len, work)))
+        work: list[RolloutRequest] = []
+        recalled = unfinished if slot.leaving else 0
+        if not (slot.leaving or behind):
+            work = self._scheduler.assign(slot.name, unfinished, time.monotonic())
+            recalled = self._scheduler.recall(slot.name)
+        self._fleet.exchange(slot, work, unfinished + sum(map(len, work)), recalled)
 
     def _supply_idle_engines(self) -> None:
         if self._scheduler.pending:
@@ -197,7 +204,9 @@ class _Session:
                     self._exchange(slot, unfinished=0)
 
     def _deliver(self, slot: Slot, exchange: Exchange) -> None:
-        """Passes an engine's payloads on to the scorers of their lanes."""
+        """Takes back what an engine gives back, and passes its payloads on to the scorers of their lanes."""
+        if given_back := self._scheduler.give_back(slot.name, exchange.returned):
+            self._events.write("given_back", engine=slot.name, draws=given_back)
         delivered = self._scheduler.complete(slot.name, exchange.pieces)
         draws = sum(map(len, delivered))
         view = self.view.engines[slot.name]

@@ -115,14 +115,15 @@ class Fleet:
             if other.refused is not None:
                 self._died_once(other, other.refused)
 
-    def exchange(self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int) -> None:
-        """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished."""
+    def exchange(self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int, recalled: int) -> None:
+        """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished and for
+        `recalled` draws that it has not begun."""
         view = self._views[slot.name]
         if not view.unfinished:  # it was idle until now
             slot.progress_at = time.monotonic()
         view.unfinished, view.state = unfinished, "running" if unfinished else "idle"
         if unfinished:
-            slot.call = slot.actor.exchange.remote(work, HEARTBEAT_S, COALESCE_S)
+            slot.call = slot.actor.exchange.remote(work, HEARTBEAT_S, COALESCE_S, recalled)
 
     def answered(self, slot: Slot, exchange: Exchange) -> None:
         """Notes whether the engine still decodes."""

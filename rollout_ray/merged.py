@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -22,7 +23,7 @@ from pyarrow import fs
 
 from rollout_ray.config import DataConfig, Layout
 from rollout_ray.description import Description, read_description
-from rollout_ray.errors import LedgerError, VerifyError
+from rollout_ray.errors import ConfigError, LedgerError, VerifyError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.questions import ID_KEY, QuestionSet, load_questions
 from rollout_ray.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
@@ -145,6 +146,32 @@ class MergedFile:
             yield from read()
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             raise VerifyError(f"{self.path} cannot be read to its end: {error}; merge again") from error
+
+    def mean_lengths(self, wanted: Set[str]) -> dict[str, float]:
+        """Mean output length in tokens of the `wanted` questions that the file has; reads nothing but lengths.
+
+        Raises ConfigError for a file of the `responses` layout, and VerifyError where the file is torn.
+        """
+        leaves = [self._file.schema.column(n).path for n in range(len(self._file.schema))]
+        paths = {"questions": [p for p in leaves if p.startswith("trajectories.") and p.endswith(".num_tokens")]}
+        paths |= {"trajectories": ["num_tokens"], "responses": []}
+        if not paths[self.layout]:
+            raise ConfigError(
+                f"{self.path} has the layout 'responses', which holds no lengths; give a run of another layout"
+            )
+        column = "trajectories" if self.layout == "questions" else "num_tokens"
+        sums: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        try:
+            for batch in self._file.iter_batches(READ_ROWS, columns=[ID_KEY, *paths[self.layout]]):
+                for name, value in zip(batch.column(ID_KEY).to_pylist(), batch.column(column).to_pylist(), strict=True):
+                    if (question_id := str(name)) in wanted:
+                        lengths = [value] if isinstance(value, int) else [one["num_tokens"] for one in value]
+                        sums[question_id] += sum(lengths)
+                        counts[question_id] += len(lengths)
+        except (pa.ArrowException, OSError) as error:
+            raise VerifyError(f"{self.path} cannot be read to its end: {error}; merge again") from error
+        return {question_id: sums[question_id] / counts[question_id] for question_id in sums if counts[question_id]}
 
     def _nested_rows(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         for batch in self._file.iter_batches(READ_QUESTIONS):

@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -24,6 +24,7 @@ from rollout_ray.redaction import shortened
 from rollout_ray.sources import Source, open_source
 
 GOLD_KEY, ID_KEY = "gold_answer", "question_id"
+TURNS = 4
 RESERVED = ("trajectories", "responses", "s_end", "s_path", "s_cf", "s_wm")
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
@@ -33,7 +34,8 @@ class QuestionSet:
     """A question set that was read through once: every id is known and unique.
 
     `ids` are in input order; `fingerprint` is equal for equal sets of (id, prompt, gold), whatever their order.
-    `gold_key` is None where there is no gold column.
+    `gold_key` is None where there is no gold column. `turns` says in which pass over the input a question is asked, where
+    that is not the first.
     """
 
     source: Source
@@ -41,17 +43,29 @@ class QuestionSet:
     gold_key: str | None
     ids: tuple[str, ...]
     fingerprint: str
+    turns: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def questions(self, done: Set[str] = frozenset()) -> Iterator[Question]:
-        """The questions in input order, without those whose id is in `done`. Holds one batch of rows at a time."""
-        for ids, batch in self.batches():
-            rows = _rows(batch, self.prompt_key, self.gold_key)
-            for question_id, (prompt, gold, fault) in zip(ids, rows, strict=True):
-                if question_id not in done:
-                    yield Question(question_id, prompt, gold, fault)
+        """The questions, those of one turn in input order, without those whose id is in `done`. Holds one batch of rows
+        at a time, and reads the input once a turn."""
+        for turn in sorted({0, *self.turns.values()}):
+            for ids, batch in self.batches():
+                wanted = [self.turns.get(question_id, 0) == turn and question_id not in done for question_id in ids]
+                if not any(wanted):
+                    continue
+                rows = _rows(batch, self.prompt_key, self.gold_key)
+                for question_id, asked, (prompt, gold, fault) in zip(ids, wanted, rows, strict=True):
+                    if asked:
+                        yield Question(question_id, prompt, gold, fault)
+
+    def long_first(self, lengths: Mapping[str, float]) -> QuestionSet:
+        """The same set, asked in TURNS turns: the quarter with the longest expected output of these `lengths` (by id,
+        any unit) first, with it the questions of unknown length, and the shortest last."""
+        known = sorted((i for i in self.ids if i in lengths), key=lambda i: -lengths[i])
+        return replace(self, turns={i: TURNS * rank // len(known) for rank, i in enumerate(known)})
 
     def batches(self) -> Iterator[tuple[tuple[str, ...], pa.RecordBatch]]:
         """The input's rows with their ids, in input order."""

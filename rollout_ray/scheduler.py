@@ -1,10 +1,12 @@
 """Decides which engine gets which draws next. Pure: no clock, no Ray; the driver and a simulation both drive it.
 
-Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete. An
-engine is kept supplied by credit (1.25 x its max_num_seqs unfinished) while work remains; hand-outs shrink with the
-queue so that engines end together, and a question with many draws is split over engines rather than left to one.
-Credit counts what an engine has still to decode, not what it has still to deliver: a question waits for its longest
-draw, and an engine that were refilled only then would idle half of its places on long-tailed lengths.
+Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete.
+An engine is kept supplied by credit (1.25 x its max_num_seqs unfinished) and never holds more than its share, by speed,
+of all that is still to be decoded anywhere; so hand-outs shrink with the queue, engines end together, and a question
+with many draws is split rather than left to one. Once nothing is pending, an engine beyond its share gives back what it
+has not begun. Credit and share count what is still to be decoded, not what is still to be delivered: a question waits
+for its longest draw, and an engine that were refilled only then would idle half of its places on long-tailed lengths.
+Every call costs a time that depends on the pieces that it moves and not on the number of engines.
 """
 
 from __future__ import annotations
@@ -21,13 +23,31 @@ MOST_SUSPECTS = 1024  # that an engine gets at once
 SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
 
 PieceKey = tuple[int, int]  # (ordinal, first draw) of an outstanding request
+Cut = tuple[PieceKey, int]  # a piece, and the first of its draws that an engine gives back
 
 
 @dataclass
 class _Engine:
+    """`draws` counts what it has still to deliver, `unfinished` what it had still to decode at the time `told_at`.
+    `decoded` draws took it `seconds` with a full batch; `speed` is their quotient once that says something."""
+
     max_num_seqs: int
     outstanding: dict[PieceKey, RolloutRequest] = field(default_factory=dict)
     draws: int = 0
+    unfinished: int = 0
+    told_at: float = 0.0
+    decoded: int = 0
+    seconds: float = 0.0
+    speed: float | None = None
+
+    def tells(self, unfinished: int, now: float) -> None:
+        """Learns the speed. What an engine does with fewer draws than it could decode at once tells nothing."""
+        if unfinished >= self.max_num_seqs:
+            self.decoded += self.unfinished - unfinished
+            self.seconds += now - self.told_at
+            if self.decoded >= self.max_num_seqs and self.seconds:
+                self.speed = self.decoded / self.seconds
+        self.told_at = now
 
 
 class Scheduler:
@@ -57,11 +77,9 @@ class Scheduler:
         self._next_ordinal = 0
         self._engines: dict[str, _Engine] = {}
         self._deaths: Counter[int] = Counter()
-
-    @property
-    def outstanding(self) -> int:
-        """Draws that engines hold now."""
-        return sum(engine.draws for engine in self._engines.values())
+        self.outstanding = 0  # draws that engines hold
+        self._unfinished = 0  # of these, still to be decoded
+        self._known, self._known_speed = 0, 0.0  # engines whose speed is known, and its sum in draws/s
 
     @property
     def finished(self) -> bool:
@@ -70,15 +88,21 @@ class Scheduler:
     def add_engine(self, name: str, max_num_seqs: int) -> None:
         self._engines[name] = _Engine(max_num_seqs)
 
-    def assign(self, name: str, unfinished: int) -> list[RolloutRequest]:
-        """What engine `name`, with `unfinished` draws still to decode, shall take on now; empty where it holds enough or
-        nothing is pending."""
+    def assign(self, name: str, unfinished: int, now: float) -> list[RolloutRequest]:
+        """What engine `name`, with `unfinished` draws still to decode at `now` (s, any origin), shall take on; empty
+        where it holds enough or nothing is pending."""
         engine = self._engines[name]
+        self._count_speed(engine, -1)
+        engine.tells(unfinished, now)
+        self._count_speed(engine, 1)
+        self._decodes(engine, unfinished)
         credit = math.ceil(CREDIT * engine.max_num_seqs) - unfinished
-        fair = math.ceil(self.pending / max(1, self.expected_engines, len(self._engines)))
-        left = min(credit, max(fair, SMALLEST_SLICE))
+        share = self._share(engine) if unfinished else max(self._share(engine), SMALLEST_SLICE)
+        left = min(credit, share - unfinished)
         handed: list[RolloutRequest] = []
-        free = self._suspects_at_once - sum(map(self._is_suspect, engine.outstanding.values()))
+        free = self._suspects_at_once
+        if self._suspects:
+            free -= sum(map(self._is_suspect, engine.outstanding.values()))
         while left > 0 and self._suspects and free > 0:
             handed.append(self._suspects.popleft())
             free -= 1
@@ -88,15 +112,58 @@ class Scheduler:
             handed.append(piece)
         for piece in handed:
             engine.outstanding[piece.ordinal, piece.first] = piece
-            engine.draws += len(piece)
-            self.pending -= len(piece)
+        draws = sum(map(len, handed))
+        engine.draws += draws
+        self.outstanding += draws
+        self.pending -= draws
+        self._decodes(engine, unfinished + draws)
         return handed
+
+    def recall(self, name: str) -> int:
+        """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share."""
+        engine = self._engines[name]
+        excess = engine.unfinished - self._share(engine)
+        return excess if excess >= SMALLEST_SLICE and not self.pending else 0
+
+    def give_back(self, name: str, cuts: Iterable[Cut]) -> int:
+        """Engine `name` has given back, unbegun, the draws of these pieces from the given one on; returns how many.
+        Raises KeyError for a piece that it does not hold."""
+        engine = self._engines[name]
+        before = engine.draws
+        for (ordinal, first), cut in cuts:
+            piece = engine.outstanding.pop((ordinal, first))
+            if cut > first:
+                engine.outstanding[ordinal, first] = replace(piece, stop=cut)
+            engine.draws -= piece.stop - cut
+            self.put_back([replace(piece, first=cut)])
+        self.outstanding -= before - engine.draws
+        self._decodes(engine, engine.unfinished - (before - engine.draws))
+        return before - engine.draws
+
+    def _decodes(self, engine: _Engine, unfinished: int) -> None:
+        self._unfinished += unfinished - engine.unfinished
+        engine.unfinished = unfinished
+
+    def _count_speed(self, engine: _Engine, sign: int) -> None:
+        if engine.speed is not None:
+            self._known += sign
+            self._known_speed += sign * engine.speed
+
+    def _share(self, engine: _Engine) -> int:
+        """Draws of all that is still to be decoded that the engine can do while the others do theirs. One whose speed is
+        not known, or that is not there yet, counts as an average one."""
+        engines = max(1, self.expected_engines, len(self._engines))
+        mean = self._known_speed / self._known if self._known else 1.0
+        speed = mean if engine.speed is None else engine.speed
+        return math.ceil((self.pending + self._unfinished) * speed / (mean * engines))
 
     def complete(self, name: str, pieces: Iterable[PieceKey]) -> list[RolloutRequest]:
         """Engine `name` has delivered these pieces; returns what they were. Raises KeyError for one it does not hold."""
         engine = self._engines[name]
         delivered = [engine.outstanding.pop(key) for key in pieces]
-        engine.draws -= sum(map(len, delivered))
+        draws = sum(map(len, delivered))
+        engine.draws -= draws
+        self.outstanding -= draws
         if any(map(self._is_suspect, delivered)):
             self._suspects_at_once = min(2 * self._suspects_at_once, MOST_SUSPECTS)
         return delivered
@@ -115,7 +182,11 @@ class Scheduler:
         are innocent: an engine gets one suspect at a time, twice as many with each that completes, one again after a
         death. So one death sets one question aside at most, and innocents are acquitted in a few rounds.
         """
-        held = list(self._engines.pop(name).outstanding.values())
+        engine = self._engines.pop(name)
+        self.outstanding -= engine.draws
+        self._unfinished -= engine.unfinished
+        self._count_speed(engine, -1)
+        held = list(engine.outstanding.values())
         # By question, not by piece: several pieces of one question on this engine saw one death, not several.
         suspects = {request.ordinal for request in held if self._is_suspect(request)}
         self._deaths.update({request.ordinal for request in held} - suspects)

@@ -189,6 +189,49 @@ def test_the_simulated_engine_gives_equal_texts_for_equal_keys(local_ray: None) 
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("backend", ["simulated", "vllm"])
+def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None, backend: str) -> None:
+    cfg = config(engine={"backend": backend, "max_num_seqs": 8, "max_model_len": 512})
+    rows = demo_rows(8)
+    questions = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(rows)]
+    questions[6] = Question("fault", "", None, "the prompt is null")
+    actor = start(cfg)
+    ray.get(actor.start.remote())
+    requests = [request(i, q, cfg) for i, q in enumerate(questions)]
+    answer = ray.get(actor.exchange.remote(requests, 60.0, 60.0, 12))
+    found: list[Generated] = []
+    while True:
+        found += [g for payload in answer.payloads.values() for g in ray.get(payload)]
+        if answer.returned:
+            cuts = dict(answer.returned)
+            assert answer.unfinished <= 35 - 12
+        if not answer.unfinished:
+            break
+        answer = ray.get(actor.exchange.remote([], 1.0, 0.05, 0))
+    ray.kill(actor)
+    assert cuts == {(7, 0): 0, (5, 0): 0, (4, 0): 3}
+    assert {(g.request.ordinal, g.request.first, g.request.stop) for g in found} == {
+        *((i, 0, 5) for i in (0, 1, 2, 3, 6)),
+        (4, 0, 3),
+    }
+    for generated in found:
+        assert [c.draw for c in generated.completions] == list(range(generated.request.stop))
+
+
+def test_what_the_backend_holds_is_not_given_back(local_ray: None) -> None:
+    cfg = config(engine={"backend": "simulated", "max_num_seqs": 64})
+    actor = start(cfg)
+    ray.get(actor.start.remote())
+    answer = ray.get(actor.exchange.remote([request(i, Question(f"q{i}", "x", None), cfg) for i in range(10)], 1.0, 0.0))
+    pieces = set(answer.pieces)
+    while answer.unfinished:
+        answer = ray.get(actor.exchange.remote([], 1.0, 0.0, 1000))
+        assert answer.returned == ()
+        pieces |= set(answer.pieces)
+    assert pieces == {(i, 0) for i in range(10)}
+    ray.kill(actor)
+
+
 def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:
     cfg = simulated(sim_error_rate=1.0)
     actor = start(cfg)

@@ -193,3 +193,14 @@ def test_questions_already_done_are_left_out() -> None:
     found: QuestionSet = load_questions(ROWS, DataConfig())
     rest = list(found.questions(done=set(found.ids[:15])))
     assert tuple(q.question_id for q in rest) == found.ids[15:]
+
+
+def test_long_ones_first_then_the_rest_in_turns_of_input_order() -> None:
+    questions = load_questions(ROWS, DataConfig())
+    lengths = {question_id: float(number % 4) for number, question_id in enumerate(questions.ids)}
+    del lengths[questions.ids[2]]
+    ordered = [q.question_id for q in questions.long_first(lengths).questions({questions.ids[3]})]
+    places = [questions.ids.index(question_id) for question_id in ordered]
+    # 19 lengths in four turns; the unknown one (2) comes in the first, and 3 is done
+    assert places == [2, 7, 11, 15, 19, 1, 6, 10, 14, 18, 0, 5, 9, 13, 17, 4, 8, 12, 16]
+    assert [q.question_id for q in questions.long_first({}).questions()] == list(questions.ids)

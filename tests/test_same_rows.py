@@ -7,12 +7,14 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import Interrupted
+from rollout_ray.merged import MergedFile
 from rollout_ray.verify import verify
 from tests.conftest import demo_rows
 from tests.test_collect import When
@@ -20,12 +22,12 @@ from tests.test_collect import When
 QUESTIONS = 60
 
 
-def config(folder: Path, replicas: int = 1, **simulated: float) -> RunConfig:
+def config(folder: Path, replicas: int = 1, max_num_seqs: int = 16, **simulated: float) -> RunConfig:
     return RunConfig.model_validate(
         {
             "engine": {
                 "backend": "simulated",
-                "max_num_seqs": 16,
+                "max_num_seqs": max_num_seqs,
                 "simulated": {"sim_tokens_per_second": 2e5, **simulated},
             },
             "arms": {"arm_set": "regime-w-probes"},
@@ -53,11 +55,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> dict[
     return rows_by_id(collect(demo_rows(QUESTIONS), config(tmp_path_factory.mktemp("one") / "run")))
 
 
-def run_until(happened: Callable[[Rollouts], bool], folder: Path, replicas: int, **simulated: float) -> Rollouts:
+def run_until(happened: Callable[[Rollouts], bool], folder: Path, replicas: int, **options: Any) -> Rollouts:
     """The first of several equal runs in which that happened which the test is about: a slow machine may start the
     second engine when the first has drawn everything, and chance may spare every engine."""
     for attempt in range(5):
-        rollouts = collect(demo_rows(QUESTIONS), config(folder / f"run-{attempt}", replicas, **simulated))
+        rollouts = collect(demo_rows(QUESTIONS), config(folder / f"run-{attempt}", replicas, **options))
         if happened(rollouts):
             return rollouts
     raise AssertionError("it happened in none of five runs")
@@ -70,6 +72,33 @@ def engines(rollouts: Rollouts) -> set[str]:
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_more_engines(tmp_path: Path, expected: dict[str, dict[str, Any]], replicas: int) -> None:
     rollouts = run_until(lambda r: len(engines(r)) > 1, tmp_path, replicas, sim_tokens_per_second=2e4)
+    assert rows_by_id(rollouts) == expected and verify(rollouts.run.uri).agrees
+
+
+def given_back(rollouts: Rollouts) -> int:
+    return sum(event["draws"] for event in rollouts.run.events() if event["event"] == "given_back")
+
+
+def test_long_ones_first(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:
+    """By an earlier run in either layout that holds lengths."""
+    collect(demo_rows(QUESTIONS), config(tmp_path / "earlier"))
+    ids, found = frozenset(expected), []
+    for layout in ("trajectories", "questions"):
+        cfg = config(tmp_path / "earlier").model_dump()
+        cfg["output"]["layout"] = layout
+        collect(demo_rows(QUESTIONS), RunConfig.model_validate(cfg))
+        with MergedFile(str(tmp_path / "earlier")) as merged:
+            found.append(merged.mean_lengths(ids))
+    lengths = {i: fmean(t["num_tokens"] for t in row["trajectories"]) for i, row in expected.items()}
+    assert found == [pytest.approx(lengths)] * 2
+    cfg = config(tmp_path / "run").model_dump()
+    cfg["data"]["lengths_from"] = str(tmp_path / "earlier")
+    assert rows_by_id(collect(demo_rows(QUESTIONS), RunConfig.model_validate(cfg))) == expected
+
+
+def test_a_slow_engine_gives_back_what_it_has_not_begun(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:
+    options = {"max_num_seqs": 256, "sim_tokens_per_second": 4e4, "sim_straggler": 4.0}
+    rollouts = run_until(lambda r: given_back(r) > 0, tmp_path, 2, **options)
     assert rows_by_id(rollouts) == expected and verify(rollouts.run.uri).agrees
 
 

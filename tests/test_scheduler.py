@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import Counter, deque
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.benchmark.simulation import Outcome, Workload, simulate
+from jobs.benchmark.tail import SCENARIOS, mean
 from rollout_ray.records import Question, RolloutRequest
-from rollout_ray.scheduler import CREDIT, SMALLEST_SLICE, PieceKey, Scheduler
+from rollout_ray.scheduler import CREDIT, SMALLEST_SLICE, Cut, Scheduler
 
 
 def make(count: int, draws: int, **options: int) -> Scheduler:
@@ -37,12 +39,19 @@ def test_every_draw_is_delivered_once_whatever_dies(
     delivered: list[RolloutRequest] = []
     set_aside: list[RolloutRequest] = []
     deaths = 0
+    now = 0.0
     while not scheduler.finished:
         for name in [f"e{i}" for i in range(engines) if f"e{i}" not in held]:
             scheduler.add_engine(name, max_num_seqs)
             held[name] = []
         name = random.choice(sorted(held))
-        held[name] += scheduler.assign(name, sum(map(len, held[name])))
+        now += random.random()
+        cuts = given_back(held[name], random) if random.random() < 0.3 else []
+        scheduler.give_back(name, cuts)
+        unfinished = sum(map(len, held[name]))
+        held[name] += scheduler.assign(name, unfinished, now)
+        assert 0 <= scheduler.recall(name) <= sum(map(len, held[name]))
+        assert scheduler.outstanding == sum(len(piece) for pieces in held.values() for piece in pieces)
         if deaths < 8 and random.random() < 0.1:
             deaths += 1
             set_aside += scheduler.remove_engine(name)
@@ -56,54 +65,66 @@ def test_every_draw_is_delivered_once_whatever_dies(
     assert all(len({p.lane for p in delivered if p.ordinal == o}) <= 1 for o in range(count))
 
 
+def given_back(held: list[RolloutRequest], random: random.Random) -> list[Cut]:
+    """Cuts the ends off some pieces, or all of them, as an engine does that gives back what it has not begun."""
+    cuts: list[Cut] = []
+    for piece in random.sample(held, min(len(held), 2)):
+        cut = random.randrange(piece.first, piece.stop)
+        cuts.append(((piece.ordinal, piece.first), cut))
+        held.remove(piece)
+        if cut > piece.first:
+            held.append(replace(piece, stop=cut))
+    return cuts
+
+
 def test_an_engine_holds_no_more_than_its_credit_and_one_question() -> None:
     scheduler = make(1000, 8)
     scheduler.add_engine("e", 64)
-    assert 64 * CREDIT <= sum(map(len, scheduler.assign("e", 0))) < 64 * CREDIT + 8
-    assert scheduler.assign("e", 80) == []
+    assert 64 * CREDIT <= sum(map(len, scheduler.assign("e", 0, 0.0))) < 64 * CREDIT + 8
+    assert scheduler.assign("e", 80, 0.0) == []
 
 
 def test_an_engine_is_resupplied_as_it_finishes_draws_though_no_piece_is_complete() -> None:
     scheduler = make(1000, 8)
     scheduler.add_engine("e", 64)
-    scheduler.assign("e", 0)
-    assert [len(p) for p in scheduler.assign("e", 80 - 9)] == [8, 8]
+    scheduler.assign("e", 0, 0.0)
+    assert [len(p) for p in scheduler.assign("e", 80 - 9, 0.0)] == [8, 8]
 
 
 def test_the_first_engine_ready_leaves_the_others_their_share() -> None:
     scheduler = make(40, 8, expected_engines=4)
     scheduler.add_engine("e", 1024)
-    assert sum(map(len, scheduler.assign("e", 0))) == 80
+    assert sum(map(len, scheduler.assign("e", 0, 0.0))) == 80
 
 
 def test_few_questions_with_many_samples_are_split_over_the_engines() -> None:
     scheduler = make(3, 64, expected_engines=8)
     for i in range(8):
         scheduler.add_engine(f"e{i}", 256)
-    first_round = [sum(map(len, scheduler.assign(f"e{i}", 0))) for i in range(8)]
+    first_round = [sum(map(len, scheduler.assign(f"e{i}", 0, 0.0))) for i in range(8)]
     assert min(first_round) >= SMALLEST_SLICE and max(first_round) <= 24
 
 
 def test_an_ordinary_question_stays_whole() -> None:
     scheduler = make(5, 8, expected_engines=8)
     scheduler.add_engine("e", 256)
-    assert [len(p) for p in scheduler.assign("e", 0)] == [8]
+    assert [len(p) for p in scheduler.assign("e", 0, 0.0)] == [8]
 
 
 def test_what_a_dead_engine_held_goes_out_next_and_in_order() -> None:
     scheduler = make(100, 8)
     scheduler.add_engine("a", 16)
-    held = scheduler.assign("a", 0)
+    held = scheduler.assign("a", 0, 0.0)
     assert scheduler.remove_engine("a") == []
     scheduler.add_engine("b", 16)
-    assert scheduler.assign("b", 0) == held
+    assert scheduler.assign("b", 0, 0.0) == held
 
 
 def test_a_question_in_flight_at_three_deaths_is_set_aside() -> None:
     scheduler = make(1, 8, most_deaths=3)
     for number in (1, 2, 3):
         scheduler.add_engine("e", 16)
-        (piece,) = scheduler.assign("e", 0)
+        (piece,) = scheduler.assign("e", 0, 0.0)
         assert scheduler.remove_engine("e") == ([piece] if number == 3 else [])
     assert scheduler.finished
 
@@ -112,13 +133,13 @@ def test_one_death_sets_no_more_than_one_question_aside() -> None:
     scheduler = make(10, 8, most_deaths=3)
     for _ in range(2):
         scheduler.add_engine("e", 256)
-        assert len(scheduler.assign("e", 0)) == 10
+        assert len(scheduler.assign("e", 0, 0.0)) == 10
         assert scheduler.remove_engine("e") == []
     set_aside = []
     for _ in range(10):
         scheduler.add_engine("e", 256)
-        assert len(scheduler.assign("e", 0)) == 1
-        assert scheduler.assign("e", 8) == []
+        assert len(scheduler.assign("e", 0, 0.0)) == 1
+        assert scheduler.assign("e", 8, 0.0) == []
         set_aside += scheduler.remove_engine("e")
     assert len({p.ordinal for p in set_aside}) == 10 and scheduler.finished
 
@@ -126,20 +147,20 @@ def test_one_death_sets_no_more_than_one_question_aside() -> None:
 def test_a_suspect_goes_out_beside_fresh_questions_and_may_be_acquitted() -> None:
     scheduler = make(100, 8, most_deaths=2)
     scheduler.add_engine("e", 16)
-    first = [p.ordinal for p in scheduler.assign("e", 0)]
+    first = [p.ordinal for p in scheduler.assign("e", 0, 0.0)]
     scheduler.remove_engine("e")
     scheduler.add_engine("e", 16)
-    handed = scheduler.assign("e", 0)
+    handed = scheduler.assign("e", 0, 0.0)
     assert [p.ordinal in first for p in handed] == [True, False, False]
     scheduler.complete("e", [(handed[0].ordinal, 0)])
-    assert [p.ordinal in first for p in scheduler.assign("e", 16)] == [True]
+    assert [p.ordinal in first for p in scheduler.assign("e", 16, 0.0)] == [True]
 
 
 def test_pieces_of_one_question_on_one_engine_see_one_death() -> None:
     scheduler = make(1, 64, most_deaths=3)
     for number in (1, 2, 3):
         scheduler.add_engine("e", 16)
-        pieces = scheduler.assign("e", 0) + scheduler.assign("e", 0)
+        pieces = scheduler.assign("e", 0, 0.0) + scheduler.assign("e", 0, 0.0)
         assert len(pieces) > 1 or number == 3  # the last time as a suspect, a piece at a time
         set_aside = scheduler.remove_engine("e")
         assert {p.ordinal for p in set_aside} == ({0} if number == 3 else set())
@@ -152,7 +173,7 @@ def rounds_to_the_end(scheduler: Scheduler, deadly: frozenset[int]) -> tuple[int
     while not scheduler.finished:
         rounds += 1
         scheduler.add_engine("e", 256)
-        held = scheduler.assign("e", 0)
+        held = scheduler.assign("e", 0, 0.0)
         if deadly & {piece.ordinal for piece in held}:
             set_aside |= {piece.ordinal for piece in scheduler.remove_engine("e")}
         else:
@@ -164,7 +185,7 @@ def test_after_a_kill_storm_the_innocent_are_acquitted_in_a_few_rounds() -> None
     scheduler = make(40, 8, most_deaths=3)
     for _ in range(2):
         scheduler.add_engine("e", 256)
-        assert len(scheduler.assign("e", 0)) == 40
+        assert len(scheduler.assign("e", 0, 0.0)) == 40
         scheduler.remove_engine("e")
     assert rounds_to_the_end(scheduler, frozenset()) == (6, set())  # 1 + 2 + 4 + 8 + 16 + 9
 
@@ -182,64 +203,82 @@ def test_delivering_what_was_not_given_is_an_error() -> None:
         scheduler.complete("e", [(0, 0)])
 
 
-def simulate(count: int, draws: int, engines: int, max_num_seqs: int) -> tuple[float, float]:
-    """Idle share of the engines' places while work is pending, and the seconds from then to the end.
+def test_engines_that_can_hold_everything_get_equal_shares_at_once() -> None:
+    scheduler = make(500, 8, expected_engines=8)
+    for i in range(8):
+        scheduler.add_engine(f"e{i}", 1024)
+    shares = [sum(map(len, scheduler.assign(f"e{i}", 0, 0.0))) for i in range(8)]
+    assert scheduler.pending == 0 and min(shares) > 460 and max(shares) <= 504
 
-    Lengths are exponential with mean 1 s. An engine decodes the oldest `max_num_seqs` of its draws, hands a piece over
-    when it is complete, and asks for more then and whenever an eighth of its places is to be refilled.
-    """
-    rng = random.Random(0)
-    scheduler = make(count, draws, expected_engines=engines)
-    waiting: dict[str, deque[PieceKey]] = {f"e{i}": deque() for i in range(engines)}
-    running = dict.fromkeys(waiting, 0)
-    finished_since = dict.fromkeys(waiting, 0)
-    left: Counter[PieceKey] = Counter()
-    events: list[tuple[float, int, str, PieceKey]] = []
-    busy = dry = now = 0.0
-    delivered = 0
 
-    def supply(name: str) -> None:
-        nonlocal busy
-        finished_since[name] = 0
-        for piece in scheduler.assign(name, running[name] + len(waiting[name])):
-            key = (piece.ordinal, piece.first)
-            left[key] = len(piece)
-            waiting[name].extend([key] * len(piece))
-        while waiting[name] and running[name] < max_num_seqs:
-            length = rng.expovariate(1.0)
-            busy += length
-            running[name] += 1
-            heapq.heappush(events, (now + length, len(events), name, waiting[name].popleft()))
+def test_an_engine_that_others_have_overtaken_gives_back_what_it_holds_beyond_its_share() -> None:
+    scheduler = make(40, 8, expected_engines=2)
+    for name in ("fast", "slow"):
+        scheduler.add_engine(name, 64)
+        scheduler.assign(name, 0, 0.0)
+    while scheduler.pending:
+        scheduler.assign("fast", 40, 1.0)
+    assert scheduler.recall("slow") == 0  # it holds 80, and the two of them 160 or more
+    scheduler.assign("fast", 0, 2.0)
+    assert scheduler.recall("slow") == 40
 
-    for name in waiting:
-        scheduler.add_engine(name, max_num_seqs)
-        supply(name)
-    while events:
-        if scheduler.pending:
-            dry = now
-        now, _, name, key = heapq.heappop(events)
-        running[name] -= 1
-        left[key] -= 1
-        finished_since[name] += 1
-        if left[key] == 0:
-            delivered += len(scheduler.complete(name, [key])[0])
-        if left[key] == 0 or finished_since[name] >= max_num_seqs // 8:
-            supply(name)
-        elif waiting[name]:
-            busy += (length := rng.expovariate(1.0))
-            running[name] += 1
-            heapq.heappush(events, (now + length, len(events), name, waiting[name].popleft()))
-    assert delivered == count * draws and scheduler.finished
-    in_tail = engines * max_num_seqs  # draws that were running when the queue ran dry, with 1 s each to go
-    return 1 - (busy - in_tail) / (dry * engines * max_num_seqs), now - dry
+
+def test_what_is_given_back_goes_to_another_engine_and_the_rest_is_delivered_under_its_own_key() -> None:
+    scheduler = make(1, 16)
+    scheduler.add_engine("a", 16)
+    (piece,) = scheduler.assign("a", 0, 0.0)
+    assert scheduler.give_back("a", [((0, 0), 6)]) == 10
+    scheduler.add_engine("b", 16)
+    (rest,) = scheduler.assign("b", 0, 0.0)
+    assert (rest.first, rest.stop) == (6, 16)
+    assert scheduler.complete("a", [(0, 0)]) == [replace(piece, stop=6)]
+    assert scheduler.complete("b", [(0, 6)]) == [rest] and scheduler.finished
+
+
+def test_a_slow_engine_stops_getting_more_before_the_others_do() -> None:
+    scheduler = make(1000, 8, expected_engines=2)
+    for name in ("slow", "fast"):
+        scheduler.add_engine(name, 64)
+        scheduler.assign(name, 0, 0.0)
+    slow_last = fast_last = 0.0
+    for second in range(1, 1000):
+        slow_last = second if scheduler.assign("slow", 72, second) else slow_last
+        for tenth in range(5):
+            fast_last = second if scheduler.assign("fast", 72, second + tenth / 5) else fast_last
+    assert scheduler.pending == 0 and slow_last < fast_last
+
+
+def mean_of(scenario: str) -> Outcome:
+    return mean([simulate(SCENARIOS[scenario], seed=seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize(
-    ("count", "draws", "engines", "seqs"), [(20_000, 8, 8, 64), (600, 64, 8, 64), (25_000, 8, 100, 16)]
+    "work",
+    [Workload(5_000, 8, places=64), Workload(300, 64, places=64), Workload(6_000, 8, engines=100, places=16)],
+    ids=lambda work: f"{work.questions}x{work.draws} on {work.engines}",
 )
-def test_engines_are_kept_busy_while_work_is_pending_and_end_together(
-    count: int, draws: int, engines: int, seqs: int
-) -> None:
-    idle, tail = simulate(count, draws, engines, seqs)
-    assert idle < 0.02
-    assert tail < 20  # the longest of some thousand exponential lengths is about 10
+def test_no_place_is_free_while_work_is_pending(work: Workload) -> None:
+    assert simulate(work).unused < 0.01
+
+
+@pytest.mark.parametrize("scenario", ["500 x 8", "30 x 64"])
+def test_what_fits_into_the_engines_is_begun_at_once_and_evenly(scenario: str) -> None:
+    outcome = mean_of(scenario)
+    assert outcome.begun < 0.1  # a share of what is pending alone would take three seconds to hand out
+    assert outcome.seconds < 1.5 * outcome.bound
+
+
+def test_a_slow_engine_does_not_hold_the_others_up_for_long() -> None:
+    assert mean_of("long tail, one at half speed").idle < 0.17  # with equal shares 0.2
+
+
+def test_what_a_slow_engine_has_not_begun_is_done_by_the_others() -> None:
+    outcome = mean_of("the same, the backend given 144")
+    assert outcome.given_back > 500
+    assert outcome.idle < 0.45 and outcome.unused < 0.02  # without giving back 0.58 and 0.5
+
+
+def test_an_engine_that_comes_late_finds_work_while_there_is_some() -> None:
+    work = Workload(4_000, 8, places=256, starts=(10.0,))
+    late, punctual = simulate(work), simulate(replace(work, starts=()))
+    assert late.seconds < punctual.seconds + 10.0 / 8 + 3.0
