@@ -12,22 +12,24 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors import weights
 from actors.backend import BackendInfo, Finished, Refused
 from actors.prompts import PromptEncoder
-from rollout_ray import arms
+from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
-from rollout_ray.records import Draw, Prompt
+from rollout_ray.records import Arm, Draw, Prompt
 
 log = logging.getLogger(__name__)
 
 GPU_MAX_NUM_SEQS, GPU_MAX_NUM_BATCHED_TOKENS = 1024, 16384
 CPU_MAX_NUM_SEQS, CPU_MAX_NUM_BATCHED_TOKENS = 256, 4096
+RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
 
 
 def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]:
@@ -77,6 +79,8 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
         "seed": config.sampling.seed % 2**32,
         "disable_log_stats": True,
+        "worker_extension_cls": weights.NAME,
+        **_lora_arguments(config),
     }
     if on_gpu:
         arguments |= {
@@ -99,6 +103,11 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
             "distributed_executor_backend": "uni",
         }
     return {name: value for name, value in (arguments | engine.extra).items() if value is not None}
+
+
+def _lora_arguments(config: RunConfig) -> dict[str, Any]:
+    room = adapters.capacity(adapters.adapters_of(arms.resolve_arms(config)))
+    return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": room.count} if room.count else {}
 
 
 def _checkpoint_config(config: RunConfig) -> Any:
@@ -144,12 +153,16 @@ class VllmBackend:
         from vllm import SamplingParams
         from vllm import exceptions as vllm_exceptions
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
 
         gc.freeze()
         gc.enable()
         imported = time.perf_counter()
+        self._lora_request = LoRARequest
+        self._loras: dict[str, Any] = {}  # adapter's path -> LoRARequest, of the present run
+        self._lora_ids: dict[tuple[str, str], int] = {}  # path and fingerprint -> id; never given twice
         self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
         arguments = engine_arguments(config, gpus=gpus)
@@ -174,6 +187,30 @@ class VllmBackend:
             if not process.is_alive():
                 raise RuntimeError(f"vLLM's process {process.name} ended with exit code {process.exitcode}")
 
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+        """Takes up a run's sampling and adapters. Raises ConfigError where vLLM cannot load an adapter."""
+        self._config = config
+        # vLLM knows an adapter, and the prefixes cached under it, by id and name: other content needs others.
+        prints = adapters.fingerprints(adapters.adapters_of(arms))
+        self._loras = {}
+        for path, fingerprint in prints.items():
+            number = self._lora_ids.setdefault((path, fingerprint), len(self._lora_ids) + 1)
+            self._loras[path] = self._lora_request(f"adapter-{number}", number, path)
+            try:
+                self._engine.add_lora(self._loras[path])
+            except Exception as error:
+                self.check()
+                raise ConfigError(f"vLLM cannot serve the adapter {path}: {error}; merge it into the model") from error
+
+    def update_weights(self, path: str) -> None:
+        """Loads the checkpoint in the folder `path`, which has the shape of the present one."""
+        self._engine.collective_rpc("rollout_load_weights", args=(path,))
+        deadline = time.monotonic() + RESET_S
+        while not self._engine.reset_prefix_cache():  # what was aborted a moment ago may still hold its blocks
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
+            time.sleep(0.05)
+
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
         """The prompt's tokens; see PromptEncoder."""
         return self._encoder.encode(prompt, system_prompt)
@@ -192,8 +229,11 @@ class VllmBackend:
             "ignore_eos": sampling.ignore_eos,
             "output_kind": self._final_only,
         }
+        lora = self._loras[arm.lora_path] if arm.lora_path else None
         try:
-            self._engine.add_request(key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters))
+            self._engine.add_request(
+                key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters), lora_request=lora
+            )
         except self._refusals as error:
             raise Refused(f"vLLM refused the request: {error}") from error
 
@@ -214,6 +254,9 @@ class VllmBackend:
                     )
                 )
         return finished
+
+    def abort(self, keys: Sequence[str]) -> None:
+        self._engine.abort_request(list(keys))
 
     def close(self) -> None:
         """Ends the engine's own processes, where it has some."""

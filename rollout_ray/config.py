@@ -54,6 +54,9 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="Revision of a model on the hub.")
     tokenizer_path: str | None = Field(None, description="Folder or hub id of the tokenizer, where it is not the model's.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    lora_path: str | None = Field(
+        None, description="Folder of a peft LoRA adapter to draw with, unmerged; an arm may name its own."
+    )
 
 
 class SimulatedConfig(Section):
@@ -113,6 +116,7 @@ class ArmConfig(Section):
     max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
     samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question.")
     probe_role: ProbeRole | None = Field(None, description="Role in the s_cf probe: A, A' or CF1.")
+    lora_path: str | None = Field(None, description="Folder of a peft LoRA adapter; unset: the model's lora_path.")
 
 
 class ArmsConfig(Section):
@@ -219,6 +223,9 @@ class ResourcesConfig(Section):
     max_engine_deaths: int = Field(
         3, ge=0, description="Times in a row that an engine or scorer is started again without a result."
     )
+    pool_idle_seconds: float = Field(
+        600.0, gt=0, description="Seconds that a named pool's engines outlive the last job that used them."
+    )
     engine_hang_seconds: float = Field(
         300.0,
         gt=0,
@@ -242,7 +249,9 @@ class RunConfig(Section):
     def _holds_no_secret(self) -> Self:
         """The config is written down in run.json, and what vLLM is given in events.jsonl."""
         values: dict[str, Any] = {"data": {"dataset": self.data.dataset}, "output": {"output_dir": self.output.output_dir}}
-        values |= {"model": {"model_path": self.model.model_path}, "engine": {"extra": self.engine.extra}}
+        values |= {"model": {"model_path": self.model.model_path, "lora_path": self.model.lora_path}}
+        values |= {"arms": {arm.name: {"lora_path": arm.lora_path} for arm in self.arms.arm_list}}
+        values |= {"engine": {"extra": self.engine.extra}}
         if name := next(secret_names(values), None):
             raise ValueError(
                 f"{name} holds a secret, and the config is written to run.json; give it in the environment, such as "

@@ -31,7 +31,14 @@ def config(**sections: Any) -> RunConfig:
 
 def start(cfg: RunConfig, name: str = "engine-0") -> Any:
     actor = ray.remote(EngineActor).options(num_cpus=1)
-    return actor.remote(name, cfg, resolve_arms(cfg), 0, 1, {"VLLM_LOGGING_LEVEL": "ERROR"})
+    return actor.remote(name, cfg, 0, 1, {"VLLM_LOGGING_LEVEL": "ERROR"})
+
+
+def ready(actor: Any, cfg: RunConfig) -> BackendInfo:
+    """Starts the engine and has it take up a run."""
+    ray.get(actor.start.remote())
+    info: BackendInfo = ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
+    return info
 
 
 def request(ordinal: int, question: Question, cfg: RunConfig, lane: int = 0) -> RolloutRequest:
@@ -55,7 +62,7 @@ def exchange_all(actor: Any, requests: Sequence[RolloutRequest]) -> dict[int, tu
 @pytest.fixture(scope="module")
 def engine(local_ray: None) -> Iterator[tuple[Any, BackendInfo]]:
     actor = start(config())
-    yield actor, ray.get(actor.start.remote())
+    yield actor, ready(actor, config())
     ray.kill(actor)
 
 
@@ -157,7 +164,7 @@ def test_stop_strings_and_engine_extra(local_ray: None) -> None:
         engine={"max_model_len": 512, "extra": {"max_num_batched_tokens": 1024}},
     )
     actor = start(cfg)
-    assert ray.get(actor.start.remote()).settings["max_num_batched_tokens"] == 1024
+    assert ready(actor, cfg).settings["max_num_batched_tokens"] == 1024
     question = Question("q", demo_rows(1)[0]["prompt"], None)
     (completion,) = exchange_all(actor, [request(0, question, cfg)])[0]
     assert completion.finish_reason == "stop" and "Step" in completion.full_text and "Answer" not in completion.full_text
@@ -181,7 +188,7 @@ def test_the_simulated_engine_gives_equal_texts_for_equal_keys(local_ray: None) 
     texts = []
     for name in ("engine-0", "engine-1"):
         actor = start(cfg, name)
-        ray.get(actor.start.remote())
+        ready(actor, cfg)
         found = exchange_all(actor, requests)
         assert set(found) == set(range(20))
         texts.append([c.full_text for i in range(20) for c in found[i]])
@@ -192,12 +199,12 @@ def test_the_simulated_engine_gives_equal_texts_for_equal_keys(local_ray: None) 
 def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:
     cfg = simulated(sim_error_rate=1.0)
     actor = start(cfg)
-    ray.get(actor.start.remote())
+    ready(actor, cfg)
     (completions,) = exchange_all(actor, [request(0, Question("q", "x", None), cfg)]).values()
     assert {c.finish_reason for c in completions} == {"error"}
     ray.kill(actor)
     cfg = simulated(sim_death_rate=1.0)
     actor = start(cfg)
-    ray.get(actor.start.remote())
+    ready(actor, cfg)
     with pytest.raises(RayActorError):
         exchange_all(actor, [request(0, Question("q", "x", None), cfg)])

@@ -19,6 +19,8 @@ PURE: dict[str, set[str]] = {
     "redaction": set(),
     "files": set(),
     "config": {"redaction"},
+    "checkpoints": {"errors"},
+    "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
     "latex": set(),
     "answers": {"normal_form"},
@@ -42,7 +44,7 @@ PURE: dict[str, set[str]] = {
     "export": {"errors", "files", "ledger", "questions"},
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
-    "merged": {"config", "description", "errors", "ledger", "questions", "records"},
+    "merged": {"config", "description", "errors", "ledger", "questions", "records", "storage"},
     "scoring": {"config", "errors", "grading", "records", "regime_w"},
     "findings": set(),
     "verify": {"errors", "findings", "grading", "merged", "records", "roster", "scoring"},
@@ -57,12 +59,13 @@ PURE: dict[str, set[str]] = {
         "records",
         "report",
         "scoring",
+        "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
     "progress": {"redaction", "report"},
     "config_sources": {"config", "errors"},
 }
-DRIVERS = {"collect", "connection", "driver", "fleet", "run", "__init__"}
+DRIVERS = {"collect", "connection", "driver", "fleet", "pool", "run", "tenancy", "__init__"}
 
 
 def imported(path: Path) -> set[str]:
@@ -107,7 +110,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet"}
+    assert users == {"connection", "driver", "fleet", "pool", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
