@@ -161,7 +161,7 @@ def test_new_weights_are_on_every_row_and_in_the_run_s_identity(
         before = pool.collect(demo_rows(10), interrupted)
         assert pool.update_weights(str(tmp_path / "step-1")) == pool.policy_version == 1
         after = pool.collect(demo_rows(10), at(folders()))
-        with pytest.raises(LedgerError, match=r"model\.model_path was .* and is .*step-1"):
+        with pytest.raises(LedgerError, match=r"model\.model_path was .*model\.fingerprint was"):
             pool.collect(demo_rows(10), interrupted)
         with pytest.raises(ConfigError, match=r"there is no folder .*the old weights stay in use"):
             pool.update_weights(str(tmp_path / "step-2"))
@@ -279,11 +279,12 @@ def values_of(cfg: RunConfig, **resources: Any) -> dict[str, Any]:
 
 def job(values: dict[str, Any], name: str, output: Path, end: str) -> subprocess.Popen[str]:
     """A process of its own that collects with a named pool on this process's Ray."""
-    address = ray.get_runtime_context().gcs_address
+    steering = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}
+    steering["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     return subprocess.Popen(
         [sys.executable, "-c", JOB, json.dumps(values), name, str(output), end],
         cwd=ROOT,
-        env=clean_environment() | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address},
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)} | steering,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
