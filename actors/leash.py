@@ -34,14 +34,15 @@ class Leash:
 
     def _watch(self, end: Callable[[], None]) -> None:
         import ray
+        from ray.exceptions import RayError
 
         seen = time.monotonic()
         while time.monotonic() - seen <= self.idle_seconds:
             time.sleep(min(LOOK_S, self.idle_seconds / 4))
             try:
                 ray.get_actor(self.tether, namespace=NAMESPACE)
-            except ValueError:
-                continue  # no job uses the pool now
+            except (ValueError, RayError):
+                continue  # no job uses the pool now, or Ray cannot say
             seen = time.monotonic()
         log.warning("no job has used this pool for %g s: the engine ends", self.idle_seconds)
         end()

@@ -80,7 +80,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "seed": config.sampling.seed % 2**32,
         "disable_log_stats": True,
         "worker_extension_cls": weights.NAME,
-        **_lora_arguments(config),
+        **_lora_arguments(config, on_gpu),
     }
     if on_gpu:
         arguments |= {
@@ -105,9 +105,13 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
     return {name: value for name, value in (arguments | engine.extra).items() if value is not None}
 
 
-def _lora_arguments(config: RunConfig) -> dict[str, Any]:
+def _lora_arguments(config: RunConfig, on_gpu: bool) -> dict[str, Any]:
     room = adapters.capacity(adapters.adapters_of(arms.resolve_arms(config)))
-    return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": room.count} if room.count else {}
+    if not room.count:
+        return {}
+    # The CPU kernels give a request without adapter the one in the last place, so this place must stay empty.
+    places = room.count if on_gpu else room.count + 1
+    return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
 
 def _checkpoint_config(config: RunConfig) -> Any:
@@ -161,8 +165,9 @@ class VllmBackend:
         gc.enable()
         imported = time.perf_counter()
         self._lora_request = LoRARequest
-        self._loras: dict[str, Any] = {}  # adapter's path -> LoRARequest, of the present run
-        self._lora_ids: dict[tuple[str, str], int] = {}  # path and fingerprint -> id; never given twice
+        self._served: dict[tuple[str, str], Any] = {}  # path and fingerprint of an adapter -> LoRARequest
+        self._loras: dict[str, Any] = {}  # the same by path alone
+        self._last_lora = 0
         self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
         arguments = engine_arguments(config, gpus=gpus)
@@ -190,17 +195,20 @@ class VllmBackend:
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
         """Takes up a run's sampling and adapters. Raises ConfigError where vLLM cannot load an adapter."""
         self._config = config
-        # vLLM knows an adapter, and the prefixes cached under it, by id and name: other content needs others.
-        prints = adapters.fingerprints(adapters.adapters_of(arms))
-        self._loras = {}
-        for path, fingerprint in prints.items():
-            number = self._lora_ids.setdefault((path, fingerprint), len(self._lora_ids) + 1)
-            self._loras[path] = self._lora_request(f"adapter-{number}", number, path)
+        wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
+        for gone in self._served.keys() - wanted:
+            self._engine.remove_lora(self._served.pop(gone).lora_int_id)
+        for path, fingerprint in sorted(wanted - self._served.keys()):
+            # vLLM knows an adapter, and the prefixes cached under it, by id and name: no other content may bear them.
+            self._last_lora += 1
+            request = self._lora_request(f"adapter-{self._last_lora}", self._last_lora, path)
             try:
-                self._engine.add_lora(self._loras[path])
+                self._engine.add_lora(request)
             except Exception as error:
                 self.check()
                 raise ConfigError(f"vLLM cannot serve the adapter {path}: {error}; merge it into the model") from error
+            self._served[path, fingerprint] = request
+        self._loras = {path: request for (path, _), request in self._served.items()}
 
     def update_weights(self, path: str) -> None:
         """Loads the checkpoint in the folder `path`, which has the shape of the present one."""

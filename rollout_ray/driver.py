@@ -26,7 +26,7 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
 from rollout_ray.errors import ConfigError, IncompleteError, Interrupted, RolloutError
-from rollout_ray.fleet import HEARTBEAT_S, Fleet, Slot, placed, reason_of
+from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView, Progress, RunView
 from rollout_ray.questions import QuestionSet
@@ -34,6 +34,7 @@ from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.report import Summary
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.scoring import load_reward
+from rollout_ray.slots import Slot, reason_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -30,6 +29,7 @@ from rollout_ray.models import model_folder
 from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
 from rollout_ray.redaction import without_secrets
+from rollout_ray.slots import Slot, end, reason_of, was_killed
 from rollout_ray.tenancy import Found, Tenancy
 
 log = logging.getLogger(__name__)
@@ -39,34 +39,6 @@ COALESCE_S = 0.1  # finished pieces gather this long before they are handed over
 LOG_LINES = 6
 # Variables of the driver's environment that an engine on another node needs too, but for secrets.
 FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
-
-
-@dataclass
-class Slot:
-    """One engine slot. `call` is its start, its taking up of the run, or its exchange in flight; None while it is idle.
-
-    `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
-    started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
-    `refused` is what its start raised, while it waits for another engine to show that starting is possible at all;
-    `leaving` is set while its node is being drained.
-    """
-
-    name: str
-    room: Any = None
-    actor: Any = None
-    call: Any = None
-    log: str | None = None
-    started: bool = False
-    begun: bool = False
-    adopted: bool = False
-    deaths: int = 0
-    shrunk: int = 0
-    keep_share: bool = False
-    refused: Exception | None = None
-    node: str = ""
-    leaving: bool = False
-    steps: int = 0
-    progress_at: float = field(default_factory=time.monotonic)
 
 
 class Fleet:
@@ -208,7 +180,9 @@ class Fleet:
         slot.begun, slot.node, slot.progress_at = True, info.node, time.monotonic()
         self._show(slot, "idle")
         if slot.adopted:
-            self._note("engine_adopted", engine=slot.name, policy_version=self.policy.version, **vars(info))
+            self._note(
+                "engine_adopted", engine=slot.name, policy_version=self.policy.version, max_num_seqs=info.max_num_seqs
+            )
 
     def exchange(self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int) -> None:
         """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished."""
@@ -244,10 +218,10 @@ class Fleet:
         started, words = slot.started, self._last_words(slot, error)
         self._show(slot, "dead")
         self._note("engine_died", engine=slot.name, started=started, error=words)
-        _end(slot)
+        end(slot)
         if isinstance(error, NoMemory) and slot.shrunk < MOST_STEPS:
             self._shrink(slot, error)
-        elif not started and not _was_killed(error) and not any(s.started for s in self.slots.values() if s is not slot):
+        elif not started and not was_killed(error) and not any(s.started for s in self.slots.values() if s is not slot):
             slot.refused = error
             if all(s.refused is not None for s in self.slots.values()):
                 raise EngineError(f"{slot.name} could not start: {words}")
@@ -288,7 +262,7 @@ class Fleet:
     def _last_words(self, slot: Slot, error: Exception) -> str:
         """The error and, where a process ended without a word of its own, the end of its log."""
         words, path = reason_of(error), slot.log
-        lines = last_lines(path, LOG_LINES) if path and _was_killed(error) else []
+        lines = last_lines(path, LOG_LINES) if path and was_killed(error) else []
         return f"{words}; the end of {path}: {' | '.join(lines)}" if lines else words
 
     # Leaving
@@ -304,7 +278,7 @@ class Fleet:
         """Starts the engines that have left, with nothing in hand any more, elsewhere; returns their names."""
         moved = [s for s in self.slots.values() if s.leaving and s.call is None]
         for slot in moved:
-            _end(slot)
+            end(slot)
             release(slot.room)
             slot.room = None if self._tenancy else reserve(self.placement)
             self._refill(slot)
@@ -313,7 +287,7 @@ class Fleet:
     def close(self) -> None:
         """Ends every engine and gives the reservations back: the cluster may outlive the run."""
         for slot in self.slots.values():
-            _end(slot)
+            end(slot)
             release(slot.room)
         self.slots.clear()
 
@@ -331,7 +305,7 @@ class Fleet:
         except BaseException:
             # Which engines hold which weights is not known now.
             for slot in self.slots.values():
-                _end(slot)
+                end(slot)
             raise
         if words and not loaded:
             raise EngineError(f"no engine could load the weights in {policy.path}: {words}; the old weights stay in use")
@@ -361,20 +335,13 @@ class Fleet:
                 if not isinstance(error, ray.exceptions.RayActorError):
                     words = reason_of(cause)
                 self._note("engine_died", engine=slot.name, started=slot.started, error=reason_of(cause))
-                _end(slot)
+                end(slot)
         return loaded, words
 
 
 def placed(cfg: RunConfig) -> Placement:
     """How many engines the live nodes are to hold. Raises PlacementError where they cannot."""
     return choose_placement(live_nodes(ray.nodes()), cfg)
-
-
-def _end(slot: Slot) -> None:
-    """Ends the slot's engine, where it has one."""
-    if slot.actor is not None:
-        ray.kill(slot.actor)
-    slot.actor, slot.call, slot.started, slot.begun = None, None, False, False
 
 
 def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:
@@ -391,17 +358,3 @@ def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:
             "engine": cfg.engine.model_copy(update={"extra": extra}),
         }
     )
-
-
-def _was_killed(error: Exception) -> bool:
-    """Whether a process ended under the engine, as against an exception that it raised."""
-    return isinstance(error, (ray.exceptions.RayActorError, TimeoutError))
-
-
-def reason_of(error: Exception) -> str:
-    """An error on one line. Ray's reports of a death run over many; those that say why are kept."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ray.exceptions.RayActorError):
-        why = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))]
-        return " ".join(why).partition(" Some common causes")[0][:600]
-    return " ".join(lines)[:600] or type(error).__name__

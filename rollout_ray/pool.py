@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -150,6 +151,7 @@ class RolloutPool:
             policy = next(iter(found.values())).card.policy
             log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, policy.version)
         logs = tempfile.mkdtemp(prefix=f"rollout-pool-{self._name}-")
+        self._stack.callback(_remove_if_empty, logs)
         return Fleet(self._cfg, placement, policy, logs, tenancy, found)
 
     def _take(self) -> Tenancy:
@@ -208,6 +210,11 @@ class RolloutPool:
             raise ConfigError(
                 f"engines with load_format {self._cfg.engine.load_format} cannot take new weights; start them with auto"
             )
+
+
+def _remove_if_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def _room(cfg: RunConfig) -> Capacity:
