@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors.backend import BackendInfo
 from actors.engine import EngineActor
 from rollout_ray.arms import resolve_arms
+from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.models import model_folder
 from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
@@ -141,6 +142,28 @@ def test_an_equal_key_draws_an_equal_text(engine: tuple[Any, BackendInfo]) -> No
     other = exchange_all(engine[0], [request(0, Question("other", question.prompt, None), config())])[0]
     assert other[0].full_text == first[0].full_text
     assert [c.full_text for c in other[2:]] != [c.full_text for c in first[2:]]
+
+
+@pytest.mark.parametrize("own_process", ["0", "1"])
+def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: str) -> None:
+    """An interrupted run's requests are dropped while vLLM decodes them: by the next run, and by an update."""
+    cfg = config()
+    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": own_process}
+    actor = ray.remote(EngineActor).options(num_cpus=1).remote("engine-0", cfg, 0, 1, environment)
+    ready(actor, cfg)
+    questions = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(40))]
+    expected = exchange_all(actor, [request(0, questions[0], cfg)])[0]
+    for update in (None, Policy(model_folder("demo"), "the same weights", 7)):
+        left = [request(i, question, cfg) for i, question in enumerate(reversed(questions))]
+        assert ray.get(actor.exchange.remote(left, 0.0, 0.0)).unfinished > 0
+        if update:
+            assert ray.get(actor.update_weights.remote(update)) > 0
+        ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
+        found = exchange_all(actor, [request(0, questions[0], cfg)])
+        assert set(found) == {0}
+        assert [c.full_text for c in found[0]] == [c.full_text for c in expected]
+        assert {c.policy_version for c in found[0]} == {7 if update else 0}
+    ray.kill(actor)
 
 
 def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> None:

@@ -73,7 +73,7 @@ def test_every_other_command_runs(clone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "output"),
-    zip([text for kind, text in BLOCKS if kind == "python"], ["runs/python", "1 runs/rl/step-1"], strict=True),
+    list(zip([text for kind, text in BLOCKS if kind == "python"], ["runs/python", "runs/rl/step-1"], strict=True)),
 )
 def test_a_python_block_runs(clone: Path, code: str, output: str) -> None:
     done = subprocess.run(
