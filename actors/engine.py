@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOSE_S = 30.0  # that a backend may take to end
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -226,6 +228,8 @@ class EngineActor:
             self._backend.close()
 
     def _end(self) -> None:
+        """Ends the engine from within; a backend that cannot be closed does not hold it up."""
+        threading.Timer(CLOSE_S, end_process).start()
         self.stop()
         end_process()
 
@@ -265,7 +269,8 @@ class EngineActor:
 
     def _loop(self) -> None:
         backend = self._ready()
-        held: dict[str, int] = {}  # keys that the backend has, with the number of their run
+        held: set[str] = set()  # keys that the backend has, all of run number `current`
+        current = 0
         try:
             while True:
                 with self._changed:
@@ -273,19 +278,19 @@ class EngineActor:
                         self._changed.wait()
                     new, run = list(self._inbox), self._run
                     self._inbox.clear()
-                if stale := [key for key, of in held.items() if of != run]:
-                    backend.abort(stale)
-                    held = {key: of for key, of in held.items() if of == run}
+                if run != current:
+                    backend.abort(sorted(held))
+                    held.clear()
+                    current = run
                 if not held and not new and self._task:
                     self._run_task()
                 for entry in new:
                     if self._submit(backend, *entry):
-                        held[entry[0]] = run
+                        held.add(entry[0])
                 finished = backend.step() if held else []
                 self._steps += 1
                 if finished:
-                    for one in finished:
-                        held.pop(one.key, None)
+                    held.difference_update(one.key for one in finished)
                     self._deliver(finished)
         except BaseException as error:
             log.exception("engine %s broke", self._name)
