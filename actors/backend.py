@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rollout_ray.records import Draw, FinishReason, Prompt
+from rollout_ray.config import RunConfig
+from rollout_ray.records import Arm, Draw, FinishReason, Prompt
 
 
 class Refused(Exception):
@@ -35,19 +37,27 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """What generates. One thread calls `add` and `step`; another may call `encode` and `check` at the same time.
+    """What generates. One thread calls all but `info`, `encode` and `check`, which another may call at the same time.
 
-    `check` raises where the backend can no longer finish what it holds.
+    `check` raises where the backend can no longer finish what it holds. `begin` prepares for a run's requests, and raises
+    ConfigError where an adapter cannot be served; `abort` forgets requests, whatever their state. `update_weights` loads
+    other weights of the same shape while there are no requests, and leaves the backend broken where it raises.
     """
 
     def info(self) -> BackendInfo: ...
 
     def check(self) -> None: ...
 
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None: ...
+
+    def update_weights(self, path: str) -> None: ...
+
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]: ...
 
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None: ...
 
     def step(self) -> list[Finished]: ...
+
+    def abort(self, keys: Sequence[str]) -> None: ...
 
     def close(self) -> None: ...

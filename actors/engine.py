@@ -2,7 +2,8 @@
 
 Owns the loop that feeds and steps the backend, and the exchange with the driver: requests in, finished pieces out. The
 generations themselves go into Ray's object store for the scoring actors; the driver gets references and counts. It
-decides neither what to draw next (scheduler.py) nor what an answer is worth.
+decides neither what to draw next (scheduler.py) nor what an answer is worth. An engine may outlive a run: what an earlier
+one left is dropped when the next begins, and every key carries its run's number, so that nothing of it comes out later.
 """
 
 from __future__ import annotations
@@ -12,22 +13,28 @@ import os
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
+from actors.leash import Leash, end_process
 from actors.logs import redirect_output, root_cause
 from actors.memory import as_start_failure
+from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
+from rollout_ray.errors import ConfigError
 from rollout_ray.normal_form import encodable
-from rollout_ray.records import Arm, Completion, Generated, RolloutRequest, draws_of, sampling_seed
+from rollout_ray.records import Arm, Completion, Draw, Generated, RolloutRequest, draws_of, sampling_seed
 from rollout_ray.scheduler import Cut, PieceKey
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
 log = logging.getLogger(__name__)
+
+CLOSE_S = 30.0  # that a backend may take to end
 
 
 def most_held(max_num_seqs: int) -> int:
@@ -53,6 +60,17 @@ class Exchange:
     steps: int
 
 
+@dataclass(frozen=True)
+class Card:
+    """What a job that finds an engine of a named pool must know of it. `info` is None where it is not, or could not be,
+    started; `note` is what the job that started it left for later ones."""
+
+    info: BackendInfo | None
+    policy: Policy
+    log_file: str | None
+    note: Any
+
+
 @dataclass
 class _Open:
     """A piece in work: its completions by draw, and how many are still to come."""
@@ -62,23 +80,31 @@ class _Open:
 
 
 class EngineActor:
-    """One engine. The driver calls `start` once and then `exchange` again and again, one call at a time."""
+    """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
+    time; between two runs also `update_weights`. `policy` says which weights the config names."""
 
     def __init__(
         self,
         name: str,
         config: RunConfig,
-        arms: Sequence[Arm],
         gpus: int,
         threads: int,
         environment: Mapping[str, str],
         log_file: str | None = None,
+        policy: Policy | None = None,
+        leash: Leash | None = None,
+        note: Any = None,
     ) -> None:
         os.environ.update(environment)
         self._log_file = log_file if log_file and redirect_output(log_file) else None
         self._name, self._config, self._gpus, self._threads = name, config, gpus, threads
-        self._draws = draws_of(arms)
+        self._policy = policy or Policy(config.model.model_path, config.model.model_path)
+        self._note = note
+        self._draws: tuple[Draw, ...] = ()
         self._backend: Backend | None = None
+        self._info: BackendInfo | None = None
+        self._run = 0  # number of the present run, the first part of every key
+        self._task: tuple[Callable[[], None], Future[None]] | None = None
         self._changed = threading.Condition()
         self._inbox: deque[tuple[str, list[int], int, str]] = deque()  # key, prompt tokens, draw, question id
         self._open: dict[PieceKey, _Open] = {}
@@ -88,16 +114,20 @@ class EngineActor:
         self._finished_since = 0  # draws finished since the last exchange
         self._steps = 0
         self._failure: BaseException | None = None
+        if leash:
+            leash.watch(self._end)
 
     def __repr__(self) -> str:
         """What Ray's dashboard and logs call it."""
         return self._name
 
     def start(self) -> BackendInfo:
-        """Loads the backend and starts its loop. Raises NoMemory where memory was short, else RuntimeError with the
+        """Loads the backend and starts its loop, once. Raises NoMemory where memory was short, else RuntimeError with the
         backend's own words."""
         import ray
 
+        if self._info:
+            return self._info
         try:
             backend = self._load()
         except Exception as error:
@@ -106,7 +136,54 @@ class EngineActor:
             raise as_start_failure(f"{text} ({cause})" if cause and cause not in text else text) from error
         self._backend = backend
         threading.Thread(target=self._loop, name=f"{self._name} loop", daemon=True).start()
-        return replace(backend.info(), node=ray.get_runtime_context().get_node_id())
+        self._info = replace(backend.info(), node=ray.get_runtime_context().get_node_id())
+        return self._info
+
+    def card(self) -> Card:
+        """What another job must know before it takes this engine over."""
+        return Card(self._info, self._policy, self._log_file, self._note)
+
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
+        """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the backend cannot serve
+        an adapter, and what broke the engine, where it is broken."""
+        backend = self._ready()
+        backend.check()
+        self.drop()
+        self._in_loop(lambda: backend.begin(config, arms))
+        self._config, self._draws = config, draws_of(arms)
+        assert self._info is not None
+        return self._info
+
+    def drop(self) -> None:
+        """Drops all that the present run still has here."""
+        with self._changed:
+            self._run += 1
+            self._inbox.clear()
+            self._open.clear()
+            self._prompt_lengths.clear()
+            self._done, self._unfinished, self._finished_since = [], 0, 0
+            self._changed.notify_all()
+
+    def update_weights(self, policy: Policy) -> float:
+        """Loads other weights of the same shape, and drops the present run; returns the seconds that it took. The engine is
+        of no use where this raises."""
+        backend = self._ready()
+        backend.check()
+        self.drop()
+        began = time.monotonic()
+        self._in_loop(lambda: backend.update_weights(policy.path))
+        self._policy = policy
+        return time.monotonic() - began
+
+    def _in_loop(self, task: Callable[[], None]) -> None:
+        """Runs `task` in the backend's thread once it has no request, and raises what it raises."""
+        outcome: Future[None] = Future()
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            self._task = task, outcome
+            self._changed.notify_all()
+        outcome.result()
 
     def _load(self) -> Backend:
         if self._config.engine.backend == "simulated":
@@ -161,6 +238,12 @@ class EngineActor:
         if self._backend:
             self._backend.close()
 
+    def _end(self) -> None:
+        """Ends the engine from within; a backend that cannot be closed does not hold it up."""
+        threading.Timer(CLOSE_S, end_process).start()
+        self.stop()
+        end_process()
+
     def _ready(self) -> Backend:
         if self._backend is None:
             raise RuntimeError(f"engine {self._name} was given work before it was started")
@@ -186,10 +269,11 @@ class EngineActor:
             if isinstance(tokens, Refused):
                 opened.completions[number] = self._failed(number, 0, str(tokens))
             else:
-                queued.append((f"{piece[0]}.{piece[1]}.{number}", tokens, number, request.question.question_id))
+                queued.append((f"{self._run}.{piece[0]}.{piece[1]}.{number}", tokens, number, request.question.question_id))
         with self._changed:
             self._open[piece] = opened
             self._unfinished += len(request) - len(opened.completions)
+            self._prompt_lengths.update((key, len(tokens)) for key, tokens, *_ in queued)
             self._inbox.extend(queued)
             self._close_if_complete(piece)
             self._changed.notify_all()
@@ -199,7 +283,9 @@ class EngineActor:
         cuts: dict[PieceKey, int] = {}
         with self._changed:
             for _ in range(min(wanted, len(self._inbox))):
-                ordinal, first, number = map(int, self._inbox.pop()[0].split("."))
+                key = self._inbox.pop()[0]
+                _, ordinal, first, number = map(int, key.split("."))
+                del self._prompt_lengths[key]
                 cuts[ordinal, first] = number
                 self._unfinished -= 1
             for piece, cut in cuts.items():
@@ -215,41 +301,68 @@ class EngineActor:
     def _loop(self) -> None:
         backend = self._ready()
         most = most_held(backend.info().max_num_seqs)
-        running = 0
+        held: set[str] = set()  # keys that the backend has, all of run number `current`
+        current = 0
         try:
             while True:
                 with self._changed:
-                    while not self._inbox and running == 0:
+                    while not (self._inbox or held or self._task):
                         self._changed.wait()
-                    new = [self._inbox.popleft() for _ in range(min(most - running, len(self._inbox)))]
+                    run = self._run
+                    free = most - len(held) if run == current else most
+                    new = [self._inbox.popleft() for _ in range(min(free, len(self._inbox)))]
+                if run != current:
+                    backend.abort(sorted(held))
+                    held.clear()
+                    current = run
+                if not held and not new and self._task:
+                    self._run_task()
                 for entry in new:
-                    running += self._submit(backend, *entry)
-                finished = backend.step() if running else []
+                    if self._submit(backend, *entry):
+                        held.add(entry[0])
+                finished = backend.step() if held else []
                 self._steps += 1
                 if finished:
-                    running -= len(finished)
+                    held.difference_update(one.key for one in finished)
                     self._deliver(finished)
         except BaseException as error:
             log.exception("engine %s broke", self._name)
             with self._changed:
                 self._failure = error
+                if self._task:
+                    self._task[1].set_exception(error)
                 self._changed.notify_all()
 
-    def _submit(self, backend: Backend, key: str, tokens: list[int], number: int, question_id: str) -> int:
+    def _run_task(self) -> None:
+        """Runs what another thread waits for. A ConfigError leaves the backend as it was; any other breaks the loop."""
+        assert self._task is not None
+        task, outcome = self._task
+        try:
+            task()
+        except ConfigError as error:
+            self._task = None
+            outcome.set_exception(error)
+            return
+        self._task = None
+        outcome.set_result(None)
+
+    def _submit(self, backend: Backend, key: str, tokens: list[int], number: int, question_id: str) -> bool:
+        """Whether the backend took the request; a refusal finishes it."""
         draw = self._draws[number]
         seed = sampling_seed(self._config.sampling.seed, question_id, draw.arm.name, draw.sample)
-        self._prompt_lengths[key] = len(tokens)
         try:
             backend.add(key, tokens, draw, seed)
         except Refused as refused:
             self._deliver([Finished(key, "", 0, "error", str(refused))])
-            return 0
-        return 1
+            return False
+        return True
 
     def _deliver(self, finished: Sequence[Finished]) -> None:
         with self._changed:
             for one in finished:
-                ordinal, first, number = map(int, one.key.split("."))
+                run, ordinal, first, number = map(int, one.key.split("."))
+                if run != self._run:
+                    continue
                 self._open[ordinal, first].completions[number] = Completion(
                     draw=number,
                     full_text=encodable(one.text),
@@ -258,6 +371,7 @@ class EngineActor:
                     finish_reason=one.finish_reason,
                     engine=self._name,
                     error=one.error,
+                    policy_version=self._policy.version,
                 )
                 self._unfinished -= 1
                 self._finished_since += 1
@@ -272,4 +386,4 @@ class EngineActor:
             self._done.append(Generated(opened.request, in_order))
 
     def _failed(self, number: int, prompt_tokens: int, reason: str) -> Completion:
-        return Completion(number, "", prompt_tokens, 0, "error", self._name, reason)
+        return Completion(number, "", prompt_tokens, 0, "error", self._name, reason, self._policy.version)

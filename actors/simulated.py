@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from actors.backend import BackendInfo, Finished, Refused
-from rollout_ray.config import RunConfig
-from rollout_ray.records import Draw, Prompt
+from rollout_ray.config import DEMO_MODEL, RunConfig
+from rollout_ray.records import Arm, Draw, Prompt
 
 MAX_NUM_SEQS = 256
 STEP_SECONDS = 0.01
@@ -39,6 +40,7 @@ class SimulatedBackend:
         self._waiting: deque[tuple[str, str, int]] = deque()
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
         self._hangs = False
+        self._weights = config.model.model_path
         self._faults = random.Random(f"{name} {os.getpid()}")
         time.sleep(simulated.sim_start_seconds)
 
@@ -47,6 +49,13 @@ class SimulatedBackend:
 
     def check(self) -> None:
         """A simulated engine that hangs does not know it."""
+
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+        """Takes no more from a run than its requests."""
+
+    def update_weights(self, path: str) -> None:
+        """Other weights give other texts for the same keys."""
+        self._weights = path
 
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
         """One token a word."""
@@ -60,7 +69,7 @@ class SimulatedBackend:
         self._hangs = self._hangs or self._faults.random() < self._simulated.sim_hang_rate
         if self._faults.random() < self._simulated.sim_error_rate:
             raise Refused("the simulated engine refused the request")
-        rng = random.Random(seed)
+        rng = random.Random(seed if self._weights == DEMO_MODEL else f"{seed} {self._weights}")
         length = min(draw.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
         text = f"Step 1: think {'so ' * min(length, 50)}\nAnswer: {rng.randint(1, 9)}"
         self._waiting.append((key, text, length))
@@ -80,6 +89,12 @@ class SimulatedBackend:
             _, key, text, length = heapq.heappop(self._running)
             finished.append(Finished(key, text, length, "stop"))
         return finished
+
+    def abort(self, keys: Sequence[str]) -> None:
+        gone = set(keys)
+        self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
+        self._running = [entry for entry in self._running if entry[1] not in gone]
+        heapq.heapify(self._running)
 
     def close(self) -> None:
         """Nothing to end."""

@@ -12,23 +12,25 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors import weights
 from actors.backend import BackendInfo, Finished, Refused
 from actors.prompts import PromptEncoder
 from actors.texts import Output, TextDecoder
-from rollout_ray import arms
+from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
-from rollout_ray.records import Draw, Prompt
+from rollout_ray.records import Arm, Draw, Prompt
 
 log = logging.getLogger(__name__)
 
 GPU_MAX_NUM_SEQS, GPU_MAX_NUM_BATCHED_TOKENS = 1024, 16384
 CPU_MAX_NUM_SEQS, CPU_MAX_NUM_BATCHED_TOKENS = 256, 4096
+RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
 
 
 def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]:
@@ -51,6 +53,8 @@ def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]
         # A start then takes over what an earlier one has measured of the GPU's memory (vLLM checks that it still holds).
         default["VLLM_ENABLE_STARTUP_PLAN"] = "1"
         needed = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        if config.engine.deterministic:
+            needed["VLLM_BATCH_INVARIANT"] = "1"
         if importlib.util.find_spec("flashinfer") is None:
             default["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return {**{k: v for k, v in default.items() if k not in os.environ}, **quiet, **needed}
@@ -81,6 +85,8 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
         "seed": config.sampling.seed % 2**32,
         "disable_log_stats": True,
+        "worker_extension_cls": weights.NAME,
+        **_lora_arguments(config, on_gpu),
     }
     if on_gpu:
         arguments |= {
@@ -91,6 +97,8 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         if not arguments["enforce_eager"]:
             arguments["max_cudagraph_capture_size"] = max_num_seqs
     else:
+        if engine.deterministic:
+            raise ConfigError("deterministic needs a GPU: vLLM has no batch-invariant kernels for the CPU; leave it unset")
         # A seeded request whose prefill is chunked crashes the CPU engine, so a whole prompt must fit into one step.
         if engine.enable_chunked_prefill:
             raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
@@ -103,6 +111,15 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
             "distributed_executor_backend": "uni",
         }
     return {name: value for name, value in (arguments | engine.extra).items() if value is not None}
+
+
+def _lora_arguments(config: RunConfig, on_gpu: bool) -> dict[str, Any]:
+    room = adapters.capacity(adapters.adapters_of(arms.resolve_arms(config)))
+    if not room.count:
+        return {}
+    # The CPU kernels give a request without adapter the one in the last place, so this place must stay empty.
+    places = room.count if on_gpu else room.count + 1
+    return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
 
 def _checkpoint(config: RunConfig) -> Any:
@@ -157,12 +174,17 @@ class VllmBackend:
         from vllm import SamplingParams
         from vllm import exceptions as vllm_exceptions
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
 
         gc.freeze()
         gc.enable()
         imported = time.perf_counter()
+        self._lora_request = LoRARequest
+        self._served: dict[tuple[str, str], Any] = {}  # path and fingerprint of an adapter -> LoRARequest
+        self._loras: dict[str, Any] = {}  # the same by path alone
+        self._last_lora = 0
         self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
         _inspect_architecture_here(config)
@@ -173,8 +195,8 @@ class VllmBackend:
         tokenizer = self._engine.get_tokenizer()
         self._encoder = PromptEncoder(tokenizer, self._max_model_len)
         fast = getattr(tokenizer, "backend_tokenizer", None)
-        # A stop string must be seen when it comes, which takes vLLM's own text.
-        self._decoder = TextDecoder(fast) if fast is not None and not config.sampling.stop else None
+        self._decoder = TextDecoder(fast) if fast is not None else None
+        self._vllm_decodes = True
         self._info = BackendInfo(
             max_num_seqs=arguments["max_num_seqs"],
             import_seconds=imported - began,
@@ -192,6 +214,35 @@ class VllmBackend:
             if not process.is_alive():
                 raise RuntimeError(f"vLLM's process {process.name} ended with exit code {process.exitcode}")
 
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+        """Takes up a run's sampling and adapters. Raises ConfigError where vLLM cannot load an adapter."""
+        self._config = config
+        # A stop string must be seen when it comes, which takes vLLM's own text.
+        self._vllm_decodes = self._decoder is None or bool(config.sampling.stop)
+        wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
+        for gone in self._served.keys() - wanted:
+            self._engine.remove_lora(self._served.pop(gone).lora_int_id)
+        for path, fingerprint in sorted(wanted - self._served.keys()):
+            # vLLM knows an adapter, and the prefixes cached under it, by id and name: no other content may bear them.
+            self._last_lora += 1
+            request = self._lora_request(f"adapter-{self._last_lora}", self._last_lora, path)
+            try:
+                self._engine.add_lora(request)
+            except Exception as error:
+                self.check()
+                raise ConfigError(f"vLLM cannot serve the adapter {path}: {error}; merge it into the model") from error
+            self._served[path, fingerprint] = request
+        self._loras = {path: request for (path, _), request in self._served.items()}
+
+    def update_weights(self, path: str) -> None:
+        """Loads the checkpoint in the folder `path`, which has the shape of the present one."""
+        self._engine.collective_rpc("rollout_load_weights", args=(path,))
+        deadline = time.monotonic() + RESET_S
+        while not self._engine.reset_prefix_cache():  # what was aborted a moment ago may still hold its blocks
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
+            time.sleep(0.05)
+
     def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
         """The prompt's tokens; see PromptEncoder."""
         return self._encoder.encode(prompt, system_prompt)
@@ -208,22 +259,28 @@ class VllmBackend:
             "seed": seed if arm.temperature > 0 else None,
             "stop": sampling.stop or None,
             "ignore_eos": sampling.ignore_eos,
-            "detokenize": self._decoder is None,
+            "detokenize": self._vllm_decodes,
             "output_kind": self._final_only,
         }
+        lora = self._loras[arm.lora_path] if arm.lora_path else None
         try:
-            self._engine.add_request(key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters))
+            self._engine.add_request(
+                key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters), lora_request=lora
+            )
         except self._refusals as error:
             raise Refused(f"vLLM refused the request: {error}") from error
 
     def step(self) -> list[Finished]:
         """Decodes one step; returns what it finished."""
         ended = [output for output in self._engine.step() if output.finished]
-        if self._decoder is None:
+        if self._decoder is None or self._vllm_decodes:
             texts = [output.outputs[0].text for output in ended]
         else:
             texts = self._decoder.texts([_tokens_of(output) for output in ended])
         return [_finished(output, text) for output, text in zip(ended, texts, strict=True)]
+
+    def abort(self, keys: Sequence[str]) -> None:
+        self._engine.abort_request(list(keys))
 
     def close(self) -> None:
         """Ends the engine's own processes, where it has some."""

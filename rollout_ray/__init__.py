@@ -9,6 +9,7 @@ Importing the package loads neither Ray, nor torch, nor vLLM.
 from rollout_ray.collect import Rollouts, collect
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import RolloutError
+from rollout_ray.pool import RolloutPool
 
 __version__ = "0.1.0"
-__all__ = ["RolloutError", "Rollouts", "RunConfig", "__version__", "collect"]
+__all__ = ["RolloutError", "RolloutPool", "Rollouts", "RunConfig", "__version__", "collect"]

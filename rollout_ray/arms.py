@@ -80,7 +80,7 @@ def resolve_arms(config: RunConfig) -> tuple[Arm, ...]:
         own = {name: value for name, value in arm.model_dump().items() if value is not None}
         over = {name: value for name, value in given.items() if value is not None}
         settled = fallback | ((over | own) if custom else (own | over))
-        resolved.append(Arm(**{"system_prompt": None, "probe_role": None, **settled}))
+        resolved.append(Arm(**{"system_prompt": None, "probe_role": None, "lora_path": config.model.lora_path, **settled}))
     return tuple(resolved)
 
 

@@ -1,7 +1,8 @@
 """collect(dataset, cfg): from a question set to one parquet of scored trajectories.
 
 Owns the order of a run: check the input, open the ledger, draw what is missing, merge, sum up. The loop that keeps
-engines and scorers busy is driver.py's; every other step is a pure module's.
+engines and scorers busy is driver.py's; every other step is a pure module's. The engines are made for the one run, or
+lent by a pool (pool.py).
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rollout_ray.adapters import adapters_of, check_adapter, fingerprints
 from rollout_ray.arms import resolve_arms
+from rollout_ray.checkpoints import Policy, model_fingerprint
 from rollout_ray.config import RunConfig
 from rollout_ray.description import describe
 from rollout_ray.errors import ConfigError
-from rollout_ray.ledger import EventLog, RunDirectory, model_fingerprint
+from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.merge import merge
 from rollout_ray.merged import MergedFile
-from rollout_ray.models import check_model, model_folder
+from rollout_ray.models import check_model, cluster_address, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
@@ -30,6 +34,8 @@ from rollout_ray.report import Summary
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+    from rollout_ray.fleet import Fleet
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +68,11 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     Raises ConfigError, DatasetError, PlacementError, EngineError, LedgerError or IncompleteError, and Interrupted where
     Ctrl-C or SIGTERM stopped it.
     """
-    cfg = cfg or RunConfig()
+    return collect_on(None, dataset, cfg or RunConfig(), progress)
+
+
+def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Progress | None) -> Rollouts:
+    """`collect` on the engines of `fleet`, which holds the weights that `cfg` names; None: on engines for this run."""
     began = time.monotonic()
     dataset = cfg.data.dataset if dataset is None else dataset
     if dataset is None:
@@ -70,6 +80,8 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     _refuse_fleeting_output(cfg.output.output_dir)
     check_model(cfg)
     arms = resolve_arms(cfg)
+    check_adapters(cfg, arms)
+    policy = fleet.policy if fleet else policy_of(cfg)
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
@@ -80,14 +92,38 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
     run = RunDirectory(cfg.output.output_dir)
     with run.lease():
-        return _collect(cfg, arms, questions, run, progress or Silent(), began)
+        return _collect(cfg, arms, questions, run, progress or Silent(), began, fleet, policy)
+
+
+def policy_of(cfg: RunConfig) -> Policy:
+    """The weights that the config names, as they are now."""
+    folder = model_folder(cfg.model.model_path)
+    return Policy(folder, model_fingerprint(folder))
+
+
+def check_adapters(cfg: RunConfig, arms: Sequence[Arm]) -> None:
+    """Raises ConfigError where an adapter is missing or does not fit the model; on a cluster, where an adapter is not
+    seen from here, an engine says so."""
+    paths = adapters_of(arms)
+    if paths and cfg.engine.backend != "vllm":
+        raise ConfigError("the simulated engine has no adapters; leave lora_path unset")
+    for path in paths:
+        if os.path.isdir(path) or not cluster_address(cfg):
+            check_adapter(path, model_folder(cfg.model.model_path))
 
 
 def _collect(
-    cfg: RunConfig, arms: tuple[Arm, ...], questions: QuestionSet, run: RunDirectory, progress: Progress, began: float
+    cfg: RunConfig,
+    arms: tuple[Arm, ...],
+    questions: QuestionSet,
+    run: RunDirectory,
+    progress: Progress,
+    began: float,
+    fleet: Fleet | None,
+    policy: Policy,
 ) -> Rollouts:
     """The run itself, under the lease."""
-    identity = _identity(cfg, questions)
+    identity = _identity(cfg, arms, questions, policy)
     versions = _versions()
     facts = describe(cfg, arms, questions)
     resumed = run.open(identity, _description(cfg, questions, facts, versions))
@@ -102,13 +138,14 @@ def _collect(
         if len(done) < len(questions):
             from rollout_ray.driver import draw_missing
 
-            session = draw_missing(cfg, arms, questions, done, run, events, progress)
+            session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, fleet)
         summary = Summary()
         metadata = {
             "schema_version": SCHEMA_VERSION,
             "config_digest": cfg.digest(),
             "model": cfg.model.model_path,
-            "model_fingerprint": identity["model.fingerprint"],
+            "model_fingerprint": policy.fingerprint,
+            "policy_version": policy.version,
             **versions,
             **facts,
         }
@@ -136,12 +173,14 @@ def _refuse_fleeting_output(output_dir: str) -> None:
         )
 
 
-def _identity(cfg: RunConfig, questions: QuestionSet) -> dict[str, Any]:
+def _identity(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet, policy: Policy) -> dict[str, Any]:
     """What a resume must share with the run that it goes on with."""
+    adapters = fingerprints(adapters_of(arms))
     return {
         **cfg.identity(),
         "data.fingerprint": questions.fingerprint,
-        "model.fingerprint": model_fingerprint(model_folder(cfg.model.model_path)),
+        "model.fingerprint": policy.fingerprint,
+        **({"adapters.fingerprint": adapters} if adapters else {}),
     }
 
 

@@ -59,6 +59,9 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="Revision of a model on the hub.")
     tokenizer_path: str | None = Field(None, description="Folder or hub id of the tokenizer, where it is not the model's.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    lora_path: str | None = Field(
+        None, description="Folder of a peft LoRA adapter to draw with, unmerged; an arm may name its own."
+    )
 
 
 class SimulatedConfig(Section):
@@ -102,6 +105,11 @@ class EngineConfig(Section):
     enable_chunked_prefill: bool | None = Field(
         None, description="Split long prompts over steps; unset: true on a GPU. The CPU engine cannot."
     )
+    deterministic: bool = Field(
+        False,
+        description="One seed gives one text whatever else is decoded beside it; a fifth slower, on GPUs only. Without it "
+        "the same seed may give another text in another batch.",
+    )
     load_format: str = Field("auto", description="How vLLM reads weights; 'dummy' makes random ones.")
     extra: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, passed on as they are.")
     simulated: SimulatedConfig = SimulatedConfig()
@@ -119,6 +127,7 @@ class ArmConfig(Section):
     max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
     samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question.")
     probe_role: ProbeRole | None = Field(None, description="Role in the s_cf probe: A, A' or CF1.")
+    lora_path: str | None = Field(None, description="Folder of a peft LoRA adapter; unset: the model's lora_path.")
 
 
 class ArmsConfig(Section):
@@ -225,6 +234,9 @@ class ResourcesConfig(Section):
     max_engine_deaths: int = Field(
         3, ge=0, description="Times in a row that an engine or scorer is started again without a result."
     )
+    pool_idle_seconds: float = Field(
+        600.0, gt=0, description="Seconds that a named pool's engines outlive the last job that used them."
+    )
     engine_hang_seconds: float = Field(
         300.0,
         gt=0,
@@ -251,7 +263,9 @@ class RunConfig(Section):
             "data": self.data.model_dump(include={"dataset", "lengths_from"}),
             "output": {"output_dir": self.output.output_dir},
         }
-        values |= {"model": {"model_path": self.model.model_path}, "engine": {"extra": self.engine.extra}}
+        values |= {"model": {"model_path": self.model.model_path, "lora_path": self.model.lora_path}}
+        values |= {"arms": {arm.name: {"lora_path": arm.lora_path} for arm in self.arms.arm_list}}
+        values |= {"engine": {"extra": self.engine.extra}}
         if name := next(secret_names(values), None):
             raise ValueError(
                 f"{name} holds a secret, and the config is written to run.json; give it in the environment, such as "

@@ -47,13 +47,18 @@ def load_config(
 def overlaid(
     base: Mapping[str, Any], arguments: Sequence[str], environment: Mapping[str, str] | None, file: str | Path | None
 ) -> RunConfig:
-    """The config of the sections `base` with what these sources give written over it. Raises ConfigError.
-
-    A reward preset that the sources name brings its gamma and bonus, whatever `base` has.
-    """
+    """The config of the sections `base` with what these sources give written over it. Raises ConfigError."""
     given: dict[str, Any] = read_yaml(file) if file else {}
     _overlay(given, _from_environment(environment or {}))
     _overlay(given, _from_flags(arguments))
+    return changed(base, given)
+
+
+def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
+    """The config of the sections `base` with the sections `given` written over it. Raises ConfigError.
+
+    A reward preset that is given brings its gamma and bonus, whatever `base` has.
+    """
     values = deepcopy(dict(base))
     scoring = given.get("scoring")
     if isinstance(scoring, Mapping) and "reward_preset" in scoring:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +20,13 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
-from actors.placement import choose_placement, draining_nodes, live_nodes
+from actors.placement import draining_nodes
 from actors.scorer import Receipt, ScorerActor
+from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
-from rollout_ray.errors import IncompleteError, Interrupted, RolloutError
-from rollout_ray.fleet import HEARTBEAT_S, Fleet, Slot, reason_of
+from rollout_ray.errors import ConfigError, IncompleteError, Interrupted, RolloutError
+from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView, Progress, RunView
 from rollout_ray.questions import QuestionSet
@@ -32,6 +34,7 @@ from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.report import Summary
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.scoring import load_reward
+from rollout_ray.slots import Slot, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +66,20 @@ def draw_missing(
     run: RunDirectory,
     events: EventLog,
     progress: Progress,
+    policy: Policy,
+    fleet: Fleet | None,
 ) -> Summary:
-    """Draws, scores and commits every question that is not in `done`; returns what this session did.
+    """Draws, scores and commits every question that is not in `done`; returns what this session did. Without a `fleet`,
+    which a pool lends, engines that hold `policy` are started, and ended afterwards.
 
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C.
     """
     load_reward(cfg.scoring.reward)
-    with connected(cfg):
-        session = _Session(cfg, arms, questions, done, run, events)
+    with connected(cfg), ExitStack() as own:
+        if fleet is None:
+            fleet = Fleet(cfg, placed(cfg), policy, run.path("logs") if run.is_local else None)
+            own.callback(fleet.close)
+        session = _Session(cfg, arms, questions, done, run, events, fleet)
         try:
             with progress:
                 session.run(progress)
@@ -96,9 +105,10 @@ class _Session:
         done: Set[str],
         run: RunDirectory,
         events: EventLog,
+        fleet: Fleet,
     ) -> None:
-        self._cfg, self._arms, self._run, self._events = cfg, tuple(arms), run, events
-        placement = choose_placement(live_nodes(ray.nodes()), cfg)
+        self._cfg, self._arms, self._run, self._events, self._fleet = cfg, tuple(arms), run, events, fleet
+        placement = fleet.placement
         log.info(placement.note)
         events.write("placed", note=placement.note)
         lanes = cfg.resources.scorers or max(1, placement.replicas // ENGINES_PER_SCORER)
@@ -114,7 +124,7 @@ class _Session:
         self._last_generated = 0.0
         self._most_unscored = MOST_UNSCORED
         self._next_look = 0.0
-        self._fleet = Fleet(cfg, arms, placement, self.view.engines, run, events)
+        fleet.attach(cfg, arms, self.view.engines, events)
         self._scorers = [self._start_scorer(lane) for lane in range(lanes)]
 
     def _start_scorer(self, lane: int, deaths: int = 0) -> _Scorer:
@@ -170,12 +180,17 @@ class _Session:
             self._engine_died(slot, error)
             return
         except RayTaskError as error:
+            if isinstance(error.cause, ConfigError):  # the engine is sound, and would say the same again
+                raise error.cause from error
             self._engine_died(slot, error.cause if isinstance(error.cause, Exception) else error)
+            return
+        if isinstance(answer, BackendInfo) and not slot.started:
+            self._fleet.started(slot, answer)
             return
         if isinstance(answer, BackendInfo):
             self._scheduler.add_engine(slot.name, answer.max_num_seqs)
             self._most_unscored = max(self._most_unscored, 2 * len(self._fleet.slots) * answer.max_num_seqs)
-            self._fleet.started(slot, answer)
+            self._fleet.begun(slot, answer)
             if self.view.generation_began is None:
                 self.view.generation_began = time.monotonic()
         else:
@@ -200,7 +215,7 @@ class _Session:
     def _supply_idle_engines(self) -> None:
         if self._scheduler.pending:
             for slot in self._fleet.slots.values():
-                if slot.started and slot.call is None:
+                if slot.begun and slot.call is None:
                     self._exchange(slot, unfinished=0)
 
     def _deliver(self, slot: Slot, exchange: Exchange) -> None:
@@ -269,7 +284,7 @@ class _Session:
 
     def _engine_died(self, slot: Slot, error: Exception) -> None:
         """What the engine held goes back to the queue; the fleet decides about a replacement."""
-        if slot.started:
+        if slot.begun:
             for request in self._scheduler.remove_engine(slot.name):
                 self._set_aside(request, reason_of(error))
         self._fleet.died(slot, error)
@@ -278,8 +293,9 @@ class _Session:
     def _set_aside(self, request: RolloutRequest, reason: str) -> None:
         """A piece that was in flight at too many deaths becomes error trajectories."""
         text = f"in flight at several engine deaths, the last: {reason}"
+        version = self._fleet.policy.version
         completions = tuple(
-            Completion(draw, "", 0, 0, "error", "none", text) for draw in range(request.first, request.stop)
+            Completion(draw, "", 0, 0, "error", "none", text, version) for draw in range(request.first, request.stop)
         )
         self.view.generated_draws += len(request)
         payload = ray.put([Generated(request, completions)])
@@ -318,10 +334,10 @@ class _Session:
                 log.warning("scorer-%d could not save: %s", scorer.lane, error)
 
     def close(self) -> None:
-        """Ends every actor of the session and gives its reservations back: the cluster may outlive it."""
+        """Ends the session's scorers, and its hold on the engines."""
         for scorer in self._scorers:
             ray.kill(scorer.actor)
-        self._fleet.close()
+        self._fleet.detach()
 
     def summary(self) -> Summary:
         summary = self.view.summary

@@ -1,7 +1,8 @@
-"""The engine slots of a run: starts engines, notices that one hangs, and replaces, shrinks, moves or retires it.
+"""The engine slots: starts engines, notices that one hangs, and replaces, shrinks, moves or retires it.
 
 The only place that starts an engine again; Ray restarts none of our actors, and vLLM none of its processes. What an
-engine had in hand is the scheduler's (driver.py returns it to the queue); this module never sees a question.
+engine had in hand is the scheduler's (driver.py returns it to the queue); this module never sees a question. A fleet
+serves one run after the other: it is attached to each, and whatever is left of an earlier one is dropped then.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -20,13 +20,17 @@ from actors.backend import BackendInfo
 from actors.engine import EngineActor, Exchange
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
-from actors.placement import Placement, release, reserve
+from actors.placement import Placement, choose_placement, live_nodes, release, reserve
+from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
-from rollout_ray.ledger import EventLog, RunDirectory
+from rollout_ray.ledger import EventLog
+from rollout_ray.models import model_folder
 from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
 from rollout_ray.redaction import without_secrets
+from rollout_ray.slots import Slot, end, reason_of, was_killed
+from rollout_ray.tenancy import Found, Tenancy
 
 log = logging.getLogger(__name__)
 
@@ -37,69 +41,124 @@ LOG_LINES = 6
 FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
 
 
-@dataclass
-class Slot:
-    """One engine slot. `call` is its start or exchange in flight, None while it is idle.
-
-    `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory; `refused` is what its
-    start raised, while it waits for another engine to show that starting is possible at all; `leaving` is set while its
-    node is being drained.
-    """
-
-    name: str
-    actor: Any
-    call: Any
-    room: Any
-    started: bool = False
-    deaths: int = 0
-    shrunk: int = 0
-    keep_share: bool = False
-    refused: Exception | None = None
-    node: str = ""
-    leaving: bool = False
-    steps: int = 0
-    progress_at: float = field(default_factory=time.monotonic)
-
-
 class Fleet:
-    """All engine slots. A slot that dies is filled again up to `max_engine_deaths` times in a row without a result."""
+    """All engine slots. A slot that dies is filled again up to `max_engine_deaths` times in a row without a result.
+
+    `policy` is the weights that the engines hold, `logs` the folder for their output; a `tenancy` has engines of a named
+    pool, those that were `found` among them.
+    """
 
     def __init__(
         self,
         cfg: RunConfig,
-        arms: Sequence[Arm],
         placement: Placement,
-        views: Mapping[str, EngineView],
-        run: RunDirectory,
-        events: EventLog,
+        policy: Policy,
+        logs: str | None,
+        tenancy: Tenancy | None = None,
+        found: Mapping[str, Found] | None = None,
     ) -> None:
-        self._cfg, self._arms, self._placement = cfg, tuple(arms), placement
-        self._views, self._run, self._events = views, run, events
+        self._cfg, self.placement, self.policy, self._logs, self._tenancy = cfg, placement, policy, logs, tenancy
+        self._arms: tuple[Arm, ...] = ()
+        self._run_cfg = cfg
+        self._views: Mapping[str, EngineView] = {}
+        self._events: EventLog | None = None
+        self._news: list[tuple[str, dict[str, Any]]] = []
         self.deaths = 0
         self.slots: dict[str, Slot] = {}
+        for number in range(placement.replicas):
+            name = f"engine-{number}"
+            self.slots[name] = self._adopt(name, found[name]) if found and name in found else self._new(name)
+
+    def _new(self, name: str) -> Slot:
+        # A named pool's engine holds its room itself: what Ray booked for a group of its own would outlive it.
+        return self._fill(Slot(name, None if self._tenancy else reserve(self.placement)))
+
+    def _adopt(self, name: str, found: Found) -> Slot:
+        return Slot(name, actor=found.actor, log=found.card.log_file, started=True, node=found.info.node)
+
+    # Runs
+
+    def attach(self, cfg: RunConfig, arms: Sequence[Arm], views: Mapping[str, EngineView], events: EventLog) -> None:
+        """Serves this run from now on. Slots that stand empty are filled; the others' engines take the run up, whatever
+        they had in hand. Engines that died meanwhile are found out by that."""
+        self._run_cfg, self._arms, self._views, self._events = cfg, tuple(arms), views, events
+        self.deaths = 0
+        for event, fields in self._news:
+            events.write(event, **fields)
+        self._news.clear()
         for name in views:
-            self.slots[name] = self._fill(Slot(name, None, None, reserve(placement)))
+            slot = self.slots.get(name)
+            if slot is None:
+                self._check_weights()
+                self.slots[name] = self._new(name)
+                continue
+            slot.deaths, slot.begun, slot.adopted, slot.leaving = 0, False, slot.started, False
+            if slot.refused is not None or slot.actor is None:
+                self._refill(slot)
+            elif slot.started:
+                self._begin(slot)
+            elif slot.call is None:
+                slot.call = slot.actor.start.remote()
+
+    def detach(self) -> None:
+        """Serves no run any more; its engines drop what they have of it."""
+        for slot in self.slots.values():
+            if slot.begun and slot.actor is not None:
+                slot.actor.drop.remote()
+            slot.begun = False
+        self._views, self._events = {}, None
 
     def _fill(self, slot: Slot) -> Slot:
         """Starts an engine in the slot, on a fresh actor."""
-        options: dict[str, Any] = {"num_cpus": self._placement.cpus, "num_gpus": self._placement.gpus}
+        options: dict[str, Any] = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus}
         if slot.room is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(slot.room, placement_group_bundle_index=0)
+        leash, note = None, None
+        if self._tenancy:
+            options |= self._tenancy.options(slot.name)
+            leash, note = self._tenancy.leash, self._tenancy.note
         forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
-        cfg = self._cfg
-        if slot.shrunk:
-            cfg = self._smaller(slot)
+        cfg = _holding(self._smaller(slot) if slot.shrunk else self._cfg, self.policy)
+        slot.log = f"{self._logs}/{slot.name}.log" if self._logs else None
         slot.actor = (
             ray.remote(EngineActor)
             .options(**options)
-            .remote(slot.name, cfg, self._arms, self._placement.gpus, self._placement.threads, forwarded, self._log(slot))
+            .remote(
+                slot.name, cfg, self.placement.gpus, self.placement.threads, forwarded, slot.log, self.policy, leash, note
+            )
         )
-        slot.call, slot.started, slot.refused, slot.node, slot.leaving = slot.actor.start.remote(), False, None, "", False
-        self._views[slot.name].state, self._views[slot.name].unfinished = "starting", 0
+        slot.call, slot.started, slot.begun, slot.adopted = slot.actor.start.remote(), False, False, False
+        slot.refused, slot.node, slot.leaving = None, "", False
+        self._show(slot, "starting")
         return slot
 
-    def _log(self, slot: Slot) -> str | None:
-        return self._run.path(f"logs/{slot.name}.log") if self._run.is_local else None
+    def _refill(self, slot: Slot) -> None:
+        self._check_weights()
+        self._fill(slot)
+
+    def _check_weights(self) -> None:
+        """An engine that is started later than others must get the same weights as they have."""
+        if self.policy.changed_on_disk():
+            raise EngineError(
+                f"the weights in {self.policy.path} are others than those that the engines were started with, so that no "
+                "engine can be started again; keep a checkpoint's folder as it is while it is in use"
+            )
+
+    def _begin(self, slot: Slot) -> None:
+        slot.progress_at, slot.steps = time.monotonic(), 0
+        slot.call = slot.actor.begin.remote(self._run_cfg, self._arms)
+        self._show(slot, "starting")
+
+    def _show(self, slot: Slot, state: str, unfinished: int = 0) -> None:
+        if slot.name in self._views:
+            self._views[slot.name].state, self._views[slot.name].unfinished = state, unfinished
+
+    def _note(self, event: str, **fields: Any) -> None:
+        """To the run's events; what happens between two runs stands in the next one's."""
+        if self._events:
+            self._events.write(event, **fields)
+        else:
+            self._news.append((event, fields))
 
     # What engines say
 
@@ -107,21 +166,30 @@ class Fleet:
         return {slot.call: slot for slot in self.slots.values() if slot.call is not None}
 
     def started(self, slot: Slot, info: BackendInfo) -> None:
-        """The slot's engine is ready. Slots whose start was refused are tried again: it can be done."""
-        slot.started, slot.node, slot.steps, slot.progress_at = True, info.node, 0, time.monotonic()
-        self._views[slot.name].state = "idle"
-        self._events.write("engine_started", engine=slot.name, shrunk=slot.shrunk, **vars(info))
+        """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
+        done."""
+        slot.started, slot.node = True, info.node
+        self._note("engine_started", engine=slot.name, shrunk=slot.shrunk, **vars(info))
+        self._begin(slot)
         for other in list(self.slots.values()):
             if other.refused is not None:
                 self._died_once(other, other.refused)
 
+    def begun(self, slot: Slot, info: BackendInfo) -> None:
+        """The slot's engine has taken up the run."""
+        slot.begun, slot.node, slot.progress_at = True, info.node, time.monotonic()
+        self._show(slot, "idle")
+        if slot.adopted:
+            self._note(
+                "engine_adopted", engine=slot.name, policy_version=self.policy.version, max_num_seqs=info.max_num_seqs
+            )
+
     def exchange(self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int, recalled: int) -> None:
         """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished and for
         `recalled` draws that it has not begun."""
-        view = self._views[slot.name]
-        if not view.unfinished:  # it was idle until now
+        if not self._views[slot.name].unfinished:  # it was idle until now
             slot.progress_at = time.monotonic()
-        view.unfinished, view.state = unfinished, "running" if unfinished else "idle"
+        self._show(slot, "running" if unfinished else "idle", unfinished)
         if unfinished:
             slot.call = slot.actor.exchange.remote(work, HEARTBEAT_S, COALESCE_S, recalled)
 
@@ -148,14 +216,13 @@ class Fleet:
 
         Raises EngineError with the engine's last words where no engine is left.
         """
-        slot.call = None
         started, words = slot.started, self._last_words(slot, error)
-        self._views[slot.name].state = "dead"
-        self._events.write("engine_died", engine=slot.name, started=started, error=words)
-        ray.kill(slot.actor)
+        self._show(slot, "dead")
+        self._note("engine_died", engine=slot.name, started=started, error=words)
+        end(slot)
         if isinstance(error, NoMemory) and slot.shrunk < MOST_STEPS:
             self._shrink(slot, error)
-        elif not started and not _was_killed(error) and not any(s.started for s in self.slots.values()):
+        elif not started and not was_killed(error) and not any(s.started for s in self.slots.values() if s is not slot):
             slot.refused = error
             if all(s.refused is not None for s in self.slots.values()):
                 raise EngineError(f"{slot.name} could not start: {words}")
@@ -167,12 +234,12 @@ class Fleet:
         if slot.deaths < self._cfg.resources.max_engine_deaths:
             log.warning("%s died and is started again: %s", slot.name, reason_of(error))
             slot.deaths += 1
-            self._fill(slot)
+            self._refill(slot)
             return
         words = self._last_words(slot, error)
         log.warning("%s died once too often and is retired: %s", slot.name, words)
-        self._events.write("engine_retired", engine=slot.name, error=words)
-        self._views[slot.name].state = "retired"
+        self._note("engine_retired", engine=slot.name, error=words)
+        self._show(slot, "retired")
         del self.slots[slot.name]
         release(slot.room)
         if not self.slots:
@@ -187,23 +254,23 @@ class Fleet:
             "%s could not allocate its memory and is tried again with %s: %s",
             slot.name, ", ".join(f"{k} {v}" for k, v in settings.items()), reason_of(error),
         )  # fmt: skip
-        self._events.write("engine_shrunk", engine=slot.name, error=str(error), **settings)
-        self._fill(slot)
+        self._note("engine_shrunk", engine=slot.name, error=str(error), **settings)
+        self._refill(slot)
 
     def _smaller(self, slot: Slot) -> RunConfig:
-        return smaller(self._cfg, slot.shrunk, gpus=self._placement.gpus, keep_share=slot.keep_share)
+        return smaller(self._cfg, slot.shrunk, gpus=self.placement.gpus, keep_share=slot.keep_share)
 
     def _last_words(self, slot: Slot, error: Exception) -> str:
         """The error and, where a process ended without a word of its own, the end of its log."""
-        words, path = reason_of(error), self._log(slot)
-        lines = last_lines(path, LOG_LINES) if path and _was_killed(error) else []
+        words, path = reason_of(error), slot.log
+        lines = last_lines(path, LOG_LINES) if path and was_killed(error) else []
         return f"{words}; the end of {path}: {' | '.join(lines)}" if lines else words
 
     # Leaving
 
     def leave(self, nodes: frozenset[str]) -> list[str]:
         """Engines on `nodes`, which are being drained, get no more work; returns the names of those newly told."""
-        told = [s for s in self.slots.values() if s.started and s.node in nodes and not s.leaving]
+        told = [s for s in self.slots.values() if s.begun and s.node in nodes and not s.leaving]
         for slot in told:
             slot.leaving = True
         return [slot.name for slot in told]
@@ -212,28 +279,83 @@ class Fleet:
         """Starts the engines that have left, with nothing in hand any more, elsewhere; returns their names."""
         moved = [s for s in self.slots.values() if s.leaving and s.call is None]
         for slot in moved:
-            ray.kill(slot.actor)
+            end(slot)
             release(slot.room)
-            slot.room = reserve(self._placement)
-            self._fill(slot)
+            slot.room = None if self._tenancy else reserve(self.placement)
+            self._refill(slot)
         return [slot.name for slot in moved]
 
     def close(self) -> None:
         """Ends every engine and gives the reservations back: the cluster may outlive the run."""
         for slot in self.slots.values():
-            ray.kill(slot.actor)
+            end(slot)
             release(slot.room)
+        self.slots.clear()
+
+    # Weights
+
+    def update_weights(self, policy: Policy) -> float:
+        """Loads other weights of the same shape into every engine, between two runs; returns the seconds that it took.
+
+        An engine that cannot load them is ended, and started anew with them for the next run. Raises EngineError where
+        none can: then the old weights stay in use.
+        """
+        began = time.monotonic()
+        try:
+            loaded, words = self._load_everywhere(policy)
+        except BaseException:
+            # Which engines hold which weights is not known now.
+            for slot in self.slots.values():
+                end(slot)
+            raise
+        if words and not loaded:
+            raise EngineError(f"no engine could load the weights in {policy.path}: {words}; the old weights stay in use")
+        self.policy = policy
+        seconds = time.monotonic() - began
+        self._note(
+            "weights_updated", path=policy.path, policy_version=policy.version, engines=loaded, seconds=round(seconds, 3)
+        )
+        return seconds
+
+    def _load_everywhere(self, policy: Policy) -> tuple[int, str]:
+        """How many engines have loaded the weights, and why another could not, if one said so. Those that have not are
+        ended."""
+        starts = [slot.call for slot in self.slots.values() if not slot.started and slot.call is not None]
+        if starts:
+            ray.wait(starts, num_returns=len(starts))
+        calls = {slot.actor.update_weights.remote(policy): slot for slot in self.slots.values() if slot.actor is not None}
+        if calls:
+            ray.wait(list(calls), num_returns=len(calls), timeout=self._cfg.resources.engine_hang_seconds)
+        loaded, words = 0, ""
+        for call, slot in calls.items():
+            try:
+                ray.get(call, timeout=0)
+                loaded += 1
+            except ray.exceptions.RayError as error:
+                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+                if not isinstance(error, ray.exceptions.RayActorError):
+                    words = reason_of(cause)
+                self._note("engine_died", engine=slot.name, started=slot.started, error=reason_of(cause))
+                end(slot)
+        return loaded, words
 
 
-def _was_killed(error: Exception) -> bool:
-    """Whether a process ended under the engine, as against an exception that it raised."""
-    return isinstance(error, (ray.exceptions.RayActorError, TimeoutError))
+def placed(cfg: RunConfig) -> Placement:
+    """How many engines the live nodes are to hold. Raises PlacementError where they cannot."""
+    return choose_placement(live_nodes(ray.nodes()), cfg)
 
 
-def reason_of(error: Exception) -> str:
-    """An error on one line. Ray's reports of a death run over many; those that say why are kept."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ray.exceptions.RayActorError):
-        why = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))]
-        return " ".join(why).partition(" Some common causes")[0][:600]
-    return " ".join(lines)[:600] or type(error).__name__
+def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:
+    """The config of an engine that starts with these weights; tokenizer, config and defaults stay the first model's, as
+    in engines whose weights were updated."""
+    if not policy.version:
+        return cfg
+    first = model_folder(cfg.model.model_path)
+    model = {"model_path": policy.path, "tokenizer_path": cfg.model.tokenizer_path or first}
+    extra = {"hf_config_path": first, **cfg.engine.extra}
+    return cfg.model_copy(
+        update={
+            "model": cfg.model.model_copy(update=model),
+            "engine": cfg.engine.model_copy(update={"extra": extra}),
+        }
+    )

@@ -95,6 +95,11 @@ class RunDirectory(Folder):
         self._digest = _digest_of(identity)
         if known is None:
             return False
+        if known.get("schema_version") != SCHEMA_VERSION:
+            raise LedgerError(
+                f"{self.uri} holds a run that another version of rollout_ray began (schema {known.get('schema_version')}, "
+                f"this one writes {SCHEMA_VERSION}); give another --output_dir, or go on with that version"
+            )
         before = known.get("identity", {})
         changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
         if changed:
@@ -275,23 +280,6 @@ def _cut_unfinished_line(path: Path) -> None:
         tail = stream.read()
         if not tail.endswith(b"\n"):
             stream.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
-
-
-def model_fingerprint(model_path: str) -> str:
-    """What tells two local checkpoints apart cheaply: the config's bytes and the weight files' names and sizes.
-
-    For a hub id it is the id itself.
-    """
-    folder = Path(model_path)
-    if not folder.is_dir():
-        return model_path
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".pt", ".gguf"):
-            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
-        elif file.name == "config.json":
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Message = Mapping[str, Any]
 Prompt = str | tuple[Message, ...]
@@ -35,7 +35,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm with every parameter settled. `top_k` -1 means all; `probe_role` is A, A' or CF1 for a probe."""
+    """One arm with every parameter settled. `top_k` -1 means all; `probe_role` is A, A' or CF1 for a probe; `lora_path` is
+    the folder of a peft adapter, None for the bare model."""
 
     name: str
     system_prompt: str | None
@@ -46,6 +47,7 @@ class Arm:
     max_tokens: int
     samples: int
     probe_role: str | None = None
+    lora_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class RolloutRequest:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine made of one draw. `error` is the reason where `finish_reason` is error; the text is then empty."""
+    """What an engine made of one draw. `error` is the reason where `finish_reason` is error; the text is then empty.
+    `policy_version` counts the updates of the weights that drew it; 0 are those that the engine was started for."""
 
     draw: int
     full_text: str
@@ -84,6 +87,7 @@ class Completion:
     finish_reason: FinishReason
     engine: str
     error: str | None = None
+    policy_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class Trajectory:
     finish_reason: FinishReason
     error: str | None
     engine: str
+    policy_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ TRAJECTORY = pa.struct(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("engine", pa.string(), nullable=False),
+        pa.field("policy_version", pa.int32(), nullable=False),
     ]
 )
 

@@ -142,7 +142,7 @@ class _Writer:
         by_draw = {self._draw_of.get((t["arm"], t["sample"]), -1): t for t in stored.trajectories}
         if sorted(by_draw) != list(range(len(self._draw_of))) or len(stored.trajectories) != len(by_draw):
             raise self._incomplete(f"question {question.question_id} has not every trajectory once")
-        names = ("error", "full_text", "num_prompt_tokens", "num_tokens", "finish_reason", "engine")
+        names = ("error", "full_text", "num_prompt_tokens", "num_tokens", "finish_reason", "engine", "policy_version")
         if any(t[name] is None for t in by_draw.values() for name in names[1:]):
             raise self._incomplete(
                 f"question {question.question_id} has a trajectory without text, counts or finish_reason"

@@ -70,6 +70,7 @@ class QuestionScorer:
                 finish_reason=completion.finish_reason,
                 error=completion.error,
                 engine=completion.engine,
+                policy_version=completion.policy_version,
             )
             for draw, completion, grade, reward in zip(draws, completions, grades, score.rewards, strict=True)
         ]

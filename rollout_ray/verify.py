@@ -2,8 +2,8 @@
 
 Recomputes from the file alone: which questions, arms and samples it must hold, each seed, and from each text and gold
 answer the reasoning, answer, grade, coherence and reward. What nothing else in the file depends on cannot be told from
-it: text after the answer, token counts up to the penalty's limit, the engine's name, input columns beside prompt and gold.
-It corrects nothing.
+it: text after the answer, token counts up to the penalty's limit, the engine's name, the policy's version, input columns
+beside prompt and gold. It corrects nothing.
 """
 
 from __future__ import annotations
@@ -183,16 +183,18 @@ class _Verifier:
         if failed == (error is None):
             self._add("finish_reason", question, "error", error, "a reason" if failed else None, key)
         counts = {}
-        for name in ("num_prompt_tokens", "num_tokens"):
+        for name in ("num_prompt_tokens", "num_tokens", "policy_version"):
             counts[name] = stored[name] if isinstance(stored[name], int) and stored[name] >= 0 else 0
             if counts[name] != stored[name] or stored[name] is None:
-                self._add("num_tokens", question, name, stored[name], "a number from 0", key)
+                kind = "policy_version" if name == "policy_version" else "num_tokens"
+                self._add(kind, question, name, stored[name], "a number from 0", key)
         if not isinstance(text, str):
             self._add("full_text", question, "full_text", text, "a text", key)
             text = ""
         return Completion(
             self._draw_of[key], "" if failed else text, counts["num_prompt_tokens"], counts["num_tokens"],
             reason if reason in FINISH_REASONS else "stop", stored["engine"], error,
+            counts["policy_version"],
         )  # fmt: skip
 
     def _settled(self, grade: Grade, stored: Mapping[str, Any]) -> Grade:

@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor
+from actors.vllm_backend import engine_arguments, environment
 from rollout_ray.arms import resolve_arms
+from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
+from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
 from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
 from tests.conftest import demo_rows
@@ -31,7 +34,14 @@ def config(**sections: Any) -> RunConfig:
 
 def start(cfg: RunConfig, name: str = "engine-0") -> Any:
     actor = ray.remote(EngineActor).options(num_cpus=1)
-    return actor.remote(name, cfg, resolve_arms(cfg), 0, 1, {"VLLM_LOGGING_LEVEL": "ERROR"})
+    return actor.remote(name, cfg, 0, 1, {"VLLM_LOGGING_LEVEL": "ERROR"})
+
+
+def ready(actor: Any, cfg: RunConfig) -> BackendInfo:
+    """Starts the engine and has it take up a run."""
+    ray.get(actor.start.remote())
+    info: BackendInfo = ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
+    return info
 
 
 def request(ordinal: int, question: Question, cfg: RunConfig, lane: int = 0) -> RolloutRequest:
@@ -55,7 +65,7 @@ def exchange_all(actor: Any, requests: Sequence[RolloutRequest]) -> dict[int, tu
 @pytest.fixture(scope="module")
 def engine(local_ray: None) -> Iterator[tuple[Any, BackendInfo]]:
     actor = start(config())
-    yield actor, ray.get(actor.start.remote())
+    yield actor, ready(actor, config())
     ray.kill(actor)
 
 
@@ -136,6 +146,28 @@ def test_an_equal_key_draws_an_equal_text(engine: tuple[Any, BackendInfo]) -> No
     assert [c.full_text for c in other[2:]] != [c.full_text for c in first[2:]]
 
 
+@pytest.mark.parametrize("own_process", ["0", "1"])
+def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: str) -> None:
+    """An interrupted run's requests are dropped while vLLM decodes them: by the next run, and by an update."""
+    cfg = config()
+    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": own_process}
+    actor = ray.remote(EngineActor).options(num_cpus=1).remote("engine-0", cfg, 0, 1, environment)
+    ready(actor, cfg)
+    questions = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(40))]
+    expected = exchange_all(actor, [request(0, questions[0], cfg)])[0]
+    for update in (None, Policy(model_folder("demo"), "the same weights", 7)):
+        left = [request(i, question, cfg) for i, question in enumerate(reversed(questions))]
+        assert ray.get(actor.exchange.remote(left, 0.0, 0.0)).unfinished > 0
+        if update:
+            assert ray.get(actor.update_weights.remote(update)) > 0
+        ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
+        found = exchange_all(actor, [request(0, questions[0], cfg)])
+        assert set(found) == {0}
+        assert [c.full_text for c in found[0]] == [c.full_text for c in expected]
+        assert {c.policy_version for c in found[0]} == {7 if update else 0}
+    ray.kill(actor)
+
+
 def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> None:
     rows = demo_rows(4)
     requests = [request(i, Question(f"l{i}", row["prompt"], None), config(), lane=i % 2) for i, row in enumerate(rows)]
@@ -157,7 +189,7 @@ def test_stop_strings_and_engine_extra(local_ray: None) -> None:
         engine={"max_model_len": 512, "extra": {"max_num_batched_tokens": 1024}},
     )
     actor = start(cfg)
-    assert ray.get(actor.start.remote()).settings["max_num_batched_tokens"] == 1024
+    assert ready(actor, cfg).settings["max_num_batched_tokens"] == 1024
     question = Question("q", demo_rows(1)[0]["prompt"], None)
     (completion,) = exchange_all(actor, [request(0, question, cfg)])[0]
     assert completion.finish_reason == "stop" and "Step" in completion.full_text and "Answer" not in completion.full_text
@@ -181,7 +213,7 @@ def test_the_simulated_engine_gives_equal_texts_for_equal_keys(local_ray: None) 
     texts = []
     for name in ("engine-0", "engine-1"):
         actor = start(cfg, name)
-        ray.get(actor.start.remote())
+        ready(actor, cfg)
         found = exchange_all(actor, requests)
         assert set(found) == set(range(20))
         texts.append([c.full_text for i in range(20) for c in found[i]])
@@ -196,7 +228,7 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
     questions = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(rows)]
     questions[6] = Question("fault", "", None, "the prompt is null")
     actor = start(cfg)
-    ray.get(actor.start.remote())
+    ready(actor, cfg)
     requests = [request(i, q, cfg) for i, q in enumerate(questions)]
     answer = ray.get(actor.exchange.remote(requests, 60.0, 60.0, 12))
     found: list[Generated] = []
@@ -221,7 +253,7 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
 def test_what_the_backend_holds_is_not_given_back(local_ray: None) -> None:
     cfg = config(engine={"backend": "simulated", "max_num_seqs": 64})
     actor = start(cfg)
-    ray.get(actor.start.remote())
+    ready(actor, cfg)
     answer = ray.get(actor.exchange.remote([request(i, Question(f"q{i}", "x", None), cfg) for i in range(10)], 1.0, 0.0))
     pieces = set(answer.pieces)
     while answer.unfinished:
@@ -235,12 +267,20 @@ def test_what_the_backend_holds_is_not_given_back(local_ray: None) -> None:
 def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:
     cfg = simulated(sim_error_rate=1.0)
     actor = start(cfg)
-    ray.get(actor.start.remote())
+    ready(actor, cfg)
     (completions,) = exchange_all(actor, [request(0, Question("q", "x", None), cfg)]).values()
     assert {c.finish_reason for c in completions} == {"error"}
     ray.kill(actor)
     cfg = simulated(sim_death_rate=1.0)
     actor = start(cfg)
-    ray.get(actor.start.remote())
+    ready(actor, cfg)
     with pytest.raises(RayActorError):
         exchange_all(actor, [request(0, Question("q", "x", None), cfg)])
+
+
+def test_deterministic_asks_for_batch_invariant_kernels_which_only_gpus_have() -> None:
+    cfg = config(engine={"deterministic": True})
+    assert environment(cfg, gpus=1, threads=1)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in environment(config(), gpus=1, threads=1)
+    with pytest.raises(ConfigError, match="deterministic needs a GPU"):
+        engine_arguments(cfg, gpus=0)

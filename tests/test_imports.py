@@ -19,6 +19,8 @@ PURE: dict[str, set[str]] = {
     "redaction": set(),
     "files": set(),
     "config": {"redaction"},
+    "checkpoints": {"errors"},
+    "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
     "latex": set(),
     "answers": {"normal_form"},
@@ -63,7 +65,7 @@ PURE: dict[str, set[str]] = {
     "progress": {"redaction", "report"},
     "config_sources": {"config", "errors"},
 }
-DRIVERS = {"collect", "connection", "driver", "fleet", "run", "__init__"}
+DRIVERS = {"collect", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
 
 
 def imported(path: Path) -> set[str]:
@@ -108,7 +110,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet"}
+    assert users == {"connection", "driver", "fleet", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from actors.scorer import part_table
 from rollout_ray.errors import LedgerError
-from rollout_ray.ledger import EventLog, RunDirectory, model_fingerprint
+from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.parts import decode_part, encode_part
 from rollout_ray.records import PART_SCHEMA, ScoredQuestion
 
@@ -204,13 +204,3 @@ def test_events_are_lines_of_json(run: RunDirectory) -> None:
     log.write("begun", questions=3)
     log.write("finished")
     assert [(e["event"], e.get("questions")) for e in run.events()] == [("begun", 3), ("finished", None)]
-
-
-def test_two_checkpoints_in_one_place_are_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"1")
-    first = model_fingerprint(str(tmp_path))
-    assert model_fingerprint(str(tmp_path)) == first
-    (tmp_path / "model.safetensors").write_bytes(b"22")
-    assert model_fingerprint(str(tmp_path)) != first
-    assert model_fingerprint("org/model") == "org/model"

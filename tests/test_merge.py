@@ -31,6 +31,7 @@ def trajectory(question_id: str, sample: int, **fields: object) -> Trajectory:
         "full_text": f"{question_id} text {sample}", "reasoning": "r", "answer": str(sample), "correct": sample == 0,
         "score_status": "correct" if sample == 0 else "incorrect", "reward": float(sample), "num_prompt_tokens": 3,
         "num_tokens": 10 + sample, "finish_reason": "stop", "error": None, "engine": "engine-0",
+        "policy_version": 3,
     }  # fmt: skip
     return Trajectory(**(values | fields))  # type: ignore[arg-type]
 

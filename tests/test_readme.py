@@ -71,8 +71,11 @@ def test_every_other_command_runs(clone: Path, tmp_path: Path) -> None:
     assert len((clone / "first.jsonl").read_text().splitlines()) == 4
 
 
-def test_the_python_block_runs(clone: Path) -> None:
-    (code,) = (text for kind, text in BLOCKS if kind == "python")
+@pytest.mark.parametrize(
+    ("code", "output"),
+    list(zip([text for kind, text in BLOCKS if kind == "python"], ["runs/python", "runs/rl/step-1"], strict=True)),
+)
+def test_a_python_block_runs(clone: Path, code: str, output: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=clone,
@@ -83,7 +86,7 @@ def test_the_python_block_runs(clone: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "runs/python/merged.parquet" in done.stdout
+    assert f"{output}/merged.parquet" in done.stdout
 
 
 def test_make_demo(clone: Path) -> None:

@@ -58,4 +58,4 @@ def test_records_are_frozen() -> None:
     question = Question("q", "x", None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         question.prompt = "y"  # type: ignore[misc]
-    assert records.SCHEMA_VERSION == 1
+    assert records.SCHEMA_VERSION == 2

@@ -153,6 +153,7 @@ ALTERATIONS: dict[str, Callable[[Any], Any]] = {
     "reward": lambda v: 0.0 if v is None else v + 1e-6,
     "num_tokens": lambda v: -1,
     "num_prompt_tokens": lambda v: None if v is None else -5,
+    "policy_version": lambda v: -1,
     "finish_reason": lambda v: "stop" if v == "error" else "error",
     "error": lambda v: None if v else "it was the engine",
     "full_text": lambda v: "Answer: 12345678",

@@ -34,7 +34,9 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     backend = VllmBackend(config, gpus=workload["gpus"], threads=os.cpu_count() or 1)
     ready = time.perf_counter()
-    draws = draws_of(resolve_arms(config))
+    arms = resolve_arms(config)
+    backend.begin(config, arms)
+    draws = draws_of(arms)
     waiting = 0
     for question in load_questions(config.data.dataset, config.data).questions():
         prompts = {d.arm.system_prompt: backend.encode(question.prompt, d.arm.system_prompt) for d in draws}

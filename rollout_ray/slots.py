@@ -1,0 +1,61 @@
+"""One engine slot: what is known of the engine in it, how it is ended, and the words for why it died.
+
+Owns no decision: fleet.py starts engines and replaces them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+
+@dataclass
+class Slot:
+    """One engine slot. `call` is its start, its taking up of the run, or its exchange in flight; None while it is idle.
+
+    `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
+    started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
+    `refused` is what its start raised, while it waits for another engine to show that starting is possible at all;
+    `leaving` is set while its node is being drained.
+    """
+
+    name: str
+    room: Any = None
+    actor: Any = None
+    call: Any = None
+    log: str | None = None
+    started: bool = False
+    begun: bool = False
+    adopted: bool = False
+    deaths: int = 0
+    shrunk: int = 0
+    keep_share: bool = False
+    refused: Exception | None = None
+    node: str = ""
+    leaving: bool = False
+    steps: int = 0
+    progress_at: float = field(default_factory=time.monotonic)
+
+
+def end(slot: Slot) -> None:
+    """Ends the slot's engine, where it has one."""
+    if slot.actor is not None:
+        ray.kill(slot.actor)
+    slot.actor, slot.call, slot.started, slot.begun = None, None, False, False
+
+
+def was_killed(error: Exception) -> bool:
+    """Whether a process ended under the engine, as against an exception that it raised."""
+    return isinstance(error, (ray.exceptions.RayActorError, TimeoutError))
+
+
+def reason_of(error: Exception) -> str:
+    """An error on one line. Ray's reports of a death run over many; those that say why are kept."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.RayActorError):
+        why = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))]
+        return " ".join(why).partition(" Some common causes")[0][:600]
+    return " ".join(lines)[:600] or type(error).__name__

@@ -1,0 +1,385 @@
+"""Pools: engines that serve one collection after the other, and named ones that serve one job after the other. Real Ray;
+real vLLM where the weights matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
+from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
+from rollout_ray.records import sampling_seed
+from tests.conftest import ROOT, clean_environment, demo_rows
+from tests.test_checkpoints import checkpoint, cut, noisy
+from tests.test_collect import When, keys, simulated, trajectories, worker_pids
+
+
+def at(output: Path) -> dict[str, Any]:
+    return {"output": {"output_dir": str(output)}}
+
+
+def events(rollouts: Rollouts, kind: str) -> list[dict[str, Any]]:
+    return [event for event in rollouts.run.events() if event["event"] == kind]
+
+
+def assert_whole(rollouts: Rollouts, questions: int) -> None:
+    """Every trajectory once, with the seed of its key."""
+    frame = trajectories(rollouts)
+    assert len(frame) == len(set(keys(rollouts))) == 8 * questions
+    for row in frame.itertuples():
+        assert row.seed == sampling_seed(42, row.question_id, row.arm, row.sample)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Callable[[], Path]:
+    """A new output folder at each call."""
+    numbers = iter(range(100))
+    return lambda: tmp_path / f"run-{next(numbers)}"
+
+
+def test_the_second_collection_starts_no_engine(folders: Callable[[], Path], local_ray: None) -> None:
+    before = set(worker_pids("EngineActor"))
+    with RolloutPool(simulated(folders(), 2, sim_start_seconds=1.0)) as pool:
+        first = pool.collect(demo_rows(30), at(folders()))
+        engines = set(worker_pids("EngineActor")) - before
+        began = time.monotonic()
+        second = pool.collect(demo_rows(40, seed=2), at(folders()) | {"sampling": {"max_tokens": 50}})
+        assert time.monotonic() - began < 10
+        assert set(worker_pids("EngineActor")) - before == engines
+    assert_whole(first, 30)
+    assert_whole(second, 40)
+    assert len(events(first, "engine_started")) == 2 and not events(first, "engine_adopted")
+    assert len(events(second, "engine_adopted")) == 2 and not events(second, "engine_started")
+    assert trajectories(second)["num_tokens"].max() <= 50 < trajectories(first)["num_tokens"].max()
+    assert set(trajectories(second)["policy_version"]) == {0}
+
+
+def test_a_pool_draws_what_a_run_of_its_own_draws(folders: Callable[[], Path], local_ray: None) -> None:
+    cfg = simulated(folders(), 2)
+    with RolloutPool(cfg) as pool:
+        pool.collect(demo_rows(10, seed=3), at(folders()))
+        pooled = pool.collect(demo_rows(20), at(folders()))
+    alone = collect(demo_rows(20), cfg)
+    columns = ["question_id", "arm", "sample", "seed", "full_text"]
+    assert trajectories(pooled)[columns].equals(trajectories(alone)[columns])
+
+
+def test_an_interrupted_collection_leaves_nothing_to_the_next(folders: Callable[[], Path], local_ray: None) -> None:
+    """The next asks other questions under other arms; then the interrupted one is gone on with."""
+    interrupted, other = at(folders()), at(folders()) | {"arms": {"arm_set": "samples"}, "sampling": {"n_samples": 3}}
+    with RolloutPool(simulated(folders(), 2, speed=40_000)) as pool:
+        stop = When(lambda view: view.generated_draws >= 200, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            pool.collect(demo_rows(100), interrupted, progress=stop)
+        second = pool.collect(demo_rows(50, seed=2), other)
+        frame = trajectories(second)
+        assert len(set(keys(second))) == len(frame) == 150 and set(frame["arm"]) == {"samples"}
+        texts = {row.seed: row.full_text for row in frame.itertuples()}
+        third = pool.collect(demo_rows(100), interrupted)
+        assert_whole(third, 100)
+        assert third.summary.session_tokens < third.summary.tokens
+        assert not set(texts) & set(trajectories(third)["seed"])
+
+
+@pytest.mark.parametrize("during", [False, True])
+def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray: None, during: bool) -> None:
+    others = set(worker_pids("EngineActor"))
+
+    def kill_one() -> None:
+        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+
+    with RolloutPool(simulated(folders(), 2, speed=60_000)) as pool:
+        pool.collect(demo_rows(10), at(folders()))
+        if not during:
+            kill_one()
+        progress = When(lambda view: view.generated_draws >= 200, kill_one if during else lambda: None)
+        second = pool.collect(demo_rows(100), at(folders()), progress=progress)
+        third = pool.collect(demo_rows(10), at(folders()))
+    assert_whole(second, 100)
+    assert len(events(second, "engine_died")) == 1 and second.summary.engine_deaths == 1
+    assert len(events(second, "engine_started")) == 1
+    assert len(events(third, "engine_adopted")) == 2 and not events(third, "engine_died")
+
+
+def test_a_retired_engine_is_tried_again_in_the_next_collection(folders: Callable[[], Path], local_ray: None) -> None:
+    values = simulated(folders(), 1).model_dump()
+    values["resources"]["max_engine_deaths"] = 0
+    others = set(worker_pids("EngineActor"))
+    with RolloutPool(RunConfig.model_validate(values)) as pool:
+        pool.collect(demo_rows(5), at(folders()))
+        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        with pytest.raises(EngineError, match="every engine died"):
+            pool.collect(demo_rows(5), at(folders()))
+        assert_whole(pool.collect(demo_rows(5), at(folders())), 5)
+
+
+def test_a_run_that_needs_other_engines_is_refused_by_field(folders: Callable[[], Path], local_ray: None) -> None:
+    with RolloutPool(simulated(folders(), 1)) as pool:
+        with pytest.raises(ConfigError, match=r"engine\.dtype is 'auto' there and 'float32' here"):
+            pool.collect(demo_rows(1), at(folders()) | {"engine": {"dtype": "float32"}})
+        with pytest.raises(ConfigError, match=r"sampling\.topp is not a field"):
+            pool.collect(demo_rows(1), {"sampling": {"topp": 1}})
+        assert_whole(pool.collect(demo_rows(1), at(folders())), 1)
+
+
+def test_nothing_of_an_unnamed_pool_is_left(folders: Callable[[], Path], local_ray: None) -> None:
+    before = set(worker_pids("EngineActor"))
+    with RolloutPool(simulated(folders(), 2)) as pool:
+        pool.collect(demo_rows(1), at(folders()))
+    await_that(lambda: set(worker_pids("EngineActor")) <= before)
+
+
+def await_that(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline
+        pause.wait(0.1)
+
+
+# Weights
+
+
+def test_new_weights_are_on_every_row_and_in_the_run_s_identity(
+    folders: Callable[[], Path], tmp_path: Path, local_ray: None
+) -> None:
+    (tmp_path / "step-1").mkdir()
+    with RolloutPool(simulated(folders(), 2)) as pool:
+        interrupted = at(folders())
+        before = pool.collect(demo_rows(10), interrupted)
+        assert pool.update_weights(str(tmp_path / "step-1")) == pool.policy_version == 1
+        after = pool.collect(demo_rows(10), at(folders()))
+        with pytest.raises(LedgerError, match=r"model\.model_path was .*model\.fingerprint was"):
+            pool.collect(demo_rows(10), interrupted)
+        with pytest.raises(ConfigError, match=r"there is no folder .*the old weights stay in use"):
+            pool.update_weights(str(tmp_path / "step-2"))
+        assert pool.policy_version == 1
+    assert set(trajectories(before)["policy_version"]) == {0} and set(trajectories(after)["policy_version"]) == {1}
+    assert keys(before) == keys(after)
+    assert not trajectories(before)["full_text"].equals(trajectories(after)["full_text"])
+    (updated,) = events(after, "weights_updated")
+    assert updated["policy_version"] == 1 and updated["engines"] == 2 and updated["seconds"] >= 0
+
+
+def test_an_engine_that_starts_later_has_the_new_weights(
+    folders: Callable[[], Path], tmp_path: Path, local_ray: None
+) -> None:
+    (tmp_path / "step-1").mkdir()
+    others = set(worker_pids("EngineActor"))
+    with RolloutPool(simulated(folders(), 1)) as pool:
+        pool.update_weights(str(tmp_path / "step-1"))
+        before = pool.collect(demo_rows(10), at(folders()))
+        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        after = pool.collect(demo_rows(10), at(folders()))
+    columns = ["seed", "full_text", "policy_version"]
+    assert trajectories(before)[columns].equals(trajectories(after)[columns])
+    assert set(trajectories(after)["policy_version"]) == {1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo model after a step of training, as far as an engine can tell: without a tokenizer, too."""
+    return checkpoint(tmp_path_factory.mktemp("trained") / "step-1", noisy)
+
+
+GREEDY = {"arms": {"arm_set": "greedy"}, "sampling": {"max_tokens": 80}, "engine": {"max_model_len": 512}}
+
+
+def greedy(rollouts: Rollouts) -> list[str]:
+    return list(trajectories(rollouts)["full_text"])
+
+
+@pytest.fixture(scope="module")
+def fresh(trained: str, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> list[str]:
+    """What an engine that is started with the trained weights draws."""
+    folder = tmp_path_factory.mktemp("fresh")
+    values = GREEDY | at(folder / "run") | {"model": {"model_path": trained, "tokenizer_path": demo_folder()}}
+    return greedy(collect(demo_rows(20), RunConfig.model_validate(values | {"resources": {"replicas": 1}})))
+
+
+def demo_folder() -> str:
+    return str(ROOT / "rollout_ray" / "demo_model")
+
+
+@pytest.mark.parametrize("own_process", ["0", "1"])
+def test_vllm_draws_with_the_new_weights(
+    folders: Callable[[], Path], tmp_path: Path, trained: str, fresh: list[str], own_process: str,
+    local_ray: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As an engine that was started with them would, and with the old ones again as before; in the engine's process and
+    with vLLM's own. A checkpoint of another shape changes nothing."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
+    others = set(worker_pids("EngineActor"))
+    cfg = RunConfig.model_validate(GREEDY | {"resources": {"replicas": 1}})
+    with RolloutPool(cfg) as pool:
+        old = greedy(pool.collect(demo_rows(20), at(folders())))
+        with pytest.raises(ConfigError, match=r"model\.norm\.weight is 8 there"):
+            pool.update_weights(checkpoint(tmp_path / "cut", cut))
+        pool.update_weights(trained)
+        new = pool.collect(demo_rows(20), at(folders()))
+        assert greedy(new) == fresh != old
+        assert len(events(new, "engine_adopted")) == 1 and not events(new, "engine_started")
+        if own_process == "0":
+            os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+            assert greedy(pool.collect(demo_rows(20), at(folders()))) == fresh
+        pool.update_weights(demo_folder())
+        again = pool.collect(demo_rows(20), at(folders()))
+    assert greedy(again) == old and set(trajectories(again)["policy_version"]) == {2}
+
+
+def test_no_engine_starts_with_a_folder_that_was_written_over(
+    folders: Callable[[], Path], tmp_path: Path, local_ray: None
+) -> None:
+    folder = Path(checkpoint(tmp_path / "latest"))
+    others = set(worker_pids("EngineActor"))
+    with RolloutPool(simulated(folders(), 1)) as pool:
+        pool.update_weights(str(folder))
+        pool.collect(demo_rows(5), at(folders()))
+        shutil.copy2(Path(checkpoint(tmp_path / "next", noisy)) / "model.safetensors", folder)
+        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        with pytest.raises(EngineError, match="are others than those that the engines were started with"):
+            pool.collect(demo_rows(5), at(folders()))
+
+
+# Names
+
+JOB = """
+import json, sys
+from rollout_ray import RolloutPool, RunConfig
+from tests.conftest import demo_rows
+values = json.loads(sys.argv[1])
+pool = RolloutPool(RunConfig.model_validate(values), name=sys.argv[2])
+rollouts = pool.collect(demo_rows(10), {"output": {"output_dir": sys.argv[3]}})
+print(json.dumps([e for e in rollouts.run.events() if e["event"].startswith("engine_")]), flush=True)
+if sys.argv[4] == "crash":
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[4] == "wait":
+    sys.stdin.read()
+"""
+
+
+def values_of(cfg: RunConfig, **resources: Any) -> dict[str, Any]:
+    values = cfg.model_dump(exclude_unset=True)
+    values["resources"] |= resources
+    return values
+
+
+def job(values: dict[str, Any], name: str, output: Path, end: str) -> subprocess.Popen[str]:
+    """A process of its own that collects with a named pool on this process's Ray."""
+    steering = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}
+    steering["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    return subprocess.Popen(
+        [sys.executable, "-c", JOB, json.dumps(values), name, str(output), end],
+        cwd=ROOT,
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)} | steering,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[list[str], str]:
+    """How it came by its engines, by the kinds of its events, and what it said on stderr."""
+    out, err = process.communicate(timeout=120)
+    kinds = [event["event"] for event in json.loads(out)] if out else []
+    return [kind for kind in kinds if kind in ("engine_started", "engine_adopted")], err
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest, folders: Callable[[], Path], local_ray: None) -> Iterator[str]:
+    """Of a pool whose engines are ended after the test."""
+    name = f"pool-{os.getpid()}-{abs(hash(request.node.name))}"
+    yield name
+    RolloutPool(simulated(folders(), 1), name=name).close()
+
+
+def test_jobs_share_a_named_pool_s_engines(folders: Callable[[], Path], name: str) -> None:
+    """One job after the other, though the second did not end well; the third wants other engines."""
+    before = set(worker_pids("EngineActor"))
+    values = values_of(simulated(folders(), 2))
+    first, _ = ended(job(values, name, folders(), "end"))
+    engines = set(worker_pids("EngineActor")) - before
+    second, _ = ended(job(values, name, folders(), "crash"))
+    third, _ = ended(job(values, name, folders(), "end"))
+    assert first == ["engine_started"] * 2 and second == third == ["engine_adopted"] * 2
+    assert len(engines) == 2 and engines == set(worker_pids("EngineActor")) - before
+    values["engine"]["dtype"] = "float32"
+    _, words = ended(job(values, name, folders(), "end"))
+    assert "has engines of another kind: engine.dtype is 'auto' there and 'float32' here" in words
+
+
+def test_two_jobs_at_once_are_refused(folders: Callable[[], Path], name: str) -> None:
+    values = values_of(simulated(folders(), 1))
+    first = job(values, name, folders(), "wait")
+    assert first.stdout and first.stdout.readline()
+    with (
+        pytest.raises(
+            EngineError, match=rf"the pool '{name}' is in use by process {first.pid} on .*, and one job at a time"
+        ),
+        RolloutPool(RunConfig.model_validate(values), name=name),
+    ):
+        pass
+    first.communicate("", timeout=60)
+    with RolloutPool(RunConfig.model_validate(values), name=name) as pool:
+        assert_whole(pool.collect(demo_rows(3), at(folders())), 3)
+
+
+def test_updated_weights_outlive_the_job(folders: Callable[[], Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / "step-1").mkdir()
+    with RolloutPool(simulated(folders(), 2), name=name) as pool:
+        pool.update_weights(str(tmp_path / "step-1"))
+    with RolloutPool(simulated(folders(), 2), name=name) as pool:
+        assert (pool.policy_version, pool.weights) == (1, str(tmp_path / "step-1"))
+        rollouts = pool.collect(demo_rows(3), at(folders()))
+    assert set(trajectories(rollouts)["policy_version"]) == {1}
+
+
+def test_engines_that_nobody_uses_end(folders: Callable[[], Path], name: str) -> None:
+    """After a job that crashed, as after one that ended."""
+    before = set(worker_pids("EngineActor"))
+    for end in ("end", "crash"):
+        ended(job(values_of(simulated(folders(), 2), pool_idle_seconds=2.0), name, folders(), end))
+        assert len(set(worker_pids("EngineActor")) - before) == 2
+        await_that(lambda: set(worker_pids("EngineActor")) <= before)
+
+
+def test_engines_stay_while_their_job_does_something_else(folders: Callable[[], Path], name: str) -> None:
+    cfg = RunConfig.model_validate(values_of(simulated(folders(), 2), pool_idle_seconds=1.0))
+    with RolloutPool(cfg, name=name) as pool:
+        pool.collect(demo_rows(3), at(folders()))
+        threading.Event().wait(4)
+        assert len(events(pool.collect(demo_rows(3), at(folders())), "engine_adopted")) == 2
+
+
+def test_close_ends_the_engines_of_a_named_pool(folders: Callable[[], Path], name: str) -> None:
+    before = set(worker_pids("EngineActor"))
+    cfg = simulated(folders(), 2)
+    with RolloutPool(cfg, name=name) as pool:
+        pool.collect(demo_rows(3), at(folders()))
+    assert len(set(worker_pids("EngineActor")) - before) == 2
+    RolloutPool(cfg, name=name).close()
+    await_that(lambda: set(worker_pids("EngineActor")) <= before)
+
+
+def test_a_name_needs_a_cluster_that_outlives_the_job(tmp_path: Path) -> None:
+    script = (
+        f"from rollout_ray import *; RolloutPool(RunConfig(output={{'output_dir': '{tmp_path}'}}), name='x').collect([])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=clean_environment(), capture_output=True, text=True)
+    assert "a named pool needs a Ray cluster that outlives this job" in done.stderr
+    with pytest.raises(ConfigError, match="a pool's name has up to 64 letters"):
+        RolloutPool(RunConfig(), name="a/b")
