@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 _UNREADABLE = "\ufffd"
+_LOST = "Invalid prefix encountered"  # how the library's decoder says that it cannot go on
 _CONTEXT = 6  # prompt tokens that decide how the output begins (a leading space, the rest of a character)
 
 
@@ -51,4 +52,14 @@ class TextDecoder:
         """The text of tokens that are no UTF-8 together: one unreadable byte must not take readable characters with it,
         and the bytes of a character that is cut off at the end are left out."""
         stream = DecodeStream(ids=context, skip_special_tokens=True)
-        return "".join(stream.step(self._tokenizer, token) or "" for token in tokens)
+        text = ""
+        for token in tokens:
+            try:
+                text += stream.step(self._tokenizer, token) or ""
+            except Exception as error:  # the library has no class of its own for it
+                if not str(error).startswith(_LOST):
+                    raise
+                # Bytes that no longer are the characters which they were: it goes on from here, as in vLLM.
+                stream = DecodeStream(skip_special_tokens=True)
+                text += stream.step(self._tokenizer, token) or ""
+        return text

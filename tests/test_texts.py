@@ -51,8 +51,16 @@ def by_vllm(tokenizer: PreTrainedTokenizerFast, prompt: list[int], tokens: list[
     return detokenizer.get_next_output_text(finished=True, delta=False)
 
 
+def test_bytes_that_are_no_characters_after_all_do_not_end_an_output() -> None:
+    """The decoder of the tokenizers library raises on these."""
+    tokenizer = TOKENIZERS["spaces"]
+    tokens = [6, 7, 6, 1, 1]
+    (text,) = TextDecoder(tokenizer.backend_tokenizer).texts([Output([3], tokens, stopped=False)])
+    assert text == by_vllm(tokenizer, [3], tokens, stopped=False) and text.startswith("é")
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_the_text_is_vllms(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
