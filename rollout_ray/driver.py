@@ -77,7 +77,7 @@ def draw_missing(
     load_reward(cfg.scoring.reward)
     with connected(cfg), ExitStack() as own:
         if fleet is None:
-            fleet = Fleet(cfg, placed(cfg), policy, run.path("logs") if run.is_local else None)
+            fleet = Fleet(cfg, placed(cfg), policy, str(run.local("logs")) if run.is_local else None)
             own.callback(fleet.close)
         session = _Session(cfg, arms, questions, done, run, events, fleet)
         try:

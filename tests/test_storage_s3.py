@@ -79,7 +79,7 @@ def test_the_endpoint_may_stand_in_the_uri(store: Store, local_ray: None, monkey
 def test_a_file_uri_is_a_local_directory(tmp_path: Path, local_ray: None) -> None:
     rollouts = collect(demo_rows(5), simulated(f"file://{tmp_path}/run"))
     assert len(keys(rollouts)) == 40
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "parts", "events.jsonl", "merged.parquet"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "parts", "events.jsonl", "merged.parquet", "logs"}
     assert pq.read_table(rollouts.path).num_rows == 5
 
 
