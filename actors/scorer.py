@@ -14,8 +14,8 @@ from rollout_ray.config import RunConfig
 from rollout_ray.grading import Grader
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.records import Arm, Completion, Generated, Question, ScoredQuestion
-from rollout_ray.report import Summary
 from rollout_ray.scoring import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.summary import Summary
 
 PART_BYTES = 64 << 20  # of text; a part is written before more than this is held, however few its questions
 

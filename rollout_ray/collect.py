@@ -29,7 +29,7 @@ from rollout_ray.models import check_model, cluster_address, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
-from rollout_ray.report import Summary
+from rollout_ray.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -31,10 +31,10 @@ from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import EngineView, Progress, RunView
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
-from rollout_ray.report import Summary
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.scoring import load_reward
 from rollout_ray.slots import Slot, reason_of
+from rollout_ray.summary import Summary
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rollout_ray.redaction import shown
-from rollout_ray.report import Summary
+from rollout_ray.summary import Summary
 
 if TYPE_CHECKING:
     from rich.console import Console, Group

@@ -22,9 +22,9 @@ from rollout_ray.ledger import RunDirectory
 from rollout_ray.merge import LAYOUTS, output_schema, write_merged
 from rollout_ray.merged import MergedFile, StoredQuestion, beside
 from rollout_ray.records import Completion, Question, ScoredQuestion
-from rollout_ray.report import Summary
 from rollout_ray.scoring import QuestionScorer, grade_questions, load_reward, part_table
 from rollout_ray.storage import split_path
+from rollout_ray.summary import Summary
 
 
 @dataclass(frozen=True)

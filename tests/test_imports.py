@@ -40,7 +40,7 @@ PURE: dict[str, set[str]] = {
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage", "redaction"},
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
-    "report": {"redaction"},
+    "summary": {"redaction"},
     "export": {"errors", "files", "ledger", "questions"},
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
@@ -57,15 +57,15 @@ PURE: dict[str, set[str]] = {
         "merge",
         "merged",
         "records",
-        "report",
+        "summary",
         "scoring",
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "report"},
+    "progress": {"redaction", "summary"},
     "config_sources": {"config", "errors"},
 }
-DRIVERS = {"collect", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
+DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
 
 
 def imported(path: Path) -> set[str]:

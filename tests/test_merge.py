@@ -22,7 +22,7 @@ from rollout_ray.ledger import RunDirectory
 from rollout_ray.merge import merge, output_schema
 from rollout_ray.questions import QuestionSet, load_questions
 from rollout_ray.records import ScoredQuestion, Trajectory
-from rollout_ray.report import Summary, summary_lines, summary_table
+from rollout_ray.summary import Summary, summary_lines, summary_table
 
 
 def trajectory(question_id: str, sample: int, **fields: object) -> Trajectory:

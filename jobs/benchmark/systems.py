@@ -27,10 +27,8 @@ def ours(workload: dict[str, Any], output: str) -> Account:
     rollouts = collect(None, config)
     os.replace(rollouts.path, output)
     written = time.monotonic()
-    with open(f"{run}/events.jsonl") as stream:
-        events = [json.loads(line) for line in stream]
     since = time.monotonic() - time.time()  # events have the time of day
-    ready = [event["time"] + since for event in events if event["event"] == "engine_started"]
+    ready = [event["time"] + since for event in rollouts.run.events() if event["event"] == "engine_started"]
     return Account(ready, min(ready), min(ready) + rollouts.summary.generation_seconds, written)
 
 

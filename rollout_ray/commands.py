@@ -1,0 +1,127 @@
+"""The further commands of `rollout`: each takes its words and returns the exit code.
+
+Owns their arguments and what they print; run.py finds the command, and every step is a module of its own, imported when
+its command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rollout_ray.errors import ConfigError, VerifyError
+from rollout_ray.redaction import shown
+
+if TYPE_CHECKING:
+    from rollout_ray.progress import Progress
+    from rollout_ray.summary import Summary
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def prepare(words: list[str]) -> int:
+    from rollout_ray.prepare import prepare_demo, prepare_gsm8k
+
+    parser = Parser(prog="rollout prepare")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    gsm8k = kinds.add_parser("gsm8k", help="GSM8K's JSONL")
+    gsm8k.add_argument("input")
+    demo = kinds.add_parser("demo", help="generated problems for the demo model")
+    demo.add_argument("count", type=int)
+    demo.add_argument("--seed", type=int, default=1, help="another seed gives other problems")
+    for kind in (gsm8k, demo):
+        kind.add_argument("output")
+    args = parser.parse_args(words)
+    if args.kind == "gsm8k":
+        rows = prepare_gsm8k(args.input, args.output)
+    else:
+        rows = prepare_demo(args.count, args.seed, args.output)
+    print(f"{rows} questions in {args.output}")
+    return 0
+
+
+def export(words: list[str]) -> int:
+    parser = Parser(prog="rollout export")
+    parser.add_argument("run_dir")
+    parser.add_argument("output")
+    args = parser.parse_args(words)
+
+    from rollout_ray.export import export_jsonl
+    from rollout_ray.ledger import RunDirectory
+
+    print(f"{export_jsonl(RunDirectory(args.run_dir), args.output)} questions in {args.output}")
+    return 0
+
+
+def verify(words: list[str]) -> int:
+    parser = Parser(prog="rollout verify")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("--reward", help="module:function of a custom reward that a file from elsewhere names")
+    args = parser.parse_args(words)
+
+    from rollout_ray.verify import verify
+
+    result = verify(args.path, args.reward)
+    for line in result.lines():
+        print(shown(line))
+    if not result.agrees:
+        raise VerifyError(
+            f"{result.path} disagrees with its own texts and description in {result.counts.total()} places; run "
+            "the command of its run again, which merges the parts anew"
+        )
+    return 0
+
+
+def rescore(words: list[str]) -> int:
+    parser = Parser(prog="rollout rescore", allow_abbrev=False, epilog="further flags: the scoring fields of a run")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("--config", help="YAML file; what it leaves out stays as in the run")
+    parser.add_argument("--output", help="new file; unset: merged-<digest>.parquet beside the old one")
+    if words and words[0].startswith("-") and not {"-h", "--help"} & set(words):
+        parser.error("name the run directory or file before the flags")
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.rescore import rescore
+
+    done = rescore(own.path, flags, os.environ, own.config, own.output)
+    console, _ = view(quiet=True)
+    lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
+    for line in lines or ["no field differs from the run's; graded again"]:
+        print(shown(line))
+    print_summary(console, done.summary, done.path)
+    return 0
+
+
+def view(quiet: bool) -> tuple[Any, Progress]:
+    from rich.console import Console
+
+    from rollout_ray.progress import Live, Plain, Silent
+
+    console = Console()
+    if quiet:
+        return console, Silent()
+    return console, Live(console) if console.is_terminal else Plain()
+
+
+def print_summary(console: Any, summary: Summary, path: str) -> None:
+    from rollout_ray.summary import summary_lines, summary_table
+
+    console.print(summary_table(summary))
+    for line in [*summary_lines(summary), shown(path)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": prepare,
+    "export": export,
+    "verify": verify,
+    "rescore": rescore,
+}
