@@ -128,7 +128,7 @@ class Fleet:
             )
         )
         slot.call, slot.started, slot.begun, slot.adopted = slot.actor.start.remote(), False, False, False
-        slot.refused, slot.node, slot.leaving = None, "", False
+        slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
         self._show(slot, "starting")
         return slot
 
@@ -169,7 +169,13 @@ class Fleet:
         """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
         done."""
         slot.started, slot.node = True, info.node
-        self._note("engine_started", engine=slot.name, shrunk=slot.shrunk, **vars(info))
+        seconds = time.monotonic() - slot.asked_at
+        process = seconds - info.import_seconds - info.load_seconds  # what Ray took to place the actor and start it
+        phases = {name: round(took, 2) for name, took in {"process": process, **info.phases}.items()}
+        self._note(
+            "engine_started",
+            **{"engine": slot.name, "shrunk": slot.shrunk, **vars(info), "seconds": round(seconds, 2), "phases": phases},
+        )
         self._begin(slot)
         for other in list(self.slots.values()):
             if other.refused is not None:
