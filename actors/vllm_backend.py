@@ -23,12 +23,13 @@ from actors.texts import Output, TextDecoder
 from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
+from rollout_ray.hardware import DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
 from rollout_ray.models import model_folder
 from rollout_ray.records import Arm, Draw, Prompt
 
 log = logging.getLogger(__name__)
 
-GPU_MAX_NUM_SEQS, GPU_MAX_NUM_BATCHED_TOKENS = 1024, 16384
+
 CPU_MAX_NUM_SEQS, CPU_MAX_NUM_BATCHED_TOKENS = 256, 4096
 WORKER = "actors.worker.Worker"  # by name: the module imports vLLM
 RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
@@ -65,7 +66,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs, with every choice made that the config left open."""
     engine, model = config.engine, config.model
     on_gpu = gpus > 0
-    max_num_seqs = engine.max_num_seqs or (GPU_MAX_NUM_SEQS if on_gpu else CPU_MAX_NUM_SEQS)
+    max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_MAX_NUM_SEQS)
     checkpoint = _checkpoint(config).get_text_config()
     limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
     max_model_len = engine.max_model_len or arms.default_max_model_len(config)
@@ -79,7 +80,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "dtype": engine.dtype,
         "load_format": engine.load_format,
         "max_model_len": max_model_len,
-        "tensor_parallel_size": engine.tensor_parallel_size,
+        "tensor_parallel_size": max(1, gpus),
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "enable_prefix_caching": engine.enable_prefix_caching,
         "max_num_seqs": max_num_seqs,
@@ -91,7 +92,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
     }
     if on_gpu:
         arguments |= {
-            "max_num_batched_tokens": engine.max_num_batched_tokens or GPU_MAX_NUM_BATCHED_TOKENS,
+            "max_num_batched_tokens": engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS,
             "enable_chunked_prefill": engine.enable_chunked_prefill is not False,
             "distributed_executor_backend": "mp" if gpus > 1 else "uni",
         }

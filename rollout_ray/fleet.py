@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor, Exchange
+from actors.gpus import smallest_of
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
 from actors.placement import Placement, choose_placement, live_nodes, release, reserve
@@ -25,6 +26,7 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog
+from rollout_ray.model_size import model_size
 from rollout_ray.models import model_folder
 from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
@@ -57,7 +59,8 @@ class Fleet:
         tenancy: Tenancy | None = None,
         found: Mapping[str, Found] | None = None,
     ) -> None:
-        self._cfg, self.placement, self.policy, self._logs, self._tenancy = cfg, placement, policy, logs, tenancy
+        self._cfg = cfg.model_copy(update={"engine": placement.engine})
+        self.placement, self.policy, self._logs, self._tenancy = placement, policy, logs, tenancy
         self._arms: tuple[Arm, ...] = ()
         self._run_cfg = cfg
         self._views: Mapping[str, EngineView] = {}
@@ -348,7 +351,10 @@ class Fleet:
 
 def placed(cfg: RunConfig) -> Placement:
     """How many engines the live nodes are to hold. Raises PlacementError where they cannot."""
-    return choose_placement(live_nodes(ray.nodes()), cfg)
+    nodes = ray.nodes()
+    with_gpus = [node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
+    gpu = smallest_of(with_gpus) if with_gpus and cfg.engine.backend == "vllm" else None
+    return choose_placement(live_nodes(nodes), cfg, gpu, model_size(cfg) if gpu else None)
 
 
 def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:
