@@ -28,13 +28,14 @@ from rollout_ray.connection import connected
 from rollout_ray.errors import ConfigError, IncompleteError, Interrupted, RolloutError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
 from rollout_ray.ledger import EventLog, RunDirectory
-from rollout_ray.progress import EngineView, Progress, RunView
+from rollout_ray.progress import Progress
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.scoring import load_reward
 from rollout_ray.slots import Slot, reason_of
 from rollout_ray.summary import Summary
+from rollout_ray.view import EngineView, RunView
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,6 @@ class _Session:
             total=len(questions), before=len(done), total_draws=self._missing * draws,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
         )  # fmt: skip
-        self._last_generated = 0.0
         self._most_unscored = MOST_UNSCORED
         self._next_look = 0.0
         fleet.attach(cfg, arms, self.view.engines, events)
@@ -140,6 +140,8 @@ class _Session:
             self._look_around()
             self._supply_idle_engines()
             self._flush_scorers()
+            unscored = sum(scorer.unscored for scorer in self._scorers)
+            self.view.watch(self._scheduler.pending, unscored, unscored >= self._most_unscored)
             progress.update(self.view)
 
     def _take_answers(self) -> None:
@@ -190,6 +192,7 @@ class _Session:
         if isinstance(answer, BackendInfo):
             self._scheduler.add_engine(slot.name, answer.max_num_seqs)
             self._most_unscored = max(self._most_unscored, 2 * len(self._fleet.slots) * answer.max_num_seqs)
+            self.view.engines[slot.name].places = answer.max_num_seqs
             self._fleet.begun(slot, answer)
             if self.view.generation_began is None:
                 self.view.generation_began = time.monotonic()
@@ -227,9 +230,10 @@ class _Session:
         view = self.view.engines[slot.name]
         view.draws += draws
         view.tokens += exchange.tokens
+        view.told(exchange.stats)
         self.view.generated_draws += draws
         if delivered:
-            self._last_generated = time.monotonic()
+            self.view.last_generated = time.monotonic()
         for lane, payload in exchange.payloads.items():
             self._score(self._scorers[lane], payload, [r for r in delivered if r.lane == lane])
 
@@ -341,8 +345,8 @@ class _Session:
 
     def summary(self) -> Summary:
         summary = self.view.summary
-        if self.view.generation_began is not None:
-            summary.generation_seconds = max(0.0, self._last_generated - self.view.generation_began)
+        summary.account = self.view.account()
+        summary.generation_seconds = summary.account.generation_seconds
         summary.session_tokens = sum(view.tokens for view in self.view.engines.values())
         summary.engine_deaths = self._fleet.deaths
         return summary

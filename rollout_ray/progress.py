@@ -6,49 +6,16 @@ Owns what a person sees of the driver's state. It changes nothing and never fail
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from rollout_ray.redaction import shown
-from rollout_ray.summary import Summary
+from rollout_ray.view import RunView
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
 PLAIN_INTERVAL_S = 10.0
-
-
-@dataclass
-class EngineView:
-    """What the driver knows of one engine. `state` is starting, running, idle, or dead."""
-
-    state: str = "starting"
-    unfinished: int = 0
-    draws: int = 0
-    tokens: int = 0
-
-
-@dataclass
-class RunView:
-    """The driver's state, for people. Counts of questions; `before` were done by an earlier session."""
-
-    total: int
-    before: int = 0
-    committed: int = 0
-    generated_draws: int = 0
-    total_draws: int = 0
-    engines: dict[str, EngineView] = field(default_factory=dict)
-    summary: Summary = field(default_factory=Summary)
-    began: float = field(default_factory=time.monotonic)
-    generation_began: float | None = None
-
-    @property
-    def tokens_per_second(self) -> float:
-        if self.generation_began is None:
-            return 0.0
-        seconds = time.monotonic() - self.generation_began
-        return sum(e.tokens for e in self.engines.values()) / seconds if seconds > 0 else 0.0
 
 
 class Progress(Protocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rollout_ray.bounds import SessionAccount, account_lines
 from rollout_ray.redaction import shown
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class ArmSummary:
 class Summary:
     """A run in numbers. Counts cover the whole run, resumed parts included; seconds and speed cover this session.
 
-    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer.
+    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer. `account`
+    says what this session's engines did and where its time went, `bound_by` in one sentence what took it.
     """
 
     questions: int = 0
@@ -62,6 +64,8 @@ class Summary:
     generation_seconds: float = 0.0
     session_tokens: int = 0
     engine_deaths: int = 0
+    account: SessionAccount = field(default_factory=SessionAccount)
+    bound_by: str = ""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -134,6 +138,7 @@ class Summary:
         return {
             **counted,
             "arms": arms,
+            "account": self.account.to_dict(),
             "score_status": dict(self.score_status),
             "finish_reason": dict(self.finish_reason),
             "tokens_per_second": self.tokens_per_second,
@@ -171,6 +176,9 @@ def summary_lines(summary: Summary) -> list[str]:
             f"{summary.session_tokens} output tokens in {summary.generation_seconds:.1f} s of generation "
             f"({summary.tokens_per_second:,.0f} tokens/s); {summary.total_seconds:.1f} s in all"
         )
+        lines += account_lines(summary.account)
+    if summary.bound_by:
+        lines.append(summary.bound_by)
     return lines
 
 

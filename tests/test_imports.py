@@ -40,7 +40,10 @@ PURE: dict[str, set[str]] = {
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage", "redaction"},
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
-    "summary": {"redaction"},
+    "bounds": set(),
+    "engine_stats": set(),
+    "summary": {"bounds", "redaction"},
+    "view": {"bounds", "engine_stats", "summary"},
     "export": {"errors", "files", "ledger", "questions"},
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
@@ -62,7 +65,7 @@ PURE: dict[str, set[str]] = {
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "summary"},
+    "progress": {"redaction", "view"},
     "config_sources": {"config", "errors"},
 }
 DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
