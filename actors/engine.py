@@ -38,10 +38,12 @@ log = logging.getLogger(__name__)
 CLOSE_S = 30.0  # that a backend may take to end
 
 
-def most_held(max_num_seqs: int) -> int:
-    """Draws that a backend is given at most: what it decodes at once, and an eighth more, so that a freed place never
-    waits for us. The rest stays in the inbox, from where it can be given back."""
-    return max_num_seqs + max(1, max_num_seqs // 8)
+def room(max_num_seqs: int, held: int, waiting: int, short: bool) -> int:
+    """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
+    at once and an eighth more, so that a freed place never waits for us. While it is `short` of KV cache it is kept an
+    eighth ahead of what it does decode. The rest stays in the inbox, from where it can be given back."""
+    ahead = max(1, max_num_seqs // 8)
+    return max(0, ahead - waiting if short else max_num_seqs + ahead - held)
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ class EngineActor:
 
     def _loop(self) -> None:
         backend = self._ready()
-        most = most_held(backend.info().max_num_seqs)
+        most, stats = backend.info().max_num_seqs, backend.stats()
         held: set[str] = set()  # keys that the backend has, all of run number `current`
         current = 0
         try:
@@ -328,7 +330,8 @@ class EngineActor:
                         self._changed.wait()
                     self._idle.busy()
                     run = self._run
-                    free = most - len(held) if run == current else most
+                    has = len(held) if run == current else 0
+                    free = room(most, has, stats.waiting, has > 0 and stats.short_of_memory)
                     new = [self._inbox.popleft() for _ in range(min(free, len(self._inbox)))]
                 if run != current:
                     backend.abort(sorted(held))

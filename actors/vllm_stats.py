@@ -14,8 +14,6 @@ from rollout_ray.engine_stats import EngineStats
 
 log = logging.getLogger(__name__)
 
-FULL = 0.9  # share of the KV cache above which it counts as full
-
 
 class VllmStats:
     """Adds up what one vLLM engine with `max_num_seqs` places does. `record` and `finished` are called in the engine's
@@ -72,8 +70,7 @@ class VllmStats:
         stats.prompt_tokens += counted[1]
         stats.cached_tokens += counted[2]
         stats.preemptions += preempted
-        if waiting and running < self._max_num_seqs and use >= FULL:
-            stats.kv_bound_steps += 1
+        stats.kv_bound_steps += stats.short_of_memory and running < self._max_num_seqs
 
     def finished(self, outputs: Sequence[Any]) -> None:
         """Counts RequestOutputs that have ended, where vLLM's own statistics are not to be had."""

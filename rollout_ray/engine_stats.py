@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, fields, replace
 
 GAUGES = ("running", "waiting", "kv_use")
+KV_FULL = 0.9  # share in use above which new requests wait for room
 
 
 @dataclass
@@ -44,6 +45,11 @@ class EngineStats:
             setattr(self, name, getattr(self, name) + getattr(later, name))
         for name in GAUGES:
             setattr(self, name, getattr(later, name))
+
+    @property
+    def short_of_memory(self) -> bool:
+        """Whether what waits does so for room in the KV cache."""
+        return self.waiting > 0 and self.kv_use >= KV_FULL
 
     @property
     def mean_batch(self) -> float | None:

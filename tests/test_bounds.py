@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.engine import room
 from actors.vllm_stats import VllmStats
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.bounds import EngineAccount, SessionAccount, account_lines, bound_by
 from rollout_ray.engine_stats import EngineStats, IdleClock
+from rollout_ray.progress import Silent
+from rollout_ray.view import RunView
 from tests.conftest import demo_rows
 
 ENGINE = EngineAccount(
@@ -123,3 +127,30 @@ def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
     assert finished["account"] == simulated.summary.account.to_dict()
     assert finished["bound_by"] == simulated.summary.bound_by
     assert summary_lines(simulated.summary)[-1] == simulated.summary.bound_by != ""
+
+
+def test_a_backend_is_given_an_eighth_more_than_it_decodes() -> None:
+    assert room(64, held=0, waiting=0, short=False) == 72
+    assert room(64, held=60, waiting=0, short=False) == 12 and room(64, held=80, waiting=16, short=False) == 0
+    # With KV cache for 20 it keeps 8 waiting; the rest can be given back to others.
+    assert room(64, held=25, waiting=5, short=True) == 3 and room(64, held=72, waiting=52, short=True) == 0
+
+
+def test_a_kv_cache_that_is_too_small_is_named_and_most_of_the_work_stays_outside_of_vllm(
+    tmp_path: Path, local_ray: None
+) -> None:
+    """Real vLLM with places for 256 sequences and KV cache for about twenty."""
+    engine = {"max_num_seqs": 256, "max_model_len": 512, "kv_cache_gib": 0.02}
+    cfg = RunConfig.model_validate({"engine": engine, "output": {"output_dir": str(tmp_path / "run")}})
+    most_waiting = 0
+
+    class Watch(Silent):
+        def update(self, view: RunView) -> None:
+            nonlocal most_waiting
+            most_waiting = max(most_waiting, *(e.stats.waiting for e in view.engines.values()))
+
+    rollouts = collect(demo_rows(40), cfg, progress=Watch())
+    account = rollouts.summary.account
+    assert sum(engine.kv_bound_steps for engine in account.engines.values()) > 10 and most_waiting > 50
+    assert max(engine.peak_running for engine in account.engines.values()) < 128
+    assert bound_by(account, account.generation_seconds).startswith("Bounded by KV cache")
