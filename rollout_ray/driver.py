@@ -25,6 +25,7 @@ from actors.scorer import Receipt, ScorerActor
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
+from rollout_ray.early import EarlyWarnings
 from rollout_ray.errors import ConfigError, IncompleteError, Interrupted, RolloutError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
 from rollout_ray.ledger import EventLog, RunDirectory
@@ -124,6 +125,7 @@ class _Session:
         )  # fmt: skip
         self._most_unscored = MOST_UNSCORED
         self._next_look = 0.0
+        self._early = EarlyWarnings()
         fleet.attach(cfg, arms, self.view.engines, events)
         self._scorers = [self._start_scorer(lane) for lane in range(lanes)]
 
@@ -268,6 +270,12 @@ class _Session:
             scorer.deaths = 0
             self._committed(scorer, frozenset(receipt.committed))
             self.view.summary.combine(receipt.summary)
+            self._warn_early()
+
+    def _warn_early(self) -> None:
+        for text in self._early.news(self.view.summary):
+            log.warning(text)
+            self._events.write("early_warning", text=text)
 
     def _committed(self, scorer: _Scorer, ordinals: Set[int]) -> None:
         self.view.committed += len(ordinals)

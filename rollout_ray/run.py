@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from rollout_ray.commands import COMMANDS, Parser, print_summary, view
 from rollout_ray.errors import RolloutError
@@ -60,7 +60,7 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true")
     own, flags = parser.parse_known_args(words)
     config = load_config(flags, os.environ, own.config)
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(_Shown("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
@@ -72,6 +72,14 @@ def _run(words: list[str]) -> int:
     rollouts = collect(None, config, progress=progress)
     print_summary(console, rollouts.summary, rollouts.path)
     return 0
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time: the live view stands in for it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Shown(logging.Formatter):

@@ -128,6 +128,13 @@ class RunView:
         """Tokens/s at present."""
         return sum(engine.rate for engine in self.engines.values())
 
+    def seconds_left(self) -> float | None:
+        """Until everything is drawn, at this session's mean speed; None while that is not known."""
+        if self.generation_began is None or not self.generated_draws or not self.last_generated:
+            return None
+        seconds = time.monotonic() - self.generation_began
+        return seconds * (self.total_draws - self.generated_draws) / self.generated_draws
+
     @property
     def restarts(self) -> int:
         return sum(engine.restarts for engine in self.engines.values())

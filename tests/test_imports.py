@@ -65,7 +65,9 @@ PURE: dict[str, set[str]] = {
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "view"},
+    "progress": {"redaction", "summary", "view"},
+    "live": {"progress", "redaction", "view"},
+    "early": {"summary"},
     "config_sources": {"config", "errors"},
 }
 DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
