@@ -26,7 +26,7 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
 from rollout_ray.early import EarlyWarnings
-from rollout_ray.errors import ConfigError, IncompleteError, Interrupted, RolloutError
+from rollout_ray.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted, RolloutError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.progress import Progress
@@ -74,23 +74,22 @@ def draw_missing(
     """Draws, scores and commits every question that is not in `done`; returns what this session did. Without a `fleet`,
     which a pool lends, engines that hold `policy` are started, and ended afterwards.
 
-    Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C.
+    Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
+    began = time.monotonic()
     load_reward(cfg.scoring.reward)
     with connected(cfg), ExitStack() as own:
         if fleet is None:
             fleet = Fleet(cfg, placed(cfg), policy, str(run.local("logs")) if run.is_local else None)
             own.callback(fleet.close)
         session = _Session(cfg, arms, questions, done, run, events, fleet)
+        session.view.began = began
         try:
             with progress:
                 session.run(progress)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BudgetSpent) as stop:
             session.save()
-            raise Interrupted(
-                f"stopped with {len(done) + session.view.committed} of {len(questions)} questions in {run.uri}; the same "
-                "command goes on from there"
-            ) from None
+            raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
         finally:
             session.close()
         return session.summary()
@@ -137,7 +136,10 @@ class _Session:
 
     def run(self, progress: Progress) -> None:
         """Returns when every missing question is committed."""
+        budget = self._cfg.resources.budget_seconds
         while self.view.committed < self._missing:
+            if budget is not None and time.monotonic() - self.view.began >= budget:
+                raise BudgetSpent
             self._take_answers()
             self._look_around()
             self._supply_idle_engines()
@@ -344,6 +346,15 @@ class _Session:
                 self.view.committed += len(receipt.committed)
             except RayError as error:
                 log.warning("scorer-%d could not save: %s", scorer.lane, error)
+
+    def stopped(self, *, spent: bool) -> Interrupted:
+        """What a session that ends before its work raises, once it is saved."""
+        view, budget = self.view, self._cfg.resources.budget
+        done = f"{view.before + view.committed} of {view.total} questions in {self._run.uri}"
+        self._events.write("stopped", spent=spent, committed=view.committed, account=view.account().to_dict())
+        if spent:
+            return BudgetSpent(f"the budget of {budget} is spent with {done}; the same command goes on for as long again")
+        return Interrupted(f"stopped with {done}; the same command goes on from there")
 
     def close(self) -> None:
         """Ends the session's scorers, and its hold on the engines."""

@@ -26,7 +26,7 @@ Each flag below is also a field of the YAML file (under its section) and a varia
 Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag.
 
 exit codes: 0 done, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left, 6 run directory,
-7 incomplete, 8 verify found a disagreement, 130 stopped (the same command goes on)"""
+7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 130 stopped (the same command goes on after both)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
