@@ -29,6 +29,7 @@ from rollout_ray.early import EarlyWarnings
 from rollout_ray.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted, RolloutError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
 from rollout_ray.ledger import EventLog, RunDirectory
+from rollout_ray.metrics import RunMetrics
 from rollout_ray.progress import Progress
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
@@ -124,7 +125,7 @@ class _Session:
         )  # fmt: skip
         self._most_unscored = MOST_UNSCORED
         self._next_look = 0.0
-        self._early = EarlyWarnings()
+        self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
         fleet.attach(cfg, arms, self.view.engines, events)
         self._scorers = [self._start_scorer(lane) for lane in range(lanes)]
 
@@ -147,6 +148,7 @@ class _Session:
             unscored = sum(scorer.unscored for scorer in self._scorers)
             self.view.watch(self._scheduler.pending, unscored, unscored >= self._most_unscored)
             progress.update(self.view)
+            self._metrics.update(self.view)
 
     def _take_answers(self) -> None:
         calls = self._fleet.calls()
@@ -168,6 +170,8 @@ class _Session:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + HEARTBEAT_S
+        if load := self.view.sample():
+            self._events.write("load", **load)
         for slot, error in self._fleet.hanging():
             self._engine_died(slot, error)
         if told := self._fleet.leave(draining_nodes()):
@@ -358,6 +362,7 @@ class _Session:
 
     def close(self) -> None:
         """Ends the session's scorers, and its hold on the engines."""
+        self._metrics.update(self.view, last=True)
         for scorer in self._scorers:
             ray.kill(scorer.actor)
         self._fleet.detach()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from rollout_ray.bounds import EngineAccount, SessionAccount
 from rollout_ray.engine_stats import EngineStats
 from rollout_ray.summary import Summary
 
 RATE_S = 5.0  # over which the present speed of an engine is averaged
+SAMPLE_S, SAMPLES = 1.0, 100  # a run notes its load every second, later every hundredth of its age
+MOST_SAMPLED = 64  # engines that are noted one by one
 
 
 @dataclass
@@ -112,6 +115,7 @@ class RunView:
     generation_began: float | None = None
     last_generated: float = 0.0
     behind_seconds: float = 0.0
+    _sample_at: float = 0.0
     _behind_since: float | None = None
     _ebb: float | None = None
 
@@ -151,6 +155,27 @@ class RunView:
         if self._behind_since is not None:
             self.behind_seconds += now - self._behind_since
         self._behind_since = now if behind else None
+
+    def sample(self) -> dict[str, Any] | None:
+        """The load, as fields of an event, where it is time for one: questions saved, draws made, and by engine the state,
+        the sequences decoded, those that wait, the tokens made so far and the share of the KV cache in use."""
+        now = time.monotonic()
+        if now < self._sample_at:
+            return None
+        self._sample_at = now + max(SAMPLE_S, (now - self.began) / SAMPLES)
+        engines = {
+            name: {
+                "state": engine.state,
+                "running": engine.stats.running,
+                "waiting": engine.stats.waiting,
+                "generated_tokens": engine.stats.generated_tokens,
+                "kv_use": round(engine.stats.kv_use, 3),
+            }
+            for name, engine in self.engines.items()
+        }
+        tokens = sum(engine.stats.generated_tokens for engine in self.engines.values())
+        totals = {"questions": self.before + self.committed, "draws": self.generated_draws, "generated_tokens": tokens}
+        return totals | ({"engines": engines} if len(engines) <= MOST_SAMPLED else {})
 
     def account(self) -> SessionAccount:
         """Where the session's time went."""

@@ -123,7 +123,11 @@ def test_a_run_accounts_for_its_engines(simulated: Rollouts) -> None:
 def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
     from rollout_ray.summary import summary_lines
 
-    finished = simulated.run.events()[-1]["summary"]
+    events = simulated.run.events()
+    loads = [event for event in events if event["event"] == "load"]
+    assert loads and set(loads[-1]["engines"]) == {"engine-0", "engine-1"}
+    assert loads == sorted(loads, key=lambda load: load["generated_tokens"])
+    finished = events[-1]["summary"]
     assert finished["account"] == simulated.summary.account.to_dict()
     assert finished["bound_by"] == simulated.summary.bound_by
     assert summary_lines(simulated.summary)[-1] == simulated.summary.bound_by != ""

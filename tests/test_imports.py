@@ -71,7 +71,7 @@ PURE: dict[str, set[str]] = {
     "early": {"summary"},
     "config_sources": {"config", "errors"},
 }
-DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
+DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "metrics", "pool", "run", "slots", "tenancy", "__init__"}
 
 
 def imported(path: Path) -> set[str]:
@@ -116,7 +116,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet", "pool", "slots", "tenancy"}
+    assert users == {"connection", "driver", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
