@@ -96,6 +96,8 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
     signal.signal(signal.SIGTERM, _as_interrupt)
+    # Ray prints a paragraph for each process that dies; our own warning says the same in a line. Read when Ray is loaded.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
 
     from rollout_ray.collect import collect
 
