@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+        from rollout_ray.usage import plain
+
+        raise ConfigError(f"{plain(message)}; see {self.prog} --help")
 
 
 def prepare(words: list[str]) -> int:
@@ -128,6 +130,15 @@ def rescore(words: list[str]) -> int:
     return 0
 
 
+def completion(words: list[str]) -> int:
+    from rollout_ray.completion import SHELLS, script
+
+    parser = Parser(prog="rollout completion", description="Prints a script for the shell's start file.")
+    parser.add_argument("shell", choices=SHELLS)
+    print(script(parser.parse_args(words).shell, sorted(COMMANDS)))
+    return 0
+
+
 def view(quiet: bool) -> tuple[Any, Progress]:
     from rich.console import Console
 
@@ -154,4 +165,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "verify": verify,
     "rescore": rescore,
+    "completion": completion,
 }

@@ -152,11 +152,13 @@ class ArmsConfig(Section):
 
     @model_validator(mode="after")
     def _list_and_set_agree(self) -> Self:
-        if (self.arm_set == "custom") != bool(self.arm_list):
-            raise ValueError("arm_list gives the arms of arm_set 'custom', and only of it")
+        if self.arm_set == "custom" and not self.arm_list:
+            raise ValueError("arm_set 'custom' has no arms; list them under arm_list in the config file")
+        if self.arm_set != "custom" and self.arm_list:
+            raise ValueError(f"arm_list and arm_set '{self.arm_set}' both give arms; leave one of them out")
         names = [arm.name for arm in self.arm_list]
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"arm_list names {', '.join(twice)} more than once")
+            raise ValueError(f"arm_list names {', '.join(twice)} more than once; give each arm a name of its own")
         return self
 
 

@@ -277,6 +277,6 @@ def _refuse_duplicates(ids: list[str], key: str, name: str) -> None:
         if question_id in first:
             raise DatasetError(
                 f"{name}: rows {first[question_id]} and {number} (from 0) have the same {key} {_short(question_id)}; "
-                "ids must be unique"
+                "make them unique, or name another column with --id_key"
             )
         first[question_id] = number

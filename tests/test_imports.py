@@ -19,6 +19,8 @@ PURE: dict[str, set[str]] = {
     "redaction": set(),
     "files": set(),
     "budget": set(),
+    "usage": {"config"},
+    "completion": {"config"},
     "config": {"budget", "redaction"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
@@ -73,7 +75,7 @@ PURE: dict[str, set[str]] = {
     "progress": {"redaction", "summary", "view"},
     "live": {"progress", "redaction", "view"},
     "early": {"summary"},
-    "config_sources": {"config", "errors"},
+    "config_sources": {"config", "errors", "redaction", "usage"},
 }
 DRIVERS = {
     "collect",
@@ -155,6 +157,18 @@ def test_importing_the_package_stays_light(code: str) -> None:
     assert not loaded_by(code) & {"ray", "torch", "vllm", "transformers", "pandas", "sympy"}
 
 
+def test_help_needs_no_data_library() -> None:
+    loaded = loaded_by("from rollout_ray.run import main; main(['--help'])")
+    assert not loaded & {"pyarrow", "numpy", "pydantic_settings", "rich", "yaml"}
+
+
+def test_importing_the_module_of_its_name_does_not_hide_collect() -> None:
+    assert not {"pyarrow"} & loaded_by("import rollout_ray")
+    loaded_by("import rollout_ray.collect; from rollout_ray import collect; assert callable(collect)")
+    loaded_by("from rollout_ray import collect; import rollout_ray.collect; assert callable(rollout_ray.collect)")
+
+
 def test_public_names_are_exactly_all() -> None:
+    assert all(hasattr(rollout_ray, name) for name in rollout_ray.__all__)
     public = {n for n, v in vars(rollout_ray).items() if not n.startswith("_") and not isinstance(v, type(sys))}
     assert public | {"__version__"} == set(rollout_ray.__all__)
