@@ -49,16 +49,27 @@ def prepare(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
+    from rollout_ray.export import FORMATS, export
+    from rollout_ray.trainer_rows import Choice
+
     parser = Parser(prog="rollout export")
-    parser.add_argument("run_dir")
-    parser.add_argument("output")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="what is written (default: %(default)s)")
+    add_choice(parser)
+    parser.add_argument("--best", type=int, default=Choice.best, help="sft: the best so many of a question")
     args = parser.parse_args(words)
-
-    from rollout_ray.export import export_jsonl
-    from rollout_ray.ledger import RunDirectory
-
-    print(f"{export_jsonl(RunDirectory(args.run_dir), args.output)} questions in {args.output}")
+    done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
+    print(shown(done.line(args.format, args.output)))
     return 0
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The arguments about preference pairs."""
+    from rollout_ray.trainer_rows import Choice
+
+    parser.add_argument("--margin", type=float, default=Choice.margin, help="dpo: least gap in reward of coherence pairs")
+    parser.add_argument("--pairs", type=int, default=Choice.pairs, help="dpo: most pairs a question")
 
 
 def verify(words: list[str]) -> int:

@@ -18,7 +18,7 @@ from rollout_ray.redaction import shown
 USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score and merge
        rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet   make a question set
        rollout prepare demo COUNT OUTPUT.parquet
-       rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
+       rollout export RUN_DIR_OR_FILE OUTPUT [--format jsonl|responses|trajectories|dpo|sft|grpo]   hand a run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
 
