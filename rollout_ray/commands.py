@@ -111,6 +111,20 @@ def rescore(words: list[str]) -> int:
     return 0
 
 
+def merge_lora(words: list[str]) -> int:
+    parser = Parser(prog="rollout merge-lora", description="Adds a LoRA adapter to its base model, file by file.")
+    parser.add_argument("--base", required=True, help="folder of the base model")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter, as peft's save_pretrained wrote it")
+    parser.add_argument("--output", required=True, help="new folder for the merged bf16 model and its tokenizer")
+    args = parser.parse_args(words)
+
+    from rollout_ray.merge_lora import merge_lora
+    from rollout_ray.models import model_folder
+
+    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(shown(text), flush=True))
+    return 0
+
+
 def view(quiet: bool) -> tuple[Any, Progress]:
     from rich.console import Console
 
@@ -135,4 +149,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "verify": verify,
     "rescore": rescore,
+    "merge-lora": merge_lora,
 }

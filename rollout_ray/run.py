@@ -21,6 +21,7 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score
        rollout export RUN_DIR_OR_FILE OUTPUT [--format jsonl|responses|trajectories|dpo|sft|grpo]   hand a run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
+       rollout merge-lora --base FOLDER --adapter FOLDER --output FOLDER   base model + adapter -> one bf16 model
 
 Each flag below is also a field of the YAML file (under its section) and a variable ROLLOUT_<FLAG>.
 Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag.
