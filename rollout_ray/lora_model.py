@@ -6,6 +6,7 @@ from the checkpoint when it runs and drop them afterwards. It writes nothing (me
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -154,7 +155,9 @@ class AdaptedModel(LazyModel):
         self.config = _mergeable(adapter)
         tensor_shapes(adapter)  # refuses what is not safetensors
         try:
-            self.peft_model = get_peft_model(self.model, self.config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on tied embeddings, which are set apart here
+                self.peft_model = get_peft_model(self.model, self.config)
             self._wrappers = {n: m for n, m in self.model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
             weights = self._without_base(load_peft_weights(str(adapter), device="cpu"), adapter)
             loaded = set_peft_model_state_dict(self.peft_model, weights)
