@@ -95,6 +95,6 @@ def test_grpo(run: RunDirectory, tmp_path: Path) -> None:
         golds.extend(entry["ground_truth"] for entry in reward_model)
         return [float(number % 2) for number, _ in enumerate(completions)]
 
-    args = GRPOConfig(output_dir=str(tmp_path), **ONE_STEP, num_generations=4, max_completion_length=16)
+    args = GRPOConfig(output_dir=str(tmp_path), **ONE_STEP, num_generations=4, max_completion_length=16, temperature=3.0)
     trained(GRPOTrainer(**parts(), reward_funcs=reward, args=args, train_dataset=groups))
     assert golds and set(golds) <= {row["gold_answer"] for row in demo_rows(30)}
