@@ -19,7 +19,8 @@ PURE: dict[str, set[str]] = {
     "redaction": set(),
     "files": set(),
     "templates": set(),
-    "config": {"redaction", "templates"},
+    "budget": set(),
+    "config": {"budget", "redaction", "templates"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
@@ -27,6 +28,8 @@ PURE: dict[str, set[str]] = {
     "answers": {"normal_form"},
     "demo_questions": set(),
     "models": {"config", "errors"},
+    "model_size": {"config", "models"},
+    "hardware": {"arms", "config", "errors", "model_size"},
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
@@ -41,7 +44,10 @@ PURE: dict[str, set[str]] = {
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage", "redaction"},
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
-    "summary": {"redaction"},
+    "bounds": set(),
+    "engine_stats": set(),
+    "summary": {"bounds", "redaction"},
+    "view": {"bounds", "engine_stats", "summary"},
     "preferences": set(),
     "trainer_rows": {"arms", "errors", "preferences", "records"},
     "export": {"errors", "files", "merge", "merged", "preferences", "questions", "records", "trainer_rows"},
@@ -66,7 +72,9 @@ PURE: dict[str, set[str]] = {
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "summary"},
+    "progress": {"redaction", "summary", "view"},
+    "live": {"progress", "redaction", "view"},
+    "early": {"summary"},
     "config_sources": {"config", "errors"},
 }
 # Steps that work on weights: they import torch, transformers and peft when their command runs, but neither Ray nor vLLM.
@@ -75,7 +83,7 @@ ON_WEIGHTS: dict[str, set[str]] = {
     "lora_model": {"adapters", "checkpoints", "errors"},
     "merge_lora": {"errors", "lora_model", "shards"},
 }
-DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
+DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "metrics", "pool", "run", "slots", "tenancy", "__init__"}
 
 
 def imported(path: Path) -> set[str]:
@@ -127,7 +135,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet", "pool", "slots", "tenancy"}
+    assert users == {"connection", "driver", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
