@@ -23,9 +23,10 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score
        rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet   make a question set
        rollout prepare demo COUNT OUTPUT.parquet
        rollout plan [--on 8xH100] [--from RUN_DIR | --probe [N]] [FLAG ...]   what a run will take, before it is started
-       rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
+       rollout export RUN_DIR_OR_FILE OUTPUT [--format jsonl|responses|trajectories|dpo|sft|grpo]   hand a run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
+       rollout merge-lora --base FOLDER --adapter FOLDER --output FOLDER   base model + adapter -> one bf16 model
        rollout completion bash|zsh|fish                   completion of commands and flags, for the shell's start file
 
 Each flag below is also a field of the YAML file (under its section) and a variable ROLLOUT_<FLAG>.
