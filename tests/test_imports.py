@@ -42,6 +42,7 @@ PURE: dict[str, set[str]] = {
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
     "summary": {"redaction"},
     "export": {"errors", "files", "ledger", "questions"},
+    "estimates": set(),
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
     "merged": {"config", "description", "errors", "ledger", "questions", "records", "storage"},
