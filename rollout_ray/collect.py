@@ -29,6 +29,7 @@ from rollout_ray.models import check_model, cluster_address, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
+from rollout_ray.report import write_report
 from rollout_ray.summary import Summary
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def _collect(
                 merged.disagreeing,
             )
         events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())
+    if cfg.output.report and cfg.output.layout != "responses":  # which holds no scores
+        log.info("the report is %s", write_report(merged.path, run=run).path)
     return Rollouts(merged.path, summary, run)
 
 

@@ -20,6 +20,7 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score
        rollout prepare demo COUNT OUTPUT.parquet
        rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
+       rollout report RUN_DIR_OR_FILE [OUTPUT.html]       a page to look at the rollouts with
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
 
 Each flag below is also a field of the YAML file (under its section) and a variable ROLLOUT_<FLAG>.
