@@ -16,6 +16,7 @@ from typing import Any
 from rollout_ray.estimates import Clustered, majority_at_k, pass_at_k
 
 BINS = 30  # about how many bars a histogram has
+VOTERS = 64  # draws of a question that majority@k is counted over; the exact count over many more takes seconds
 EVERY_K = 16  # up to so many draws each k is on a curve, beyond it powers of two
 OUTCOMES = ("right", "wrong", "unknown")
 _OUTCOME = {True: 0, False: 1, None: 2}
@@ -31,7 +32,7 @@ def curve_ks(draws: int) -> list[int]:
 def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) -> list[float]:
     """Edges of about `about` equal bins over [low, high] at multiples of 1, 2 or 5 times a power of ten; of whole
     numbers at least 1 apart."""
-    if not high > low:
+    if not high - low > 1e-6 * max(1.0, abs(low), abs(high)):  # equal, up to rounding
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -70,21 +71,26 @@ class Values:
 
 @dataclass
 class Curve:
-    """pass@k and majority@k as means over questions: a question counts for every k up to its graded draws."""
+    """pass@k and majority@k as means over questions: a question counts for every k up to its graded draws. Of one with
+    more than VOTERS draws an even selection of VOTERS votes."""
 
     at: dict[int, tuple[Clustered, Clustered]] = field(default_factory=dict)
 
     def add(self, answers: Sequence[str | None], correct: Sequence[bool], ks: Iterable[int]) -> None:
         """Counts in one question by its graded draws."""
         n, right = len(correct), sum(correct)
+        if n > VOTERS:
+            chosen = [i * n // VOTERS for i in range(VOTERS)]
+            answers, correct = [answers[i] for i in chosen], [correct[i] for i in chosen]
         for k in ks:
             if k <= n:
                 passed, voted = self.at.setdefault(k, (Clustered(), Clustered()))
                 passed.add([pass_at_k(n, right, k)])
-                voted.add([majority_at_k(answers, correct, k)])
+                if k <= len(correct):
+                    voted.add([majority_at_k(answers, correct, k)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists over k: k, the questions that count, and [mean, low, high] of both; low and high may be None."""
+        """Lists over k: k, the questions that count, and [mean, low, high] of both, any of which may be None."""
         ks = sorted(self.at)
         return {
             "k": ks,

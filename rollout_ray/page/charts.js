@@ -88,11 +88,11 @@ function curves(label, ks, lines, questions) {
     const banded = ks.map((k, n) => [x(place(k)), ...points[n]]).filter(([, , from, to]) => known(from) && known(to));
     const outline = [...banded.map(([px, , , to]) => `${px},${y(to)}`), ...banded.reverse().map(([px, , from]) => `${px},${y(from)}`)];
     svg.append(s("polygon", { class: `b-${style}`, points: outline.join(" ") }));
-    svg.append(s("polyline", { class: `s-${style}`, points: ks.map((k, n) => `${x(place(k))},${y(points[n][0])}`).join(" ") }));
+    svg.append(s("polyline", { class: `s-${style}`, points: ks.map((k, n) => [k, points[n][0]]).filter(([, mean]) => known(mean)).map(([k, mean]) => `${x(place(k))},${y(mean)}`).join(" ") }));
   }
   ks.forEach((k, n) => {
     const said = lines.map(({ name, points: p }) => `${name}@${k}: ${percent(p[n][0])} (${percent(p[n][1])} to ${percent(p[n][2])})`);
-    for (const { style, points } of lines) svg.append(s("circle", { class: `f-${style}`, cx: x(place(k)), cy: y(points[n][0]), r: 2.6 }));
+    for (const { style, points } of lines) if (known(points[n][0])) svg.append(s("circle", { class: `f-${style}`, cx: x(place(k)), cy: y(points[n][0]), r: 2.6 }));
     const title = [...said, `over ${whole(questions[n])} questions`].join("\n");
     svg.append(s("rect", { class: "hit", x: x(place(k)) - 9, width: 18, y: PLOT.top, height: y(low) - PLOT.top }, s("title", null, title)));
   });
@@ -111,9 +111,36 @@ function whisker(label, [mean, low, high], from, to, reference) {
   return svg;
 }
 
+// points: { name, x: [mean, low, high], y: [mean, low, high] }, a cross and a name each.
+function scatter(label, points, xLabel) {
+  const span = (values, least, most) => {
+    const numbers = values.flat().filter(known);
+    const room = (Math.max(...numbers) - Math.min(...numbers)) * 0.12 || 0.05 * Math.abs(numbers[0]) || 0.1;
+    return [Math.max(least, Math.min(...numbers) - room), Math.min(most, Math.max(...numbers) + room)];
+  };
+  const [x0, x1] = span(points.map((point) => point.x), 0, Infinity);
+  const [y0, y1] = span(points.map((point) => point.y), 0, 1);
+  const { svg, x, y } = frame(label, x0, x1, y0, y1, xLabel);
+  const labels = []; // where names stand already: a name takes the first of a few places that is free
+  for (const { name, x: across, y: up } of points) {
+    const [cx, cy] = [x(across[0]), y(up[0])];
+    if (known(across[1])) svg.append(s("line", { class: "cross", x1: x(across[1]), x2: x(across[2]), y1: cy, y2: cy }));
+    if (known(up[1])) svg.append(s("line", { class: "cross", x1: cx, x2: cx, y1: y(up[1]), y2: y(up[2]) }));
+    const title = `${name}: ${percent(up[0])} right, ${whole(across[0])} tokens`;
+    svg.append(s("circle", { class: "f-accent", cx, cy, r: 4 }, s("title", null, title)));
+    const end = cx > PLOT.width - 110;
+    const free = (py) => !labels.some(([lx, ly]) => Math.abs(lx - cx) < 70 && Math.abs(ly - py) < 11);
+    const py = [cy - 5, cy + 12, cy - 16, cy + 23].find(free);
+    if (points.length > 12 || py === undefined) continue;
+    labels.push([cx, py]);
+    svg.append(s("text", { class: "label", x: cx + (end ? -7 : 7), y: py, "text-anchor": end ? "end" : "start" }, name));
+  }
+  return svg;
+}
+
 // rows: { name, spans: [[state, from, to], ...] }; marks: { time, text } over all rows.
 function gantt(label, rows, seconds, marks) {
-  const left = 92, width = 1000, rowHeight = rows.length > 40 ? 12 : 22, bottom = 26;
+  const left = 92, width = 1400, rowHeight = rows.length > 40 ? 12 : 22, bottom = 26;
   const height = rows.length * rowHeight + bottom + 4;
   const x = (time) => left + (time / (seconds || 1)) * (width - left - 14);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });

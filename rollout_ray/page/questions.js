@@ -58,7 +58,7 @@ class Browser {
       agree: select("f-agree", [["", "any"], ["mixed", "some right, some wrong"], ["differ", "answers differ"], ["equal", "all answers equal"], ["allwrong", "none right"], ["allright", "all right"]]),
       better: select("f-better", [["", dash], ...arms]),
       worse: select("f-worse", [["", dash], ...arms]),
-      sort: select("f-sort", [["", "order of the file"], ["right", "fewest right first"], ["wm", "lowest coherence first"], ["spread", "widest reward spread first"], ["long", "longest first"]]),
+      sort: select("f-sort", [["", "file order"], ["right", "fewest right first"], ["wm", "lowest coherence first"], ["spread", "widest reward spread first"], ["long", "longest first"]]),
       text: h("input", { id: "f-text", type: "search", placeholder: "prompt, gold, id or any trajectory", spellcheck: "false" }),
     };
     const label = (text, control, group) => h("label", { class: group }, text, control);
@@ -173,6 +173,7 @@ class Browser {
     const rows = this.found.slice(this.page * PAGE, (this.page + 1) * PAGE).map((q) => this.row(q));
     const table = h("table", { class: "list" }, h("thead", null, h("tr", null, h("th", { scope: "col", class: "num" }, "#"), h("th", { scope: "col" }, "question"), h("th", { scope: "col" }, "trajectories"),
       h("th", { scope: "col", class: "num" }, "right"), h("th", { scope: "col", class: "num optional" }, "s_wm"), h("th", { scope: "col", class: "num optional" }, "reward"), h("th", { scope: "col", class: "num optional" }, "tokens"))), h("tbody", null, rows));
+    at("filters").hidden = false;
     at("browser").replaceChildren(bar, h("div", { class: "card flush scroll" }, rows.length ? table : h("p", { class: "empty" }, "No question fits these filters.")));
   }
 
@@ -225,7 +226,8 @@ class Browser {
       h("div", { class: "facts" }, fact("gold", question.gold === null ? dash : question.gold), Object.entries(question.scores).map(([name, value]) => fact(name, fixed(value))), fact("question", number[q] + 1), fact("id", question.id)));
     const draws = this.draws(q).map((t, n) => this.draw(t, question.trajectories[n]));
     at("browser").replaceChildren(h("div", { id: "detail", class: "detail" }, bar, head, h("div", { class: "side" }, draws)));
-    at("questions").scrollIntoView();
+    at("filters").hidden = true;
+    at("detail").scrollIntoView();
   }
 
   draw(t, trajectory) {

@@ -17,18 +17,18 @@ function showOverview(facts) {
   at("subtitle").append([facts.model, when, facts.versions.vllm ? `vLLM ${facts.versions.vllm}` : null, facts.file].filter(Boolean).join(" \u00b7 "));
   at("subtitle").title = versions;
   const truncated = all.finishes.length || 0;
-  const interval = (values, format) => (values && known(values[1]) ? `${format(values[1])} to ${format(values[2])}` : "");
+  const range = (values, format) => (values && known(values[1]) ? `${format(values[1])} to ${format(values[2])}` : null);
   const tiles = [
-    [whole(facts.questions), "questions"],
-    [whole(all.trajectories), `trajectories, ${facts.arms.length} arm${facts.arms.length === 1 ? "" : "s"}`],
-    [all.accuracy ? percent(all.accuracy[0]) : dash, all.accuracy ? `accuracy, ${interval(all.accuracy, percent)}` : "accuracy: nothing was graded"],
-    [all.reward ? fixed(all.reward[0]) : dash, all.reward ? `mean reward, ${interval(all.reward, fixed)}` : "mean reward"],
-    [all.tokens ? whole(all.tokens[0]) : dash, `mean tokens, ${short(all.tokens ? all.tokens[0] * all.trajectories : 0)} in all`],
-    [percent(all.trajectories ? truncated / all.trajectories : null), `truncated, ${whole(truncated)}`],
-    [known(summary.tokens_per_second) ? short(summary.tokens_per_second) : dash, "tokens/s, last session"],
-    [duration(summary.total_seconds), `last session, ${duration(summary.generation_seconds)} of it generating`],
+    [whole(facts.questions), "questions", facts.dataset],
+    [whole(all.trajectories), "trajectories", `${facts.arms.length} arm${facts.arms.length === 1 ? "" : "s"}`],
+    [all.accuracy ? percent(all.accuracy[0]) : dash, "accuracy", all.accuracy ? range(all.accuracy, percent) : "nothing was graded"],
+    [all.reward ? fixed(all.reward[0]) : dash, "mean reward", range(all.reward, fixed)],
+    [all.tokens ? whole(all.tokens[0]) : dash, "mean output tokens", `${short(all.tokens ? all.tokens[0] * all.trajectories : 0)} in all`],
+    [percent(all.trajectories ? truncated / all.trajectories : null), "truncated", `${whole(truncated)} of ${whole(all.trajectories)}`],
+    [known(summary.tokens_per_second) ? short(summary.tokens_per_second) : dash, "tokens/s", facts.sessions.length > 1 ? "last session" : null],
+    [duration(summary.total_seconds), facts.sessions.length > 1 ? "last session" : "start to file", `${duration(summary.generation_seconds)} generating`],
   ];
-  at("tiles").append(...tiles.map(([figure, text]) => h("div", { class: "tile" }, h("b", null, figure), h("span", null, text))));
+  at("tiles").append(...tiles.map(([figure, name, more]) => h("div", { class: "tile" }, h("b", null, figure), h("span", null, name), more ? h("span", null, more) : null)));
   const notes = [];
   const unrewarded = all.trajectories - Object.entries(all.statuses).reduce((n, [name, count]) => n + (["bad_gold", "timeout", "error"].includes(name) ? 0 : count), 0);
   if (unrewarded) notes.push(`${whole(unrewarded)} trajectories have no known grade (error, timeout or bad gold). They count in no accuracy and no reward.`);
@@ -115,6 +115,8 @@ function showCharts(facts) {
     const rewarded = reward.some((list) => list.some((count) => count));
     cards.push(card("Reward", "reward", rewarded ? histogram("Rewards", facts.edges.reward, reward, OUTCOMES, "reward") : null, rewarded ? legend(outcomes) : "There are no rewards."));
     cards.push(card("Length", "tokens", histogram("Lengths", facts.edges.tokens, tokens, OUTCOMES, "output tokens"), legend(outcomes)));
+    const points = Object.entries(facts.groups).filter(([, group]) => group.accuracy && group.tokens).map(([name, group]) => ({ name, x: group.tokens, y: group.accuracy }));
+    if (select.value === "" && points.length > 1) cards.push(card("Accuracy against length, by arm", "scatter", scatter("Accuracy against mean length, by arm", points, "mean output tokens"), legend([["accent", "mean and 95% interval of both"]])));
     if (select.value === "") cards.push(card("Coherence of a question (s_wm)", "coherence", histogram("Coherence", facts.edges.s_wm, [facts.s_wm], [["second", "questions"]], "s_wm"), legend([["second", "questions"]])));
     at("charts").replaceChildren(...cards);
   };
