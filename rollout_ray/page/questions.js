@@ -225,7 +225,7 @@ class Browser {
         question.prompt.map(([role, content]) => h("div", null, question.prompt.length > 1 ? h("h3", { class: "quiet" }, role) : null, h("p", { class: "text" }, content)))),
       h("div", { class: "facts" }, fact("gold", question.gold === null ? dash : question.gold), Object.entries(question.scores).map(([name, value]) => fact(name, fixed(value))), fact("question", number[q] + 1), fact("id", question.id)));
     const draws = this.draws(q).map((t, n) => this.draw(t, question.trajectories[n]));
-    at("browser").replaceChildren(h("div", { id: "detail", class: "detail" }, bar, head, h("div", { class: "side" }, draws)));
+    at("browser").replaceChildren(h("div", { id: "detail", class: "detail", "data-question": number[q] + 1 }, bar, head, h("div", { class: "side" }, draws)));
     at("filters").hidden = true;
     at("detail").scrollIntoView();
   }
