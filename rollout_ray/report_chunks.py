@@ -10,20 +10,21 @@ import base64
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rollout_ray.config import ScoringConfig
 from rollout_ray.merged import StoredQuestion
 from rollout_ray.records import Arm, Prompt, Question
 from rollout_ray.redaction import shown
-from rollout_ray.regime_w import Scorable, reward_terms
+from rollout_ray.regime_w import RewardTerms, Scorable, reward_terms
 
 CHUNK_DRAWS = 256  # trajectories in a chunk, about: what the page decodes to show one question
 MOST_TRAJECTORIES = 100_000
 MOST_BYTES = 64 << 20  # of all chunks, compressed
 HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # of a text that is longer than both together; an answer stands at its end
 TITLE_CHARS = 110
+TERMS = tuple(f.name for f in fields(RewardTerms))
 STATUSES = ("correct", "incorrect", "no_answer", "no_gold", "bad_gold", "timeout", "error")
 FINISHES = ("stop", "length", "error")
 
@@ -162,7 +163,7 @@ class Chunks:
         statuses = [t["score_status"] for t in stored.trajectories]
         scores = stored.scores[0]
         terms = reward_terms(scorables, statuses, scores["s_end"], scores["s_wm"], self.scoring)
-        return [None if one is None else {k: _rounded(v) or 0.0 for k, v in asdict(one).items()} for one in terms]
+        return [None if one is None else {name: round(getattr(one, name), 6) for name in TERMS} for one in terms]
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str]]:

@@ -11,9 +11,10 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
-from rollout_ray.estimates import Clustered, majority_at_k, pass_at_k
+from rollout_ray.estimates import Clustered, majority_curve, pass_at_k
 
 BINS = 30  # about how many bars a histogram has
 VOTERS = 64  # draws of a question that majority@k is counted over; the exact count over many more takes seconds
@@ -82,12 +83,15 @@ class Curve:
         if n > VOTERS:
             chosen = [i * n // VOTERS for i in range(VOTERS)]
             answers, correct = [answers[i] for i in chosen], [correct[i] for i in chosen]
-        for k in ks:
-            if k <= n:
-                passed, voted = self.at.setdefault(k, (Clustered(), Clustered()))
-                passed.add([pass_at_k(n, right, k)])
-                if k <= len(correct):
-                    voted.add([majority_at_k(answers, correct, k)])
+        possible = [k for k in ks if k <= n]
+        majorities = majority_curve(answers, correct, [k for k in possible if k <= len(correct)])
+        for k, majority in zip_longest(possible, majorities):
+            if k not in self.at:
+                self.at[k] = Clustered(), Clustered()
+            passed, voted = self.at[k]
+            passed.add([pass_at_k(n, right, k)])
+            if majority is not None:
+                voted.add([majority])
 
     def to_dict(self) -> dict[str, Any]:
         """Lists over k: k, the questions that count, and [mean, low, high] of both, any of which may be None."""
