@@ -62,11 +62,7 @@ def write_report(path: str, output: str | None = None, run: RunDirectory | None 
     if output is not None and not output.partition("?")[0].endswith(".html"):
         raise ConfigError(f"{output} is no name for a report; give one that ends in .html")
     with MergedFile(path) as merged:
-        if merged.layout == "responses":
-            raise ConfigError(
-                f"{merged.path} has the layout 'responses', which holds no scores; run the command of the run with "
-                "--layout questions, which merges again without generating"
-            )
+        merged.require_scores()
         arms = merged.description.arms
         tallies, chunks = Tallies([arm.name for arm in arms]), Chunks(arms, merged.description.config.scoring)
         for given, stored in merged.batches():

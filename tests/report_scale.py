@@ -26,7 +26,7 @@ SET = """const set = (name, value) => {
     control.value = value;
     control.dispatchEvent(new Event(name === "text" ? "input" : "change", { bubbles: true }));
 };"""
-WORDS = (ROOT / "README.md").read_text().split() + Path(__file__).read_text().split()
+WORDS = (ROOT / "README.md").read_text().split()
 WRITE = """
 import json, re, sys
 from pathlib import Path

@@ -79,6 +79,8 @@ PURE: dict[str, set[str]] = {
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
     "progress": {"redaction", "summary"},
+    "notebook": {"progress", "redaction", "summary"},
+    "plots": {"merged", "tallies"},
     "config_sources": {"config", "errors"},
 }
 DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
