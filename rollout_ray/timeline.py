@@ -43,12 +43,15 @@ class _Session:
     placed: str | None = None
     engines: dict[str, _Engine] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    load: list[list[float]] = field(default_factory=list)
     finished: bool = False
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
 def timeline(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a session, oldest first: kind, time, seconds, note, engines with their spans, faults, summary.
+    """One entry a session, oldest first: kind, time, seconds, note, engines with their spans, faults, warnings, summary,
+    and `load`: [seconds, output tokens made by then] where events told of it.
 
     A span is [state, from, to] with a state of starting, running or idle. What an engine does after it was once idle is
     known only where an event tells of it; until the next one it counts as idle.
@@ -88,6 +91,12 @@ def _take(session: _Session, kind: str, now: float, event: Mapping[str, Any]) ->
         session.faults.append({"time": now, "kind": kind, "what": FAULTS[kind], **what})
     elif kind == "placed":
         session.placed = str(event.get("note", ""))
+    elif kind == "early_warning":
+        session.warnings.append(str(event.get("text", "")))
+    elif kind == "load" and isinstance(tokens := event.get("generated_tokens"), int):
+        session.load.append([now, tokens])
+    elif kind == "stopped":
+        session.summary = {"account": event.get("account")}
     elif kind == "finished":
         session.finished = True
         summary = event.get("summary")
@@ -109,6 +118,8 @@ def _as_dict(session: _Session) -> dict[str, Any]:
         "note": session.placed,
         "engines": engines,
         "faults": session.faults,
+        "warnings": session.warnings,
+        "load": session.load,
         "finished": session.finished,
         "summary": dict(session.summary),
     }

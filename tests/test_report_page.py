@@ -93,6 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         (3, "engine_started", {"engine": "engine-0", "max_num_seqs": 8, "load_seconds": 2.0}),
         (3.5, "engine_started", {"engine": "engine-1", "max_num_seqs": 8, "load_seconds": 2.5}),
         (5, "engine_died", {"engine": "engine-1", "error": "killed by the test"}),
+        *((second, "load", {"generated_tokens": 1000 * second}) for second in (4, 5, 7)),
         (8, "engine_idle", {"engine": "engine-0", "pending": 0}),
         (9, "finished", {"summary": {"tokens_per_second": 1234.5, "total_seconds": 9.0, "generation_seconds": 5.0}}),
     )
@@ -128,6 +129,8 @@ def test_the_overview_shows_the_runs_numbers(opened: Opened, run: RunDirectory, 
     )
     assert "engine-1" in page.inner_html("#engine-cards svg") and "killed by the test" in page.text_content("#engine-cards")
     assert page.locator("#engine-cards rect.f-idle").count() == 1
+    rates = page.locator("#engine-cards svg title").all_text_contents()
+    assert "5.00 s to 7.00 s: 1,000 tokens/s" in rates
     page.select_option("#chart-arm", "maudlin_1")
     assert page.locator("#chart-difficulty").count() == 0
     assert "One draw a question has no curve" in page.inner_text("#chart-curves")

@@ -130,7 +130,9 @@ def test_the_timeline_of_a_run_with_a_death_and_a_resume() -> None:
             event(0, "begun", questions=9), event(0.5, "placed", note="two engines"),
             event(10, "engine_started", engine="engine-0", max_num_seqs=8, load_seconds=7.5),
             event(12, "engine_started", engine="engine-10"), event(12, "engine_started", engine="engine-2"),
-            event(20, "engine_died", engine="engine-2", error="killed"), event(26, "engine_started", engine="engine-2"),
+            event(20, "engine_died", engine="engine-2", error="killed"),
+            event(21, "load", generated_tokens=500, engines={}), event(22, "load", generated_tokens=900), event(23, "load"),
+            event(24, "early_warning", text="too many are truncated"), event(26, "engine_started", engine="engine-2"),
             event(28, "engine_died", engine="engine-10", error="again"), event(28, "engine_retired", engine="engine-10"),
             event(30, "engine_idle", engine="engine-0", pending=0), event(34, "engine_idle", engine="engine-2"),
             event(35, "of a kind that is not known", engine=7),
@@ -148,4 +150,5 @@ def test_the_timeline_of_a_run_with_a_death_and_a_resume() -> None:
     assert spans["engine-10"] == [["starting", 0.0, 12.0], ["running", 12.0, 28.0]]
     assert [fault["what"] for fault in first["faults"]] == ["died", "died", "retired"]
     assert first["engines"][0]["facts"] == {"max_num_seqs": 8, "load_seconds": 7.5}
+    assert first["load"] == [[21.0, 500], [22.0, 900]] and first["warnings"] == ["too many are truncated"]
     assert timeline([]) == [] and timeline([{"event": "begun"}, {"time": 1.0}]) == []

@@ -138,10 +138,11 @@ function scatter(label, points, xLabel) {
   return svg;
 }
 
-// rows: { name, spans: [[state, from, to], ...] }; marks: { time, text } over all rows.
-function gantt(label, rows, seconds, marks) {
-  const left = 92, width = 1400, rowHeight = rows.length > 40 ? 12 : 22, bottom = 26;
-  const height = rows.length * rowHeight + bottom + 4;
+// rows: { name, spans: [[state, from, to], ...] }; marks: { time, text } over all rows; load: [[time, total], ...], drawn
+// below them as a rate.
+function gantt(label, rows, seconds, marks, load) {
+  const left = 92, width = 1400, rowHeight = rows.length > 40 ? 12 : 22, plot = load.length > 1 ? 70 : 0, bottom = 26;
+  const height = rows.length * rowHeight + plot + bottom + 4;
   const x = (time) => left + (time / (seconds || 1)) * (width - left - 14);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const { found, digits } = ticks(0, seconds, 10);
@@ -158,6 +159,18 @@ function gantt(label, rows, seconds, marks) {
       svg.append(s("rect", { class: `f-${state}`, ...place }, s("title", null, title)));
     }
   });
+  if (plot) {
+    const rates = load.slice(1).map(([time, total], n) => [load[n][0], time, Math.max(0, (total - load[n][1]) / (time - load[n][0] || 1))]);
+    const most = Math.max(1, ...rates.map(([, , rate]) => rate));
+    const base = height - bottom;
+    svg.append(s("text", { x: left - 8, y: base - 2, "text-anchor": "end" }, "tokens/s"));
+    svg.append(s("text", { x: left - 8, y: base - plot + 18, "text-anchor": "end" }, short(most)));
+    for (const [from, to, rate] of rates) {
+      const tall = (rate / most) * (plot - 12);
+      const title = `${duration(from)} to ${duration(to)}: ${whole(rate)} tokens/s`;
+      svg.append(s("rect", { class: "f-running", x: x(from), width: Math.max(1, x(to) - x(from) - 0.5), y: base - tall, height: tall }, s("title", null, title)));
+    }
+  }
   for (const { time, text } of marks) {
     svg.append(s("circle", { class: "f-fault", cx: x(time), cy: height - bottom, r: 4 }, s("title", null, text)));
   }

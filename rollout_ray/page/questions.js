@@ -59,7 +59,7 @@ class Browser {
       better: select("f-better", [["", dash], ...arms]),
       worse: select("f-worse", [["", dash], ...arms]),
       sort: select("f-sort", [["", "file order"], ["right", "fewest right first"], ["wm", "lowest coherence first"], ["spread", "widest reward spread first"], ["long", "longest first"]]),
-      text: h("input", { id: "f-text", type: "search", placeholder: "prompt, gold, id or any trajectory", spellcheck: "false" }),
+      text: h("input", { id: "f-text", type: "search", placeholder: "in any text, gold or id", spellcheck: "false" }),
     };
     const label = (text, control, group) => h("label", { class: group }, text, control);
     const clear = h("button", { type: "button", id: "f-clear" }, "Clear");
@@ -191,7 +191,9 @@ class Browser {
   dots(draws) {
     const { arm, status, finish } = this.columns;
     const dot = (t) => h("i", { class: `${this.group(t)}${finish[t] === 1 ? " cut" : ""}`, title: `${this.arms[arm[t]] || "?"}: ${STATUS_NAME[this.statuses[status[t]]] || "?"}${finish[t] === 1 ? ", truncated" : ""}` });
-    return h("div", { class: "dots" }, draws.slice(0, 64).map(dot), draws.length > 64 ? `+${draws.length - 64}` : null);
+    const several = this.facts.arms.some((one) => one.samples > 1); // then each arm has a line of its own
+    const dots = draws.slice(0, 64).map((t, n) => [several && n && arm[t] !== arm[draws[n - 1]] ? h("b") : null, dot(t)]);
+    return h("div", { class: "dots" }, dots, draws.length > 64 ? `+${draws.length - 64}` : null);
   }
 
   group(t) {

@@ -35,6 +35,7 @@ function showOverview(facts) {
   if (all.trajectories && truncated / all.trajectories > 0.2) notes.push("More than a fifth of the trajectories were cut off at max_tokens.");
   if (session && !session.finished) notes.push("The last session did not finish.");
   if (facts.rescored_from) notes.push(`These rewards were computed again, from the run with config ${facts.rescored_from}.`);
+  if (session) notes.push(...new Set(session.warnings));
   if (typeof summary.bound_by === "string" && summary.bound_by) notes.push(summary.bound_by);
   at("notes").append(...notes.map((text) => h("p", { class: "note" }, text)));
 }
@@ -124,7 +125,12 @@ function showCharts(facts) {
   draw();
 }
 
-const FACT_NAMES = [["max_num_seqs", "max_num_seqs"], ["seconds", "start, s"], ["import_seconds", "import, s"], ["load_seconds", "load, s"]];
+// What else is known of an engine, where it is: from the event of its start, and from the account of its session.
+const ENGINE_FACTS = [
+  ["facts", "max_num_seqs", "max_num_seqs", whole], ["facts", "seconds", "start", duration], ["facts", "import_seconds", "import", duration], ["facts", "load_seconds", "load", duration],
+  ["account", "decoding_seconds", "decoding", duration], ["account", "idle_seconds", "without work", duration], ["account", "tokens_per_second", "tokens/s", short],
+  ["account", "mean_batch", "mean batch", (value) => fixed(value, 1)], ["account", "preemptions", "preemptions", whole], ["account", "restarts", "restarts", whole],
+];
 
 function showEngines(facts) {
   if (!facts.sessions.length) {
@@ -140,7 +146,7 @@ function showEngines(facts) {
     const states = [["starting", "starting"], ["running", "running"], ["idle", "idle, nothing left to draw"], ...(marks.length ? [["wrong", `${marks.length} fault${marks.length === 1 ? "" : "s"}`]] : [])];
     const card = h("div", { class: "card session" }, h("div", { class: "heading" }, h("h3", null, said.filter(Boolean).join(" \u00b7 ")), legend(states)));
     if (session.engines.length) {
-      card.append(h("div", { class: "scroll" }, gantt("Engines over time", session.engines, session.seconds, marks)));
+      card.append(h("div", { class: "scroll" }, gantt("Engines over time", session.engines, session.seconds, marks, session.load)));
       card.append(h("details", null, h("summary", null, "Seconds and tokens by engine"), engineTable(session, facts.engines, single)));
     } else card.append(h("p", { class: "quiet" }, "No engine was started: everything was there already."));
     if (session.note) card.append(h("p", { class: "quiet small" }, session.note));
@@ -150,16 +156,18 @@ function showEngines(facts) {
 }
 
 function engineTable(session, drawn, single) {
-  const told = FACT_NAMES.filter(([name]) => session.engines.some((engine) => known(engine.facts[name])));
-  const account = (session.summary.account && session.summary.account.engines) || {};
-  const columns = ["engine", "starting", "running", "idle", ...told.map(([, name]) => name), ...(single ? ["trajectories", "tokens", "tokens/s"] : [])];
+  const accounts = (session.summary.account && session.summary.account.engines) || {};
+  const value = (engine, source, key) => (source === "facts" ? engine.facts[key] : (accounts[engine.name] || {})[key]);
+  const told = ENGINE_FACTS.filter(([source, key]) => session.engines.some((engine) => known(value(engine, source, key))));
+  const counted = told.some(([, key]) => key === "tokens_per_second") ? [] : ["tokens/s"]; // else over what counts as running
+  const columns = ["engine", "starting", "running", "idle", ...told.map(([, , name]) => name), ...(single ? ["trajectories", "tokens", ...counted] : [])];
   const rows = session.engines.map((engine) => {
-    const { name, seconds, facts } = engine;
+    const { name, seconds } = engine;
     const mine = drawn[name] || {};
-    const cells = [duration(seconds.starting), duration(seconds.running), duration(seconds.idle), ...told.map(([key]) => (known(facts[key]) ? facts[key].toFixed(key.includes("seconds") ? 1 : 0) : dash))];
-    if (single) cells.push(whole(mine.trajectories), short(mine.tokens), seconds.running ? short(mine.tokens / seconds.running) : dash);
-    const more = JSON.stringify({ phases: facts.phases, ...(account[name] || {}) });
-    return h("tr", null, h("td", { class: "name", title: more === "{}" ? null : more }, name), cells.map((cell) => h("td", { class: "num" }, cell)));
+    const cells = [duration(seconds.starting), duration(seconds.running), duration(seconds.idle), ...told.map(([source, key, , format]) => format(value(engine, source, key)))];
+    if (single) cells.push(whole(mine.trajectories), short(mine.tokens), ...counted.map(() => (seconds.running ? short(mine.tokens / seconds.running) : dash)));
+    const phases = engine.facts.phases ? `start: ${JSON.stringify(engine.facts.phases)}` : null;
+    return h("tr", null, h("td", { class: "name", title: phases }, name), cells.map((cell) => h("td", { class: "num" }, cell)));
   });
   return h("div", { class: "scroll" }, h("table", null, h("thead", null, h("tr", null, columns.map((name, n) => h("th", { class: n ? "num" : null, scope: "col" }, name)))), h("tbody", null, rows)));
 }
