@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from rollout_ray.budget import seconds_of
 from rollout_ray.redaction import secret_names
 
 DEMO_MODEL = "demo"
@@ -81,7 +82,9 @@ class EngineConfig(Section):
     """One vLLM replica. What is unset is chosen from the hardware when the run starts."""
 
     backend: Literal["vllm", "simulated"] = Field("vllm", description="What generates.")
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs a replica is spread over.")
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, le=64, description="GPUs a replica is spread over; unset: the fewest that hold the model."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Weights' and activations' type; auto is the checkpoint's own."
     )
@@ -95,9 +98,13 @@ class EngineConfig(Section):
         description="KV cache of a CPU replica, in GiB; unset: what max_num_seqs middling sequences need.",
     )
     max_num_seqs: int | None = Field(
-        None, ge=1, description="Most sequences decoded at once; unset: 1024 on a GPU, 256 on the CPU."
+        None,
+        ge=1,
+        description="Most sequences decoded at once; unset: up to 1024, by the GPU; 256 on the CPU.",
     )
-    max_num_batched_tokens: int | None = Field(None, ge=16, description="Most tokens in one step; unset: 16384 on a GPU.")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=16, description="Most tokens in one step; unset: up to 16384, by the GPU."
+    )
     enforce_eager: bool | None = Field(
         None, description="No CUDA graphs and no compilation; unset: false on a GPU, true on the CPU."
     )
@@ -243,6 +250,23 @@ class ResourcesConfig(Section):
         gt=0,
         description="Seconds without a decoding step, with requests at hand, after which an engine counts as dead.",
     )
+    budget: str | None = Field(
+        None, description="Stop after so long (30m, 2h) or so much money ($20), with what is complete saved."
+    )
+    price_per_hour: float | None = Field(
+        None, gt=0, description="Dollars that all machines of the run cost an hour, for a budget in money."
+    )
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """What the budget allows this session; None: no end."""
+        return None if self.budget is None else seconds_of(self.budget, self.price_per_hour)
+
+    @model_validator(mode="after")
+    def _budget_can_be_read(self) -> Self:
+        if self.budget is not None:
+            seconds_of(self.budget, self.price_per_hour)
+        return self
 
 
 class RunConfig(Section):

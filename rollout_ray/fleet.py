@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor, Exchange
+from actors.gpus import smallest_of
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
 from actors.placement import Placement, choose_placement, live_nodes, release, reserve
@@ -25,12 +26,13 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog
+from rollout_ray.model_size import model_size
 from rollout_ray.models import model_folder
-from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
 from rollout_ray.redaction import without_secrets
 from rollout_ray.slots import Slot, end, reason_of, was_killed
 from rollout_ray.tenancy import Found, Tenancy
+from rollout_ray.view import EngineView
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ class Fleet:
         tenancy: Tenancy | None = None,
         found: Mapping[str, Found] | None = None,
     ) -> None:
-        self._cfg, self.placement, self.policy, self._logs, self._tenancy = cfg, placement, policy, logs, tenancy
+        self._cfg = cfg.model_copy(update={"engine": placement.engine})
+        self.placement, self.policy, self._logs, self._tenancy = placement, policy, logs, tenancy
         self._arms: tuple[Arm, ...] = ()
         self._run_cfg = cfg
         self._views: Mapping[str, EngineView] = {}
@@ -128,7 +131,7 @@ class Fleet:
             )
         )
         slot.call, slot.started, slot.begun, slot.adopted = slot.actor.start.remote(), False, False, False
-        slot.refused, slot.node, slot.leaving = None, "", False
+        slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
         self._show(slot, "starting")
         return slot
 
@@ -151,7 +154,7 @@ class Fleet:
 
     def _show(self, slot: Slot, state: str, unfinished: int = 0) -> None:
         if slot.name in self._views:
-            self._views[slot.name].state, self._views[slot.name].unfinished = state, unfinished
+            self._views[slot.name].enter(state, unfinished)
 
     def _note(self, event: str, **fields: Any) -> None:
         """To the run's events; what happens between two runs stands in the next one's."""
@@ -169,7 +172,13 @@ class Fleet:
         """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
         done."""
         slot.started, slot.node = True, info.node
-        self._note("engine_started", engine=slot.name, shrunk=slot.shrunk, **vars(info))
+        seconds = time.monotonic() - slot.asked_at
+        process = seconds - info.import_seconds - info.load_seconds  # what Ray took to place the actor and start it
+        phases = {name: round(took, 2) for name, took in {"process": process, **info.phases}.items()}
+        self._note(
+            "engine_started",
+            **{"engine": slot.name, "shrunk": slot.shrunk, **vars(info), "seconds": round(seconds, 2), "phases": phases},
+        )
         self._begin(slot)
         for other in list(self.slots.values()):
             if other.refused is not None:
@@ -342,7 +351,10 @@ class Fleet:
 
 def placed(cfg: RunConfig) -> Placement:
     """How many engines the live nodes are to hold. Raises PlacementError where they cannot."""
-    return choose_placement(live_nodes(ray.nodes()), cfg)
+    nodes = ray.nodes()
+    with_gpus = [node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
+    gpu = smallest_of(with_gpus) if with_gpus and cfg.engine.backend == "vllm" else None
+    return choose_placement(live_nodes(nodes), cfg, gpu, model_size(cfg) if gpu else None)
 
 
 def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:

@@ -9,7 +9,8 @@ import sys
 from html import escape
 from importlib.util import find_spec
 
-from rollout_ray.progress import Live, Plain, Progress, Silent
+from rollout_ray.live import Live
+from rollout_ray.progress import Plain, Progress, Silent
 from rollout_ray.redaction import shown
 from rollout_ray.summary import Summary, summary_lines
 

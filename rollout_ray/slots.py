@@ -19,7 +19,7 @@ class Slot:
     `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
     started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
     `refused` is what its start raised, while it waits for another engine to show that starting is possible at all;
-    `leaving` is set while its node is being drained.
+    `leaving` is set while its node is being drained; `asked_at` is when the engine was asked for.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Slot:
     node: str = ""
     leaving: bool = False
     steps: int = 0
+    asked_at: float = 0.0
     progress_at: float = field(default_factory=time.monotonic)
 
 

@@ -18,7 +18,8 @@ PURE: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
     "files": set(),
-    "config": {"redaction"},
+    "budget": set(),
+    "config": {"budget", "redaction"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
@@ -26,6 +27,8 @@ PURE: dict[str, set[str]] = {
     "answers": {"normal_form"},
     "demo_questions": set(),
     "models": {"config", "errors"},
+    "model_size": {"config", "models"},
+    "hardware": {"arms", "config", "errors", "model_size"},
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
@@ -40,7 +43,10 @@ PURE: dict[str, set[str]] = {
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage", "redaction"},
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
-    "summary": {"redaction"},
+    "bounds": set(),
+    "engine_stats": set(),
+    "summary": {"bounds", "redaction"},
+    "view": {"bounds", "engine_stats", "summary"},
     "export": {"errors", "files", "ledger", "questions"},
     "estimates": set(),
     "tallies": {"estimates"},
@@ -78,12 +84,14 @@ PURE: dict[str, set[str]] = {
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "summary"},
-    "notebook": {"progress", "redaction", "summary"},
+    "progress": {"redaction", "summary", "view"},
+    "live": {"progress", "redaction", "view"},
+    "early": {"summary"},
+    "notebook": {"live", "progress", "redaction", "summary"},
     "plots": {"merged", "tallies"},
     "config_sources": {"config", "errors"},
 }
-DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "pool", "run", "slots", "tenancy", "__init__"}
+DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "metrics", "pool", "run", "slots", "tenancy", "__init__"}
 
 
 def imported(path: Path) -> set[str]:
@@ -128,7 +136,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet", "pool", "slots", "tenancy"}
+    assert users == {"connection", "driver", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
