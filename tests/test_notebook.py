@@ -126,7 +126,7 @@ def test_a_notebook_shows_progress_table_and_figures(tmp_path: Path, monkeypatch
     client = nbclient.NotebookClient(notebook, timeout=200, km=Here(), store_widget_state=True)
     client.execute()
     widgets = json.dumps(client.widget_state)
-    assert "questions committed" in widgets and "engine-1" in widgets
+    assert "score status" in widgets and "engine-1" in widgets
     outputs: list[dict[str, Any]] = [cell.outputs[-1]["data"] for cell in notebook.cells[1:]]
     assert "<td>wolfram_0</td>" in outputs[0]["text/html"] and "30 questions, 240 trajectories" in outputs[0]["text/html"]
     assert outputs[1]["image/png"]
