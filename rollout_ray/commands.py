@@ -130,14 +130,30 @@ def rescore(words: list[str]) -> int:
         parser.error("name the run directory or file before the flags")
     own, flags = parser.parse_known_args(words)
 
+    from rollout_ray.report import write_report
     from rollout_ray.rescore import rescore
 
     done = rescore(own.path, flags, os.environ, own.config, own.output)
+    page = write_report(done.path)
     console, _ = view(quiet=True)
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's; graded again"]:
         print(shown(line))
     print_summary(console, done.summary, done.path)
+    print(shown(page.path))
+    return 0
+
+
+def report(words: list[str]) -> int:
+    parser = Parser(prog="rollout report")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", nargs="?", help="new page; unset: report.html beside the merged file")
+    args = parser.parse_args(words)
+
+    from rollout_ray.report import write_report
+
+    done = write_report(args.path, args.output)
+    print(shown(f"{done.path}: {done.shown} of {done.questions} questions, {done.size / 1e6:.1f} MB, {done.seconds:.1f} s"))
     return 0
 
 
@@ -192,4 +208,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "rescore": rescore,
     "completion": completion,
     "merge-lora": merge_lora,
+    "report": report,
 }

@@ -248,6 +248,7 @@ class OutputConfig(Section):
 
     output_dir: str = Field("rollouts", description="Run directory.")
     layout: Layout = Field("questions", description="Shape of merged.parquet.")
+    report: bool = Field(True, description="Write report.html at the end.")
     part_rows: int = Field(512, ge=1, description="Questions after which a part is written.")
     flush_seconds: float = Field(5.0, gt=0, description="Seconds after which a part is written anyway.")
 

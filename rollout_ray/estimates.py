@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,13 +36,18 @@ def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k
     Improves Chain of Thought Reasoning", counted exactly. Raises ValueError where the lengths differ, or unless
     1 <= k <= n.
     """
+    return majority_curve(answers, correct, [k])[0]
+
+
+def majority_curve(answers: Sequence[Hashable | None], correct: Sequence[bool], ks: Iterable[int]) -> list[float]:
+    """`majority_at_k` for several k at once."""
     n = len(answers)
     if len(correct) != n:
         raise ValueError(f"{n} answers with {len(correct)} grades")
-    _check(n, k)
     votes = [(answer, right) for answer, right in zip(answers, correct, strict=True) if answer is not None]
-    wrong = Counter(answer for answer, right in votes if not right)
-    return _majority(n, sum(right for _, right in votes), tuple(sorted(wrong.values())), k)
+    wrong = tuple(sorted(Counter(answer for answer, right in votes if not right).values()))
+    right = sum(right for _, right in votes)
+    return [_majority(n, right, wrong, k) for k in ks]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -52,6 +57,7 @@ def _majority(n: int, right: int, wrong: tuple[int, ...], k: int) -> float:
     For each number r of right votes among the k: how many ways there are for the other k - r draws, no wrong answer
     getting more than r votes. An answer that has fewer than r votes in all cannot, so those draws are chosen freely.
     """
+    _check(n, k)
     won = 0.0
     for r in range(1, min(right, k) + 1):
         rivals = [votes for votes in wrong if votes >= r]
@@ -107,7 +113,6 @@ class Clustered:
     n: int = 0
     clusters: int = 0
     total: float = 0.0
-    squares: float = 0.0
     _sizes2: int = 0  # sums over clusters: size squared, total squared, size by total
     _totals2: float = 0.0
     _cross: float = 0.0
@@ -116,11 +121,10 @@ class Clustered:
         """Counts in one cluster; an empty one changes nothing."""
         if not values:
             return
-        total = math.fsum(values)
+        total = sum(values)
         self.n += len(values)
         self.clusters += 1
         self.total += total
-        self.squares += math.fsum(v * v for v in values)
         self._sizes2 += len(values) ** 2
         self._totals2 += total * total
         self._cross += len(values) * total

@@ -111,6 +111,14 @@ class MergedFile:
         rows: int = self._file.metadata.num_rows
         return rows
 
+    def require_scores(self) -> None:
+        """Raises ConfigError where the layout holds texts alone."""
+        if self.layout == "responses":
+            raise ConfigError(
+                f"{self.path} has the layout 'responses', which holds no scores; run the command of the run with "
+                "--layout questions, which merges again without generating"
+            )
+
     def input_keys(self) -> list[str]:
         """The columns of the input that make up a question: the prompt, if there was one the gold answer, and what a
         prompt template names."""

@@ -25,6 +25,7 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score
        rollout plan [--on 8xH100] [--from RUN_DIR | --probe [N]] [FLAG ...]   what a run will take, before it is started
        rollout export RUN_DIR_OR_FILE OUTPUT [--format jsonl|responses|trajectories|dpo|sft|grpo]   hand a run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
+       rollout report RUN_DIR_OR_FILE [OUTPUT.html]       a page to look at the rollouts with
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
        rollout merge-lora --base FOLDER --adapter FOLDER --output FOLDER   base model + adapter -> one bf16 model
        rollout completion bash|zsh|fish                   completion of commands and flags, for the shell's start file
