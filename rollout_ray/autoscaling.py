@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.placement import Node, Placement, choose_placement, live_nodes
 from rollout_ray.config import RunConfig
+from rollout_ray.errors import PlacementError
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,17 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
     coming = nodes_to_come(_autoscaling_config(nodes))
     if not coming:
         return choose_placement(up, cfg)
-    placement = choose_placement([*live_nodes([n for n in nodes if HEAD in n["Resources"]]), *coming], cfg)
+    at_most = [*live_nodes([node for node in nodes if HEAD in node["Resources"]]), *coming]
+    placement = choose_placement(at_most, cfg)
+    if placement.replicas > (room := _room(at_most, placement.gpus)):
+        raise PlacementError(
+            f"{placement.replicas} engines were asked for and the autoscaler's nodes hold {room} at most; lower --replicas, "
+            "or raise max_workers"
+        )
     if cfg.resources.replicas is None and draws is not None:
         size = cfg.engine.max_num_seqs or (GPU_SEQS if placement.gpus else CPU_SEQS)
-        room = sum(node.gpus // placement.gpus if placement.gpus else node.cpus for node in up)
-        placement = replace(placement, replicas=min(placement.replicas, max(room, math.ceil(draws / size))))
+        worth = max(_room(up, placement.gpus), math.ceil(draws / size))
+        placement = replace(placement, replicas=min(placement.replicas, worth))
     return replace(
         placement,
         scales=True,
@@ -51,6 +58,11 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
         note=f"up to {placement.replicas} engine(s) of {placement.gpus} GPU(s) each, as nodes join: {len(up)} are up, head "
         f"included, and the autoscaler has at most {len(coming)} beside the head",
     )
+
+
+def _room(nodes: Sequence[Node], gpus: int) -> int:
+    """Engines of `gpus` GPUs, or else of one core, that fit."""
+    return sum(node.gpus // gpus if gpus else node.cpus for node in nodes)
 
 
 def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:

@@ -1,6 +1,6 @@
 """A run on an autoscaling cluster that has no worker at first: nodes join, two are killed (v2 only: v1 does not replace
-nodes of this provider), and they go while the run still goes on. Ray's own autoscaler, with its fake provider, whose nodes are raylets on this machine. Run in namespaces of its
-own, with a /tmp/ray of its own.
+nodes of this provider), and they go while the run still goes on. Ray's own autoscaler, with its fake provider, whose nodes
+are raylets on this machine. Run in namespaces of its own, with a /tmp/ray of its own.
 
 python -m tests.chaos.elastic FOLDER v1|v2
 """
@@ -99,10 +99,12 @@ class Play:
         pq.write_table(pa.Table.from_pylist(rows), self.data)
         self.began = time.time()
         with self._log.open("w") as log:
-            self.driver = subprocess.Popen(self.command(ENGINES), env=environment(), cwd=ROOT, stdout=log, stderr=log)
+            self.driver = subprocess.Popen(
+                self.command(ENGINES, self.out), env=environment(), cwd=ROOT, stdout=log, stderr=log
+            )
 
-    def command(self, replicas: int) -> list[str]:
-        words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(self.data), "--output_dir", str(self.out)]
+    def command(self, replicas: int, out: Path) -> list[str]:
+        words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(self.data), "--output_dir", str(out)]
         return [*words, *FLAGS, "--replicas", str(replicas), "--ray_address", ADDRESS]
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -126,10 +128,9 @@ class Play:
 
 def refuse_too_many(play: Play) -> None:
     """More than the autoscaler has at most is refused, and not waited for."""
-    done = subprocess.run(
-        play.command(WORKERS + 1), env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 4 and "6 engines need a CPU each and Ray has 5; lower --replicas" in done.stderr, done
+    command = play.command(WORKERS + 1, play.out.with_name("refused"))
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and "nodes hold 5 at most; lower --replicas" in done.stderr, done
 
 
 def kill_nodes(play: Play) -> None:
