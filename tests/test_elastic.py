@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from actors.placement import Node
-from rollout_ray.autoscaling import nodes_to_come
+from rollout_ray.autoscaling import gpu_to_come, nodes_to_come
+from rollout_ray.hardware import Gpu
 from tests.conftest import ROOT, clean_environment, run_alone
 
 HEAD = {"resources": {"CPU": 0}, "max_workers": 0}
@@ -36,7 +37,26 @@ def test_what_may_come_is_what_the_autoscaler_has_at_most(most: int, kinds: dict
 
 
 def test_without_an_autoscaler_nothing_comes() -> None:
-    assert nodes_to_come(None) == []
+    assert nodes_to_come(None) == [] and gpu_to_come(None) is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ({"h100": H100}, None),
+        ({"h100": {**H100, "labels": {"ray.io/accelerator-type": "H100"}}}, Gpu("H100", 80)),
+        (
+            {
+                "a": {"resources": {"GPU": 1, "accelerator_type:A10": 1}},
+                "b": {"labels": {"ray.io/accelerator-type": "H200"}},
+            },
+            Gpu("A10", 22),
+        ),
+        ({"odd": {"labels": {"ray.io/accelerator-type": "no such"}}}, None),
+    ],
+)
+def test_the_gpus_of_nodes_to_come_are_known_by_their_types(kinds: dict[str, Any], expected: Gpu | None) -> None:
+    assert gpu_to_come({"available_node_types": kinds}) == expected
 
 
 @pytest.mark.timeout(400)
