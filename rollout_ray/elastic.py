@@ -20,9 +20,9 @@ from rollout_ray.config import RunConfig
 from rollout_ray.errors import PlacementError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet
 from rollout_ray.ledger import EventLog
-from rollout_ray.progress import EngineView
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.slots import Slot
+from rollout_ray.view import EngineView
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +104,9 @@ class Elastic:
         table = placement_group_table(slot.room)
         slot.placed = table.get("state") == "CREATED"
         slot.node = table["bundles_to_node_id"][0] if slot.placed else ""
-        if slot.refused is None:
-            self._views[slot.name].state = "starting" if slot.placed else "waiting"
+        state, view = "starting" if slot.placed else "waiting", self._views[slot.name]
+        if slot.refused is None and view.state != state:
+            view.enter(state)
 
     def _remind(self) -> None:
         waiting = [slot for slot in self._fleet.slots.values() if not slot.placed]

@@ -62,3 +62,9 @@ class Interrupted(RolloutError):
     """The run was asked to stop (Ctrl-C or SIGTERM); what was complete is kept and the same command goes on from there."""
 
     exit_code = 130
+
+
+class BudgetSpent(Interrupted):
+    """The run came to the end of its budget; what was complete is kept and the same command goes on from there."""
+
+    exit_code = 9

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from rollout_ray.commands import COMMANDS, Parser, print_summary, view
 from rollout_ray.errors import RolloutError
@@ -18,6 +18,7 @@ from rollout_ray.redaction import shown
 USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score and merge
        rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet   make a question set
        rollout prepare demo COUNT OUTPUT.parquet
+       rollout plan [--on 8xH100] [--from RUN_DIR | --probe [N]] [FLAG ...]   what a run will take, before it is started
        rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
@@ -26,7 +27,7 @@ Each flag below is also a field of the YAML file (under its section) and a varia
 Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag.
 
 exit codes: 0 done, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left, 6 run directory,
-7 incomplete, 8 verify found a disagreement, 130 stopped (the same command goes on)"""
+7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 130 stopped (the same command goes on after both)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true")
     own, flags = parser.parse_known_args(words)
     config = load_config(flags, os.environ, own.config)
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(_Shown("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
@@ -72,6 +73,14 @@ def _run(words: list[str]) -> int:
     rollouts = collect(None, config, progress=progress)
     print_summary(console, rollouts.summary, rollouts.path)
     return 0
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time: the live view stands in for it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Shown(logging.Formatter):

@@ -18,7 +18,8 @@ PURE: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
     "files": set(),
-    "config": {"redaction"},
+    "budget": set(),
+    "config": {"budget", "redaction"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
@@ -28,6 +29,8 @@ PURE: dict[str, set[str]] = {
     "models": {"config", "errors"},
     "model_size": {"config", "models"},
     "hardware": {"arms", "config", "errors", "model_size"},
+    "speed": {"hardware", "model_size"},
+    "plan": {"config", "hardware", "records", "redaction", "speed"},
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
@@ -42,7 +45,10 @@ PURE: dict[str, set[str]] = {
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage", "redaction"},
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
-    "summary": {"redaction"},
+    "bounds": set(),
+    "engine_stats": set(),
+    "summary": {"bounds", "redaction"},
+    "view": {"bounds", "engine_stats", "summary"},
     "export": {"errors", "files", "ledger", "questions"},
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
@@ -64,13 +70,27 @@ PURE: dict[str, set[str]] = {
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "summary"},
+    "progress": {"redaction", "summary", "view"},
+    "live": {"progress", "redaction", "view"},
+    "early": {"summary"},
     "config_sources": {"config", "errors"},
 }
 DRIVERS = {
-    "autoscaling", "collect", "commands", "connection", "driver", "elastic", "fleet", "pool", "run", "slots", "tenancy",
+    "autoscaling",
+    "collect",
+    "commands",
+    "connection",
+    "driver",
+    "elastic",
+    "fleet",
+    "metrics",
+    "planning",
+    "pool",
+    "run",
+    "slots",
+    "tenancy",
     "__init__",
-}  # fmt: skip
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -115,7 +135,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "pool", "slots", "tenancy"}
+    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
