@@ -22,7 +22,8 @@ MOST_SAMPLED = 64  # engines that are noted one by one
 @dataclass
 class EngineView:
     """What the driver knows of one engine. `state` is waiting (for a node), starting, running, idle, leaving, dead, retired
-    or ended; `tokens` and `draws` have been delivered, `stats` also counts what is still being decoded; `rate` is in tokens/s."""
+    or ended; `tokens` and `draws` have been delivered, `stats` also counts what is still being decoded; `rate` is in
+    tokens/s."""
 
     state: str = "starting"
     unfinished: int = 0
