@@ -30,6 +30,7 @@ from rollout_ray.models import check_model, cluster_address, model_folder
 from rollout_ray.progress import Progress, Silent
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
+from rollout_ray.scoring import load_reward
 from rollout_ray.summary import Summary
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Prog
     check_model(cfg)
     arms = resolve_arms(cfg)
     check_adapters(cfg, arms)
+    load_reward(cfg.scoring.reward)
     policy = fleet.policy if fleet else policy_of(cfg)
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:
