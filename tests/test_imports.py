@@ -99,10 +99,12 @@ PURE: dict[str, set[str]] = {
     "config_sources": {"config", "errors", "redaction", "usage"},
 }
 DRIVERS = {
+    "autoscaling",
     "collect",
     "commands",
     "connection",
     "driver",
+    "elastic",
     "fleet",
     "metrics",
     "planning",
@@ -169,7 +171,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet", "metrics", "pool", "slots", "tenancy"}
+    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
