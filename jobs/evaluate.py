@@ -107,25 +107,27 @@ def evaluate(rollouts: Rollouts) -> list[Evaluation]:
     return [tally.evaluation(arm) for arm, tally in tallies.items()]
 
 
+def lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """For people: the accuracy of each arm."""
+    found = []
+    for one in evaluations:
+        ungraded = ", ".join(f"{status} {count}" for status, count in one.ungraded.items()) or "none"
+        counts = f"{one.questions} questions, {one.draws} draws, ungraded: {ungraded}"
+        found.append(shown(f"{one.arm}: accuracy {_words(one.accuracy)}; {counts}"))
+    return found
+
+
 def table(evaluations: Sequence[Evaluation]) -> Table:
     """For people: one line an arm and k."""
-    made = Table()
-    for name in ("arm", "k", "questions", "accuracy", "pass@k", "majority@k", "ungraded"):
-        made.add_column(name, no_wrap=name.endswith(("y", "@k")))
+    made = Table("arm", "k", "pass@k", "majority@k")
     for one in evaluations:
-        ungraded = ", ".join(f"{status} {count}" for status, count in one.ungraded.items()) or "-"
-        for k in list(one.pass_at) or [0]:
-            first = k <= 1
-            made.add_row(
-                shown(one.arm) if first else "", str(k or "-"), str(one.questions) if first else "",
-                _words(one.accuracy) if first else "", _words(one.pass_at.get(k)), _words(one.majority_at.get(k)),
-                ungraded if first else "",
-            )  # fmt: skip
+        for k, passed in one.pass_at.items():
+            made.add_row(shown(one.arm), str(k), _words(passed), _words(one.majority_at[k]))
     return made
 
 
-def _words(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.value is None:
+def _words(estimate: Estimate) -> str:
+    if estimate.value is None:
         return "-"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.1%}"
@@ -164,7 +166,8 @@ def main(words: list[str]) -> int:
         print(f"evaluate: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
     console.print(table(evaluations))
-    console.print(shown(rollouts.run.path(REPORT)), markup=False, highlight=False, soft_wrap=True)
+    for line in [*lines(evaluations), shown(rollouts.run.path(REPORT))]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
