@@ -100,6 +100,12 @@ def rescore(words: list[str]) -> int:
     return 0
 
 
+def cluster(words: list[str]) -> int:
+    from cluster.check import main
+
+    return main(words)
+
+
 def view(quiet: bool) -> tuple[Any, Progress]:
     from rich.console import Console
 
@@ -124,4 +130,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "verify": verify,
     "rescore": rescore,
+    "cluster": cluster,
 }

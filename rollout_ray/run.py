@@ -21,12 +21,13 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score
        rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
+       rollout cluster check CLUSTER.yaml                 what can be launched now, and what an hour costs
 
 Each flag below is also a field of the YAML file (under its section) and a variable ROLLOUT_<FLAG>.
 Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag.
 
 exit codes: 0 done, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left, 6 run directory,
-7 incomplete, 8 verify found a disagreement, 130 stopped (the same command goes on)"""
+7 incomplete, 8 verify found a disagreement, 9 the cloud refused, 130 stopped (the same command goes on)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
