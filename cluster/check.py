@@ -6,9 +6,13 @@ Owns the comparison of the YAML with Ray's schema and with what Lambda offers no
 from __future__ import annotations
 
 import argparse
+import copy
+import io
+import logging
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,11 +62,14 @@ def check_file(path: str) -> list[str]:
         raise ConfigError(f"{path} is for another provider; this checks type local, and type external with module {MODULE}")
     check_cluster_name(str(config["cluster_name"]))
     settings = provider_settings(provider)
+    missing = [name for name in ("available_node_types", "head_node_type", "auth") if name not in config]
+    if missing:
+        raise ConfigError(f"{path}: {', '.join(missing)} is missing; start from cluster/lambda.yaml")
+    _ray_accepts(path, config)
     nodes = {
-        name: node_settings(block.get("node_config", {}), f"available_node_types.{name}.node_config")
+        name: node_settings(block["node_config"], f"available_node_types.{name}.node_config")
         for name, block in config["available_node_types"].items()
     }
-    _ray_accepts(path, config)
     from cluster.lambda_provider import client_of
 
     offer = Offer.now(client_of(settings))
@@ -112,8 +119,10 @@ def _ray_accepts(path: str, config: dict[str, Any]) -> None:
     """Ray's own schema and rules, as `ray up` applies them."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
-        validate_config(prepare_config(config))
+        with redirect_stdout(io.StringIO()):  # it warns of mounts that are files
+            validate_config(prepare_config(copy.deepcopy(config)))
     except Exception as error:  # of whatever kind: it is about the file
         raise ConfigError(f"{path}: Ray does not accept it: {str(error).splitlines()[0]}; correct it there") from error
 
@@ -185,21 +194,23 @@ def _summary(
     lines = [f"cluster {config['cluster_name']} in {settings.region}, SSH key {settings.ssh_key_name}"]
     for name in settings.file_systems:
         lines.append(f"file system {name} at {offer.files[name]['mount_point']}")
-    least, most, whole = 0.0, 0.0, int(config.get("max_workers", 0))
-    dearest = []
-    for name, node in nodes.items():
-        block, is_head = config["available_node_types"][name], name == config["head_node_type"]
-        low = 1 if is_head else int(block.get("min_workers", 0))
-        high = 1 if is_head else min(whole, int(block.get("max_workers", whole)))
-        price = max(offer.dollars(kind) for kind in node.types)
-        least += low * price
-        most += price if is_head else 0.0
-        dearest += [] if is_head else [price] * high
-        lines.append(f"{name}: {low} to {high} nodes" if not is_head else f"{name}: the head")
-        for kind in node.types:
+    whole, least, most = int(config.get("max_workers", 0)), 0.0, 0.0
+    workers: list[float] = []  # the price of every worker that there may be
+    head = config["head_node_type"]
+    for name in [head, *(name for name in nodes if name != head)]:
+        block, prices = config["available_node_types"][name], [offer.dollars(kind) for kind in nodes[name].types]
+        if name == head:
+            lines.append(f"{name}: the head")
+            least, most = least + min(prices), most + max(prices)
+        else:
+            low, high = int(block.get("min_workers", 0)), min(whole, int(block.get("max_workers", whole)))
+            lines.append(f"{name}: {low} to {high} workers")
+            least += low * min(prices)
+            workers += [max(prices)] * high
+        for kind in nodes[name].types:
             here = "to be had now" if settings.region in offer.regions_of(kind) else _elsewhere(offer.regions_of(kind))
             lines.append(f"  {kind}: ${offer.dollars(kind):.2f} an hour each, {here}")
-    most += sum(sorted(dearest, reverse=True)[:whole])
+    most += sum(sorted(workers, reverse=True)[:whole])
     lines.append(f"an hour costs ${least:.2f} when idle and ${most:.2f} at most (max_workers {whole})")
     lines.append(f"a worker ends after {config.get('idle_timeout_minutes')} idle minutes; the head costs until ray down")
     return lines

@@ -225,7 +225,7 @@ def test_a_wrong_key_and_a_key_that_others_can_read_are_said_so(
 ) -> None:
     one = account()
     monkeypatch.setenv("LAMBDA_API_KEY", "wrong-key-of-mine")
-    with pytest.raises(CloudError, match="global/invalid-api-key.*put a key that is in use") as caught:
+    with pytest.raises(CloudError, match=r"global/invalid-api-key.*put a key that is in use") as caught:
         make(one, state).non_terminated_nodes({})
     assert "wrong-key-of-mine" not in str(caught.value)
     monkeypatch.delenv("LAMBDA_API_KEY")
