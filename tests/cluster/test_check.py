@@ -84,8 +84,8 @@ def test_the_shipped_yaml_is_good_and_its_price_is_told(check: Check) -> None:
         (
             {("provider", "region"): "us-moon-1", ("provider", "file_systems"): []},
             f"{CANNOT}provider.region: there is no region us-moon-1; take one of us-east-1, "
-            "us-south-1, us-west-1\n  available_node_types.head: us-moon-1 has no cpu_4x_general or gpu_1x_a10 now, and nothing "
-            "starts without the head (cpu_4x_general is to be had in: us-east-1; gpu_1x_a10 is to be had in: us-east-1)",
+            "us-south-1, us-west-1\n  available_node_types.head: us-moon-1 has no cpu_4x_general or gpu_1x_a10 now, and "
+            "nothing starts without the head (cpu_4x_general is to be had in: us-east-1; gpu_1x_a10 is to be had in: us-east-1)",
         ),
         (
             {("provider", "ssh_key_name"): "desktop"},
@@ -95,8 +95,8 @@ def test_the_shipped_yaml_is_good_and_its_price_is_told(check: Check) -> None:
         (
             {("provider", "file_systems"): ["far", "nowhere"]},
             f"{CANNOT}provider.file_systems: far is in us-west-1, not in us-east-1; change "
-            "provider.region, or create one there\n  provider.file_systems: the account has no file system nowhere; take one "
-            "of far, rollouts, or create it",
+            "provider.region, or create one there\n  provider.file_systems: the account has no file system nowhere; take "
+            "one of far, rollouts, or create it",
         ),
         (
             {("provider", "regoin"): "us-east-1"},

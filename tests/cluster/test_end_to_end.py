@@ -1,4 +1,4 @@
-"""`ray up`, a job on a growing cluster, a preempted node, `ray down`: what end_to_end.py's run must have left, and must not."""
+"""From a laptop to a fleet and back: what the run of end_to_end.py must leave behind, and what it must not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def left_behind(folder: Path) -> Iterator[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             text = (process / "cmdline").read_text(errors="replace") + (process / "mountinfo").read_text(errors="replace")
-        except (FileNotFoundError, ProcessLookupError, OSError):  # it has ended, or is about to
+        except OSError:  # it has ended, or is about to
             continue
         if str(folder) in text:
             yield f"{process.name}: {(process / 'cmdline').read_bytes()!r}"
