@@ -30,7 +30,8 @@ class Node:
 class Placement:
     """`replicas` engines with `gpus` GPUs and `threads` CPU threads each; `note` says in words why.
 
-    `cpus` is what Ray books for an engine, which need not be the threads that it uses.
+    `cpus` is what Ray books for an engine, which need not be the threads that it uses. Where the cluster `scales`, nodes
+    for some of the engines may be still to come.
     """
 
     replicas: int
@@ -38,6 +39,7 @@ class Placement:
     threads: int
     note: str
     cpus: int = 1
+    scales: bool = False
 
 
 def choose_placement(nodes: Sequence[Node], config: RunConfig) -> Placement:

@@ -1,0 +1,121 @@
+"""What a cluster may grow to, and so how many engines a run asks for.
+
+Owns the look at the nodes: those that are up, and those that Ray's autoscaler may still add. It asks for no node: what the
+autoscaler acts on is a placement group that waits for room, which fleet.py makes for every engine and which ends with
+the job. (`request_resources` would be one wish for the whole cluster, and would outlive a driver that was killed.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.placement import Node, Placement, choose_placement, live_nodes
+from rollout_ray.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+HEAD = "node:__internal_head__"  # a resource that only the head has
+GPU_SEQS, CPU_SEQS = 1024, 256  # what engines decode at once where max_num_seqs is unset
+
+
+def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
+    """How many engines the nodes are to hold: those that are up, and on an autoscaling cluster those that may come.
+
+    Where `resources.replicas` is unset and nodes may come, a run of `draws` draws asks for no more engines than would get
+    a full batch each, and the nodes that are up are used in any case. Raises PlacementError where the nodes, at most,
+    cannot hold what was asked for.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    up = live_nodes(nodes)
+    coming = nodes_to_come(_autoscaling_config(nodes))
+    if not coming:
+        return choose_placement(up, cfg)
+    placement = choose_placement([*live_nodes([n for n in nodes if HEAD in n["Resources"]]), *coming], cfg)
+    if cfg.resources.replicas is None and draws is not None:
+        size = cfg.engine.max_num_seqs or (GPU_SEQS if placement.gpus else CPU_SEQS)
+        room = sum(node.gpus // placement.gpus if placement.gpus else node.cpus for node in up)
+        placement = replace(placement, replicas=min(placement.replicas, max(room, math.ceil(draws / size))))
+    return replace(
+        placement,
+        scales=True,
+        cpus=placement.cpus or 1,  # an engine that books nothing would bring no node
+        note=f"up to {placement.replicas} engine(s) of {placement.gpus} GPU(s) each, as nodes join: {len(up)} are up, head "
+        f"included, and the autoscaler has at most {len(coming)} beside the head",
+    )
+
+
+def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:
+    """Every node that the autoscaler of this config has at most, without the head; those with the most GPUs first, since
+    all types together are bounded as well. Empty where there is no autoscaler."""
+    if config is None:
+        return []
+    most = int(config.get("max_workers", 0))
+    coming: list[Node] = []
+    kinds = config["available_node_types"]
+    for name, kind in sorted(kinds.items(), key=lambda item: -_amount(item[1], "GPU")):
+        count = int(kind.get("max_workers", 0 if name == config.get("head_node_type") else most))
+        node = Node(_amount(kind, "CPU"), _amount(kind, "GPU"))
+        coming += [node] * min(count, most - len(coming))
+    return coming
+
+
+def _amount(kind: Mapping[str, Any], resource: str) -> int:
+    return int((kind.get("resources") or {}).get(resource, 0))
+
+
+def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """A place for actors that must hold no node that is to go: the driver's own."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _autoscaling_config(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The autoscaler's config; None where the cluster has none. Ray tells clients neither whether nodes may be added nor
+    how many, so it is read where the autoscaler runs."""
+    context = ray.get_runtime_context()
+    port = context.gcs_address.rpartition(":")[2]
+    head = next(node["NodeID"] for node in nodes if HEAD in node["Resources"])
+    if head == context.get_node_id():
+        return read_config(port)
+    there = NodeAffinitySchedulingStrategy(head, soft=False)
+    config: dict[str, Any] | None = ray.get(
+        ray.remote(read_config).options(num_cpus=0, scheduling_strategy=there).remote(port)
+    )
+    return config
+
+
+def read_config(port: str) -> dict[str, Any] | None:
+    """What concerns the number of nodes in the config of the autoscaler that runs on this machine for the Ray at `port`;
+    None where none does."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        path = options.get("--autoscaling-config")
+        if path is None or options.get("--gcs-address", "").rpartition(":")[2] != port:
+            continue
+        try:
+            whole = yaml.safe_load(Path(path).expanduser().read_text())
+        except OSError as error:
+            log.warning("the autoscaler's config cannot be read (%s): only the nodes that are up are used", error)
+            return None
+        kinds = whole.get("available_node_types", {})
+        return {
+            "max_workers": whole.get("max_workers", 0),
+            "head_node_type": whole.get("head_node_type"),
+            "available_node_types": {
+                name: {key: kind[key] for key in ("resources", "max_workers") if key in kind}
+                for name, kind in kinds.items()
+            },
+        }
+    return None
