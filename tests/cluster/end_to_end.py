@@ -106,7 +106,18 @@ class Scenario:
         address = self.namespaces.boot("laptop")
         ssh = shlex.join(["ssh", *SSH, "-i", str(self._state / "key")])
         self.on_laptop(f"ln -sfn {sys.prefix} ~/env; mkdir -p ~/project; umask 077; mkdir ~/.lambda_cloud")
-        command = ["rsync", "-a", "--exclude", "/.venv", "--exclude", "/runs", "-e", ssh, f"{self._checkout}/", f"ubuntu@{address}:project/"]
+        command = [
+            "rsync",
+            "-a",
+            "--exclude",
+            "/.venv",
+            "--exclude",
+            "/runs",
+            "-e",
+            ssh,
+            f"{self._checkout}/",
+            f"ubuntu@{address}:project/",
+        ]
         subprocess.run(command, check=True, env=ENVIRONMENT)
         self.on_laptop("umask 077; cat > ~/.lambda_cloud/api_key", self._key)
         self.on_laptop("umask 077; cat > ~/.ssh/id_ed25519", (self._state / "key").read_text())

@@ -85,7 +85,8 @@ def test_the_shipped_yaml_is_good_and_its_price_is_told(check: Check) -> None:
             {("provider", "region"): "us-moon-1", ("provider", "file_systems"): []},
             f"{CANNOT}provider.region: there is no region us-moon-1; take one of us-east-1, "
             "us-south-1, us-west-1\n  available_node_types.head: us-moon-1 has no cpu_4x_general or gpu_1x_a10 now, and "
-            "nothing starts without the head (cpu_4x_general is to be had in: us-east-1; gpu_1x_a10 is to be had in: us-east-1)",
+            "nothing starts without the head (cpu_4x_general is to be had in: us-east-1; gpu_1x_a10 is to be had in: "
+            "us-east-1)",
         ),
         (
             {("provider", "ssh_key_name"): "desktop"},
