@@ -153,7 +153,12 @@ class LambdaClient:
 
     def instances(self) -> list[Instance]:
         """Every instance of the account, whichever cluster it belongs to."""
-        return [Instance.from_answer(one) for one in self._safe("listing instances", "GET", "/instances")]
+        what = "listing instances"
+        listed = self._safe(what, "GET", "/instances")
+        try:
+            return [Instance.from_answer(one) for one in listed]
+        except (KeyError, TypeError) as error:
+            raise LambdaError(what, "nonsense", "an entry is not an instance") from error
 
     def launch(self, body: Mapping[str, Any]) -> str:
         """Launches one instance, and returns its id. Waits while the rate limit refuses it; raises LambdaError."""

@@ -7,13 +7,16 @@ read meanwhile. It launches and ends nothing.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
-from cluster.lambda_api import GONE, Instance, LambdaClient
+from cluster.lambda_api import GONE, Instance, LambdaClient, LambdaError
+
+log = logging.getLogger(__name__)
 
 MOST_AGE = 5  # request intervals that a listing is used for
 SETTLE = 60  # request intervals within which a listing may not yet show what was done
@@ -40,6 +43,16 @@ class LambdaFleet:
         self._look(fresh)
         with self._state:
             return dict(self._live)
+
+    def one(self, instance_id: str) -> Instance | None:
+        """The instance if it is live, by the last listing that could be had: a node is not given up because Lambda does
+        not answer for a while."""
+        try:
+            self._look(fresh=False)
+        except LambdaError as error:
+            log.warning("%s; the last listing is used", error)
+        with self._state:
+            return self._live.get(instance_id)
 
     def still_listed(self) -> dict[str, Instance]:
         """Instances that Lambda itself does not call gone, those that it was told to end included. Raises LambdaError."""

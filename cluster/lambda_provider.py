@@ -100,11 +100,11 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
         return [one for one in live if tag_filters.items() <= self.node_tags(one).items()]
 
     def is_running(self, node_id: str) -> bool:
-        one = self._fleet.live().get(node_id)
+        one = self._fleet.one(node_id)
         return one is not None and one.status == "active" and bool(one.ip) and bool(one.private_ip)
 
     def is_terminated(self, node_id: str) -> bool:
-        return node_id not in self._fleet.live()
+        return self._fleet.one(node_id) is None
 
     def node_tags(self, node_id: str) -> dict[str, str]:
         one = self._fleet.known(node_id)
@@ -125,7 +125,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
 
     def _address(self, node_id: str, which: str) -> str | None:
         """None until it is known. A node that is gone keeps its last one."""
-        one = self._fleet.live().get(node_id) or self._fleet.known(node_id)
+        one = self._fleet.one(node_id) or self._fleet.known(node_id)
         return getattr(one, which) if one else None
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:

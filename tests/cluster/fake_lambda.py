@@ -36,6 +36,7 @@ SPECS = {  # cents an hour, vcpus, GPUs
     "cpu_4x_general": (20, 4, 0),
 }
 REGIONS = ("us-east-1", "us-west-1", "us-south-1")
+PLAIN = {"429": 429, "blocked": 403, "moved": 301}  # answers without JSON
 LAUNCH_FAULTS = ("429", "500-before", "500-after", "drop-before", "drop-after", "hang-after", "html-after")
 FAULTS = ("429", "500-before", "drop-before", "html-after")
 
@@ -324,8 +325,8 @@ class Handler(BaseHTTPRequestHandler):
             if not path.startswith("/_test/"):
                 self.fake.admit(self.headers.get("User-Agent", ""), self.headers.get("Authorization", ""), launch)
             fault = self.fake.fault(path, launch)
-            if fault == "429":
-                raise Refusal(429, "", "Too Many Requests")
+            if fault in PLAIN:
+                raise Refusal(PLAIN[fault], "", fault)
             if not fault.endswith("-before"):
                 data = self.fake.answer(method, path, body)
         except Refusal as refusal:

@@ -21,6 +21,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from cluster.lambda_pace import Pace
 from cluster.lambda_provider import LambdaNodeProvider
 from rollout_ray.errors import CloudError
 from tests.cluster.conftest import KEY, Account
@@ -115,12 +116,13 @@ def test_an_instance_of_a_launch_given_up_is_ended_when_it_appears(account: Star
 
 
 def test_requests_of_two_providers_and_threads_keep_the_limit(account: Start, state: Path) -> None:
-    one = account()
-    providers = [make(one, state, name) for name in ("one", "two")]
+    one = account(request_s=0.1, launch_s=0.2)
+    times = {"request_interval_s": 0.15, "launch_interval_s": 0.3}
+    providers = [make(one, state, name, **times) for name in ("one", "two")]
     with ThreadPoolExecutor(4) as threads:
         for provider in providers * 2:
             threads.submit(provider.create_node, H100, WORKER, 3)
-    assert len(one.alive()) == 12 and one.truth()["calls"].get("429", 0) <= 2
+    assert len(one.alive()) == 12 and one.truth()["calls"].get("429", 0) < 4
 
 
 def test_clusters_of_one_account_do_not_see_each_other(account: Start, state: Path) -> None:
@@ -218,6 +220,43 @@ def test_what_cannot_be_ended_is_named(account: Start, state: Path) -> None:
     assert provider.non_terminated_nodes({}) == [node]
     provider.terminate_nodes([node, "never-there"])  # one that is gone already does not keep the others
     assert one.alive() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("blocked", "says nothing about the key"), ("moved", "give the API's new address as provider.api_url")],
+)
+def test_an_answer_that_is_not_the_apis_is_said_so(account: Start, state: Path, fault: str, words: str) -> None:
+    one = account()
+    one.change(faults={"/instance-operations/launch": [fault]})
+    with pytest.raises(NodeLaunchException, match=words):
+        make(one, state).create_node(H100, WORKER, 1)
+    assert one.truth()["instances"] == []
+
+
+def test_a_node_is_not_given_up_because_lambda_does_not_answer(account: Start, state: Path) -> None:
+    one = account()
+    provider = make(one, state)
+    (node,) = provider.create_node(H100, WORKER, 1)
+    until(lambda: provider.is_running(node))
+    one.change(faults={"/instances": ["500-before"] * 6})
+    until(lambda: provider.is_running(node) and one.truth()["calls"]["/instances"] > 6)
+    assert provider.internal_ip(node) == "10.0.0.2" and not provider.is_terminated(node)
+
+
+def test_lambdas_limits_are_kept_where_nothing_else_is_said(tmp_path: Path) -> None:
+    """On a clock of its own: when requests (r) and launches (l) of two processes leave."""
+    clock = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    left = []
+    paces = [Pace(tmp_path / "pace.json", now=lambda: clock[0], sleep=sleep) for _ in range(2)]
+    for number, kind in enumerate("rrlrrl"):
+        paces[number % 2].wait(launch=kind == "l")
+        left.append(round(clock[0] - 1000, 2))
+    assert left == [0, 1.05, 2.1, 3.15, 4.2, 14.6]
 
 
 def test_a_wrong_key_and_a_key_that_others_can_read_are_said_so(
