@@ -174,7 +174,7 @@ class Scenario:
         heads = self.alive("head")
         for instance, machine in self.namespaces.machines.items():
             own = self._state / machine.name
-            folders = [own / "upper", own / "root" / "dev" / "shm", own / "root" / "run"]
+            folders = [own / "upper", *(own / "root" / name for name in ("tmp", "dev/shm", "run"))]
             for path in self._files_with_key(folders, machine.process.pid):
                 name = path.removeprefix(f"{own}/upper/home/ubuntu/")
                 kind = instance if instance == "laptop" else "head" if instance in heads else "worker"
@@ -195,9 +195,9 @@ class Scenario:
         """The ends of the autoscaler's and the job's logs."""
         logs = []
         for machine in self.namespaces.machines.values():
-            home = self._state / machine.name / "root" / "tmp"
-            script = f"cd {home}/ray/session_latest/logs && tail -n 40 monitor.* job-driver-* 2>/dev/null"
-            enter = ["nsenter", f"--mount=/proc/{machine.process.pid}/ns/mnt", "sh", "-c", script]
+            script = "cd /tmp/ray/session_latest/logs && tail -n 40 monitor.* job-driver-* 2>/dev/null"
+            root = str(self._state / machine.name / "root")
+            enter = ["nsenter", f"--mount=/proc/{machine.process.pid}/ns/mnt", "chroot", root, "sh", "-c", script]
             logs.append(subprocess.run(enter, capture_output=True, text=True, check=False).stdout)
         return "\n".join(logs)
 

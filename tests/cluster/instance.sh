@@ -14,7 +14,9 @@ mount -t tmpfs -o size=3g tmpfs "$here"
 mkdir "$here/upper" "$here/work" "$here/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$here/upper,workdir=$here/work" "$here/root"
 root=$here/root
-# What lies on file systems of its own is not in the overlay.
+# Not the machine's: others write there meanwhile, and Ray would find their sessions.
+mount -t tmpfs -o size=1500m,mode=1777 tmpfs "$root/tmp"
+# What lies on file systems of its own, or in /tmp, is not in there.
 for path in "$@"; do
     if [ ! -e "$root$path" ]; then mkdir -p "$root$path"; mount --bind "$path" "$root$path"; fi
     while [ "$path" != / ]; do path=$(dirname "$path"); chmod o+rx "$root$path"; done
@@ -26,7 +28,6 @@ mount -t tmpfs -o size=1500m,mode=1777 tmpfs "$root/dev/shm"
 mount -t tmpfs tmpfs "$root/run"
 mkdir -p "$root/run/sshd" "$root/lambda/nfs/rollouts"
 mount --bind "$state/shared" "$root/lambda/nfs/rollouts"
-rm -rf "$root"/tmp/ray*
 
 hostname "$name"
 echo "127.0.0.1 localhost $name" > "$root/etc/hosts"

@@ -45,7 +45,7 @@ class Namespaces:
             number = self._count
         name, address, link = f"i-{instance_id[:8]}", f"10.77.0.{10 + number}", f"link{number}"
         # The interpreter's own files, which may lie where only root may look.
-        needed = {sys.prefix, sys.base_prefix, str(self._state)}
+        needed = {sys.prefix, sys.base_prefix}
         command = ["unshare", *NAMESPACES, "bash", str(SCRIPT), name, address, str(self._state), *sorted(needed)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
