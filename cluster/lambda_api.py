@@ -31,7 +31,8 @@ USER_AGENT = "rollout-ray/0.1"
 TRIES = 6
 MOST_BACKOFF = 32  # request intervals
 
-GONE = frozenset({"terminated", "terminating", "preempted"})
+ENDED = frozenset({"terminated", "preempted"})
+GONE = ENDED | {"terminating"}
 NO_CAPACITY = "instance-operations/launch/insufficient-capacity"
 NO_SUCH_OBJECT = "global/object-does-not-exist"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
-from cluster.lambda_api import GONE, Instance, LambdaClient, LambdaError
+from cluster.lambda_api import ENDED, GONE, Instance, LambdaClient, LambdaError
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ class LambdaFleet:
             return self._live.get(instance_id)
 
     def still_listed(self) -> dict[str, Instance]:
-        """Instances that Lambda itself does not call gone, those that it was told to end included. Raises LambdaError."""
+        """Instances that Lambda itself does not call ended, those that are about to end included. Raises LambdaError."""
         self._look(fresh=True)
         with self._state:
-            return {one.id: one for one in self._listed.values() if one.status not in GONE}
+            return {one.id: one for one in self._listed.values() if one.status not in ENDED}
 
     def known(self, instance_id: str) -> Instance | None:
         """The instance as last seen, which may be long ago; asks nobody."""

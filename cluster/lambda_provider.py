@@ -34,6 +34,7 @@ from ray.autoscaler.tags import (
 )
 
 from cluster.lambda_api import (
+    GONE,
     KEY_FILE,
     KEY_VARIABLE,
     NO_CAPACITY,
@@ -58,6 +59,7 @@ MUTABLE_TAGS = frozenset({TAG_RAY_NODE_STATUS, TAG_RAY_RUNTIME_CONFIG, TAG_RAY_F
 CAPACITY_FIRST, CAPACITY_MOST = 60, 600
 SETUP_FIRST, SETUP_MOST = 300, 3600
 MOST_UNHEALTHY, MOST_BOOTING = 120, 1800
+QUIET, MOST_ENDING = 15, 600
 
 
 def client_of(settings: ProviderSettings) -> LambdaClient:
@@ -227,9 +229,9 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
         return {}
 
     def cleanup_cluster_resources(self) -> None:
-        """`ray down` calls this last. A launch that was under way when the head was ended may appear only now: looks on
-        until nothing of the cluster has been listed for a while. What cannot be ended is named, and the exit code is 1
-        (Ray would go on after an exception)."""
+        """`ray down` calls this last. The head's autoscaler may launch until its machine is off, and such an instance may
+        be listed late: looks on until all have ended and nothing has appeared for a while. What cannot be ended is named,
+        and the exit code is 1 (Ray would go on after an exception)."""
         try:
             self._end_what_appears()
         except CloudError as error:
@@ -237,15 +239,16 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
 
     def _end_what_appears(self) -> None:
         began = quiet_since = time.monotonic()
-        quiet_s, patience_s = 15 * self._client.pace.request_s, 2 * self._fleet.settle_s
+        quiet_s, patience_s = QUIET * self._client.pace.request_s, MOST_ENDING * self._client.pace.request_s
         told: dict[str, float] = {}
         while (now := time.monotonic()) - quiet_since < quiet_s:
-            left = self._fleet.still_listed()
-            if left:
+            listed = self._fleet.still_listed()
+            left = {k: one for k, one in listed.items() if one.status not in GONE}
+            if listed:
                 quiet_since = time.monotonic()
-            if left and now - began > patience_s:
-                sys.exit(_not_ended(left, "Lambda lists them as alive though it was told to end them"))
-            late = [one for one in left if one not in told or now - told[one] > self._fleet.settle_s / 4]
+            if listed and now - began > patience_s:
+                sys.exit(_not_ended(left or listed, "Lambda was told to end them, and has not done it yet"))
+            late = [one for one in left if now - told.get(one, float("-inf")) > quiet_s]
             if late:
                 log.warning("ending %s", ", ".join(late))
                 self.terminate_nodes(late)

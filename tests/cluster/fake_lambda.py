@@ -61,6 +61,7 @@ class Options:
     launch_s: float = 12.0
     lag_s: float = 0.0  # by which listings are old
     boot_s: float = 0.0
+    end_s: float = 0.1  # from terminating to terminated
     hang_s: float = 1.0
     fault_rate: float = 0.0
     seed: int = 1
@@ -224,7 +225,7 @@ class FakeLambda:
                     raise Refusal(404, "global/object-does-not-exist", "Specified instance does not exist.")
             for one_id in ids:
                 self._end(self._records[one_id], "terminating")
-                self._records[one_id].history.append((now + 3 * self.options.request_s, "terminated"))
+                self._records[one_id].history.append((now + self.options.end_s, "terminated"))
             return {"terminated_instances": [self._shown(self._records[one], "terminating") for one in ids]}
 
     def _end(self, one: Record, status: str) -> None:

@@ -210,6 +210,21 @@ def test_what_appears_after_the_end_is_ended_too(account: Start, state: Path) ->
     assert one.alive() == []
 
 
+def test_what_a_head_launches_while_it_ends_is_ended_too(account: Start, state: Path) -> None:
+    one = account(end_s=1.5)
+    laptop, head = make(one, state), make(one, state)
+    (node,) = laptop.create_node({"instance_type": "gpu_1x_a10"}, HEAD, 1)
+    laptop.terminate_node(node)
+    assert laptop.non_terminated_nodes({}) == [], "Ray takes it to be over now"
+    with ThreadPoolExecutor(1) as thread:
+        cleanup = thread.submit(laptop.cleanup_cluster_resources)
+        until(lambda: one.truth()["calls"]["/instances"] > 8)
+        assert not cleanup.done()
+        head.create_node(H100, WORKER, 1)
+        cleanup.result()
+    assert len(one.truth()["instances"]) == 2 and one.alive() == []
+
+
 def test_what_cannot_be_ended_is_named(account: Start, state: Path) -> None:
     one = account()
     provider = make(one, state)
