@@ -27,11 +27,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What a backend settled on at its start; `node` is the Ray id of the machine that it runs on."""
+    """What a backend settled on at its start; `phases` are the seconds of its parts, in their order, and `node` is the
+    Ray id of the machine that it runs on."""
 
     max_num_seqs: int
     import_seconds: float
     load_seconds: float
+    phases: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     node: str = ""
 

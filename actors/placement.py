@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rollout_ray.config import RunConfig
+from rollout_ray.config import EngineConfig, RunConfig
 from rollout_ray.errors import PlacementError
+from rollout_ray.hardware import Gpu, lay_out
+from rollout_ray.model_size import ModelSize
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -30,24 +32,29 @@ class Node:
 class Placement:
     """`replicas` engines with `gpus` GPUs and `threads` CPU threads each; `note` says in words why.
 
-    `cpus` is what Ray books for an engine, which need not be the threads that it uses. Where the cluster `scales`, nodes
-    for some of the engines may be still to come.
+    `engine` is the config's, with what it left open settled for these machines; `cpus` is what Ray books for an engine,
+    which need not be the threads that it uses. Where the cluster `scales`, nodes for some of the engines may be still to
+    come.
     """
 
     replicas: int
     gpus: int
     threads: int
     note: str
+    engine: EngineConfig
     cpus: int = 1
     scales: bool = False
 
 
-def choose_placement(nodes: Sequence[Node], config: RunConfig) -> Placement:
-    """How many engines to run. Raises PlacementError where the nodes cannot hold what was asked for."""
-    wanted, size = config.resources.replicas, config.engine.tensor_parallel_size
+def choose_placement(
+    nodes: Sequence[Node], config: RunConfig, gpu: Gpu | None = None, model: ModelSize | None = None
+) -> Placement:
+    """How many engines to run, of a model of that size on nodes whose smallest GPU is `gpu`; None: not known. Raises
+    PlacementError where the nodes cannot hold what was asked for."""
+    wanted, size = config.resources.replicas, config.engine.tensor_parallel_size or 1
     cpus = sum(node.cpus for node in nodes)
     if config.engine.backend == "simulated":
-        return Placement(wanted or CPU_REPLICAS, 0, 1, "simulated engines", cpus=0)
+        return Placement(wanted or CPU_REPLICAS, 0, 1, "simulated engines", config.engine, cpus=0)
     if not any(node.gpus for node in nodes):
         if size > 1:
             raise PlacementError(
@@ -57,7 +64,10 @@ def choose_placement(nodes: Sequence[Node], config: RunConfig) -> Placement:
             raise PlacementError(f"{wanted or 1} engines need a CPU each and Ray has {cpus}; lower --replicas")
         replicas = wanted or min(CPU_REPLICAS, cpus)
         threads = max(1, min(node.cpus for node in nodes if node.cpus) * len(nodes) // replicas)
-        return Placement(replicas, 0, threads, f"no GPU here: {replicas} engine(s) on the CPU, {threads} thread(s) each")
+        note = f"no GPU here: {replicas} engine(s) on the CPU, {threads} thread(s) each"
+        return Placement(replicas, 0, threads, note, config.engine)
+    layout = lay_out(config, model, gpu, max(node.gpus for node in nodes))
+    size = layout.tensor_parallel_size
     room = sum(node.gpus // size for node in nodes)
     have = ", ".join(str(node.gpus) for node in nodes)
     if room == 0:
@@ -69,7 +79,8 @@ def choose_placement(nodes: Sequence[Node], config: RunConfig) -> Placement:
             f"{wanted} replicas of {size} GPU(s) were asked for and the nodes ({have} GPUs) hold {room}; lower --replicas"
         )
     replicas = wanted or room
-    return Placement(replicas, size, 1, f"{replicas} engine(s) of {size} GPU(s) each; the nodes have {have} GPUs")
+    note = f"{replicas} engine(s) of {size} GPU(s) each, the nodes have {have}; {layout.reason}"
+    return Placement(replicas, size, 1, note, layout.engine)
 
 
 def live_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:

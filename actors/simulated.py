@@ -36,7 +36,7 @@ class SimulatedBackend:
         self._seconds_per_token = max_num_seqs / simulated.sim_tokens_per_second
         if name == "engine-0":
             self._seconds_per_token *= simulated.sim_straggler
-        self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, {"backend": "simulated"})
+        self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, settings={"backend": "simulated"})
         self._waiting: deque[tuple[str, str, int]] = deque()
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
         self._hangs = False

@@ -16,20 +16,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors import weights
 from actors.backend import BackendInfo, Finished, Refused
 from actors.prompts import PromptEncoder
+from actors.readahead import read_ahead
 from actors.texts import Output, TextDecoder
 from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
+from rollout_ray.hardware import DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
 from rollout_ray.models import model_folder
 from rollout_ray.records import Arm, Draw, Prompt
 
 log = logging.getLogger(__name__)
 
-GPU_MAX_NUM_SEQS, GPU_MAX_NUM_BATCHED_TOKENS = 1024, 16384
+
 CPU_MAX_NUM_SEQS, CPU_MAX_NUM_BATCHED_TOKENS = 256, 4096
+WORKER = "actors.worker.Worker"  # by name: the module imports vLLM
 RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
 
 
@@ -64,7 +66,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs, with every choice made that the config left open."""
     engine, model = config.engine, config.model
     on_gpu = gpus > 0
-    max_num_seqs = engine.max_num_seqs or (GPU_MAX_NUM_SEQS if on_gpu else CPU_MAX_NUM_SEQS)
+    max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_MAX_NUM_SEQS)
     checkpoint = _checkpoint(config).get_text_config()
     limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
     max_model_len = engine.max_model_len or arms.default_max_model_len(config)
@@ -78,19 +80,19 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "dtype": engine.dtype,
         "load_format": engine.load_format,
         "max_model_len": max_model_len,
-        "tensor_parallel_size": engine.tensor_parallel_size,
+        "tensor_parallel_size": max(1, gpus),
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "enable_prefix_caching": engine.enable_prefix_caching,
         "max_num_seqs": max_num_seqs,
         "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
         "seed": config.sampling.seed % 2**32,
         "disable_log_stats": True,
-        "worker_extension_cls": weights.NAME,
+        "worker_cls": WORKER,
         **_lora_arguments(config, on_gpu),
     }
     if on_gpu:
         arguments |= {
-            "max_num_batched_tokens": engine.max_num_batched_tokens or GPU_MAX_NUM_BATCHED_TOKENS,
+            "max_num_batched_tokens": engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS,
             "enable_chunked_prefill": engine.enable_chunked_prefill is not False,
             "distributed_executor_backend": "mp" if gpus > 1 else "uni",
         }
@@ -167,6 +169,8 @@ class VllmBackend:
     def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
         self._config, self._gpus = config, gpus
         os.environ.update(environment(config, gpus=gpus, threads=threads))
+        if config.engine.load_format != "dummy":
+            read_ahead(model_folder(config.model.model_path))
         began = time.perf_counter()
         # Collecting garbage while five thousand modules load costs a fifth of the import and finds nothing; frozen
         # afterwards, they do not slow the collections of the load either.
@@ -189,6 +193,7 @@ class VllmBackend:
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
         _inspect_architecture_here(config)
         arguments = engine_arguments(config, gpus=gpus)
+        configured = time.perf_counter()
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
@@ -201,12 +206,20 @@ class VllmBackend:
             max_num_seqs=arguments["max_num_seqs"],
             import_seconds=imported - began,
             load_seconds=time.perf_counter() - imported,
+            phases={"import": imported - began, "config": configured - imported, **self._worker_phases(arguments)},
             settings={k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
             | {"max_model_len": self._max_model_len},
         )
 
     def info(self) -> BackendInfo:
         return self._info
+
+    def _worker_phases(self, arguments: Mapping[str, Any]) -> dict[str, float]:
+        """Seconds of each phase of vLLM's own start, of the slowest worker in each."""
+        if arguments["worker_cls"] != WORKER:
+            return {}
+        workers: list[dict[str, float]] = self._engine.collective_rpc("rollout_phases")
+        return {name: max(worker.get(name, 0.0) for worker in workers) for name in workers[0]}
 
     def check(self) -> None:
         """Raises RuntimeError where a process of the engine's own has ended: vLLM waits for a killed one for ever."""

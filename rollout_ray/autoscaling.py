@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.gpus import smallest_of
 from actors.placement import Node, Placement, choose_placement, live_nodes
 from rollout_ray.config import RunConfig
+from rollout_ray.errors import PlacementError
+from rollout_ray.hardware import Gpu, named
+from rollout_ray.model_size import model_size
 
 log = logging.getLogger(__name__)
 
 HEAD = "node:__internal_head__"  # a resource that only the head has
-GPU_SEQS, CPU_SEQS = 1024, 256  # what engines decode at once where max_num_seqs is unset
+CPU_SEQS = 256  # what an engine without GPUs decodes at once where max_num_seqs is unset
 
 
 def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
@@ -36,21 +41,39 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     up = live_nodes(nodes)
-    coming = nodes_to_come(_autoscaling_config(nodes))
+    config = _autoscaling_config(nodes)
+    coming = nodes_to_come(config)
+    gpu, model = None, None
+    if cfg.engine.backend == "vllm" and any(node.gpus for node in (*up, *coming)):
+        with_gpus = [node["NodeID"] for node in nodes if node["Resources"].get("GPU")]
+        known = [smallest_of(with_gpus) if with_gpus else None, gpu_to_come(config)]
+        gpu = min((one for one in known if one), key=lambda one: one.memory_gib, default=None)
+        model = model_size(cfg) if gpu else None
     if not coming:
-        return choose_placement(up, cfg)
-    placement = choose_placement([*live_nodes([n for n in nodes if HEAD in n["Resources"]]), *coming], cfg)
+        return choose_placement(up, cfg, gpu, model)
+    at_most = [*live_nodes([node for node in nodes if HEAD in node["Resources"]]), *coming]
+    placement = choose_placement(at_most, cfg, gpu, model)
+    if placement.replicas > (room := _room(at_most, placement.gpus)):
+        raise PlacementError(
+            f"{placement.replicas} engines were asked for and the autoscaler's nodes hold {room} at most; lower "
+            "--replicas, or raise max_workers"
+        )
     if cfg.resources.replicas is None and draws is not None:
-        size = cfg.engine.max_num_seqs or (GPU_SEQS if placement.gpus else CPU_SEQS)
-        room = sum(node.gpus // placement.gpus if placement.gpus else node.cpus for node in up)
-        placement = replace(placement, replicas=min(placement.replicas, max(room, math.ceil(draws / size))))
+        batch = placement.engine.max_num_seqs or CPU_SEQS
+        worth = max(_room(up, placement.gpus), math.ceil(draws / batch))
+        placement = replace(placement, replicas=min(placement.replicas, worth))
     return replace(
         placement,
         scales=True,
         cpus=placement.cpus or 1,  # an engine that books nothing would bring no node
-        note=f"up to {placement.replicas} engine(s) of {placement.gpus} GPU(s) each, as nodes join: {len(up)} are up, head "
-        f"included, and the autoscaler has at most {len(coming)} beside the head",
+        note=f"as nodes join, {placement.note}; {len(up)} node(s) are up now, the autoscaler has the head and up to "
+        f"{len(coming)} more",
     )
+
+
+def _room(nodes: Sequence[Node], gpus: int) -> int:
+    """Engines of `gpus` GPUs, or else of one core, that fit."""
+    return sum(node.gpus // gpus if gpus else node.cpus for node in nodes)
 
 
 def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:
@@ -66,6 +89,19 @@ def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:
         node = Node(_amount(kind, "CPU"), _amount(kind, "GPU"))
         coming += [node] * min(count, most - len(coming))
     return coming
+
+
+def gpu_to_come(config: Mapping[str, Any] | None) -> Gpu | None:
+    """The smallest GPU of the nodes to come, as far as their types say it: by the label ray.io/accelerator-type or the
+    resource accelerator_type:NAME, which are Ray's own ways to say it. None where none does."""
+    found = []
+    for kind in config["available_node_types"].values() if config else ():
+        marked = [name.partition(":")[2] for name in kind.get("resources") or {} if name.startswith("accelerator_type:")]
+        for name in (*marked, (kind.get("labels") or {}).get("ray.io/accelerator-type", "")):
+            with suppress(PlacementError):
+                found.append(named(name)[1])
+    smallest = min(found, key=lambda kind: kind.memory_gib, default=None)
+    return Gpu(smallest.name, smallest.memory_gib) if smallest else None
 
 
 def _amount(kind: Mapping[str, Any], resource: str) -> int:
@@ -114,7 +150,7 @@ def read_config(port: str) -> dict[str, Any] | None:
             "max_workers": whole.get("max_workers", 0),
             "head_node_type": whole.get("head_node_type"),
             "available_node_types": {
-                name: {key: kind[key] for key in ("resources", "max_workers") if key in kind}
+                name: {key: kind[key] for key in ("resources", "labels", "max_workers") if key in kind}
                 for name, kind in kinds.items()
             },
         }

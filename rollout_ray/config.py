@@ -81,7 +81,9 @@ class EngineConfig(Section):
     """One vLLM replica. What is unset is chosen from the hardware when the run starts."""
 
     backend: Literal["vllm", "simulated"] = Field("vllm", description="What generates.")
-    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs a replica is spread over.")
+    tensor_parallel_size: int | None = Field(
+        None, ge=1, le=64, description="GPUs a replica is spread over; unset: the fewest that hold the model."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Weights' and activations' type; auto is the checkpoint's own."
     )
@@ -95,9 +97,13 @@ class EngineConfig(Section):
         description="KV cache of a CPU replica, in GiB; unset: what max_num_seqs middling sequences need.",
     )
     max_num_seqs: int | None = Field(
-        None, ge=1, description="Most sequences decoded at once; unset: 1024 on a GPU, 256 on the CPU."
+        None,
+        ge=1,
+        description="Most sequences decoded at once; unset: up to 1024, by the GPU; 256 on the CPU.",
     )
-    max_num_batched_tokens: int | None = Field(None, ge=16, description="Most tokens in one step; unset: 16384 on a GPU.")
+    max_num_batched_tokens: int | None = Field(
+        None, ge=16, description="Most tokens in one step; unset: up to 16384, by the GPU."
+    )
     enforce_eager: bool | None = Field(
         None, description="No CUDA graphs and no compilation; unset: false on a GPU, true on the CPU."
     )

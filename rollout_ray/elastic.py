@@ -81,8 +81,9 @@ class Elastic:
 
     def _grow(self, nodes: list[dict[str, Any]]) -> None:
         """The run was to use what there is, and there is more now."""
+        settled = self._cfg.model_copy(update={"engine": self._fleet.placement.engine})
         try:
-            placement = choose_placement(live_nodes(nodes), self._cfg)
+            placement = choose_placement(live_nodes(nodes), settled)
         except PlacementError:  # a node that held engines has gone
             return
         if placement.gpus == self._fleet.placement.gpus:

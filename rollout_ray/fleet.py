@@ -57,7 +57,8 @@ class Fleet:
         tenancy: Tenancy | None = None,
         found: Mapping[str, Found] | None = None,
     ) -> None:
-        self._cfg, self.placement, self.policy, self._logs, self._tenancy = cfg, placement, policy, logs, tenancy
+        self._cfg = cfg.model_copy(update={"engine": placement.engine})
+        self.placement, self.policy, self._logs, self._tenancy = placement, policy, logs, tenancy
         self._arms: tuple[Arm, ...] = ()
         self._run_cfg = cfg
         self._views: Mapping[str, EngineView] = {}
@@ -139,7 +140,7 @@ class Fleet:
             )
         )
         slot.call, slot.started, slot.begun, slot.adopted = slot.actor.start.remote(), False, False, False
-        slot.refused, slot.node, slot.leaving = None, "", False
+        slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
         self._show(slot, "starting")
         return slot
 
@@ -180,7 +181,13 @@ class Fleet:
         """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
         done."""
         slot.started, slot.node = True, info.node
-        self._note("engine_started", engine=slot.name, shrunk=slot.shrunk, **vars(info))
+        seconds = time.monotonic() - slot.asked_at
+        process = seconds - info.import_seconds - info.load_seconds  # what Ray took to place the actor and start it
+        phases = {name: round(took, 2) for name, took in {"process": process, **info.phases}.items()}
+        self._note(
+            "engine_started",
+            **{"engine": slot.name, "shrunk": slot.shrunk, **vars(info), "seconds": round(seconds, 2), "phases": phases},
+        )
         self._begin(slot)
         for other in list(self.slots.values()):
             if other.refused is not None:

@@ -26,6 +26,8 @@ PURE: dict[str, set[str]] = {
     "answers": {"normal_form"},
     "demo_questions": set(),
     "models": {"config", "errors"},
+    "model_size": {"config", "models"},
+    "hardware": {"arms", "config", "errors", "model_size"},
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},

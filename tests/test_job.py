@@ -51,6 +51,8 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
     assert "40 questions, 320 trajectories" in logs["job"]
     assert pq.read_metadata(tmp_path / "run" / "merged.parquet").num_rows == 40
     started = next(e for e in RunDirectory(str(tmp_path / "run")).events() if e["event"] == "engine_started")
+    assert {"process", "import", "config", "device", "weights", "kv_cache"} <= set(started["phases"])
+    assert 0.8 * started["seconds"] <= sum(started["phases"].values()) <= started["seconds"] + 0.1
     assert "working_dir" in started["settings"]["model"], "the job must run what was submitted"
     assert "the same command goes on from there" in logs["stopped"]
     assert not (tmp_path / "run-stopped" / "merged.parquet").exists()

@@ -9,7 +9,9 @@ from rollout_ray.config import RunConfig
 from rollout_ray.errors import PlacementError
 
 
-def choose(nodes: list[Node], tp: int = 1, replicas: int | None = None, backend: str = "vllm") -> tuple[int, int, int]:
+def choose(
+    nodes: list[Node], tp: int | None = None, replicas: int | None = None, backend: str = "vllm"
+) -> tuple[int, int, int]:
     config = RunConfig.model_validate(
         {"engine": {"tensor_parallel_size": tp, "backend": backend}, "resources": {"replicas": replicas}}
     )

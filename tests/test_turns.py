@@ -1,0 +1,62 @@
+"""Who compiles, with real processes and real locks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from actors.turns import await_turn
+from tests.conftest import ROOT
+
+TAKE = """
+import sys
+from actors.turns import await_turn
+with await_turn(sys.argv[1], "graph") as turn:
+    print("leads" if turn.leads else "follows", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def take(cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", TAKE, str(cache)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_the_first_leads_and_the_others_follow_once_it_is_done(tmp_path: Path) -> None:
+    first = take(tmp_path)
+    assert said(first) == "leads"
+    second = take(tmp_path)
+    assert not await_turn(str(tmp_path), "graph", longest_wait_s=0.3).leads  # nobody is done yet, and it waits no longer
+    first.communicate("\n", timeout=30)
+    assert said(second) == "follows"
+    second.communicate("\n", timeout=30)
+    assert not await_turn(str(tmp_path), "graph").leads
+    with await_turn(str(tmp_path), "another graph") as other:
+        assert other.leads
+
+
+def test_a_killed_leader_is_followed_by_another(tmp_path: Path) -> None:
+    first = take(tmp_path)
+    assert said(first) == "leads"
+    second = take(tmp_path)
+    first.send_signal(signal.SIGKILL)
+    first.wait(timeout=30)
+    assert said(second) == "leads"
+    second.communicate("\n", timeout=30)
+
+
+def test_a_leader_that_fails_leaves_no_mark(tmp_path: Path) -> None:
+    try:
+        with await_turn(str(tmp_path), "graph"):
+            raise MemoryError
+    except MemoryError:
+        pass
+    assert await_turn(str(tmp_path), "graph").leads
