@@ -83,6 +83,7 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     ]
     cores = os.cpu_count() or 1
     engine = engine_arguments(config, gpus=job.gpus)
+    del engine["worker_cls"]  # ours; a reference has vLLM's
     workload = {
         "config": values,
         "engine": engine,
