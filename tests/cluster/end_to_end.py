@@ -124,7 +124,7 @@ class Scenario:
         self.on_laptop("cat > cluster/test.yaml", yaml.safe_dump(cluster_yaml(self._checkout), width=10_000))
         self.on_laptop(install("~/project"))
         self.on_laptop("ray get-auth-token --generate")
-        self.on_laptop(f"python -m rollout_ray.run prepare demo {QUESTIONS} /lambda/nfs/rollouts/questions.parquet")
+        self.on_laptop(f"python -m rollout_ray.run prepare demo {QUESTIONS} questions.parquet")
 
     # What there is
 
@@ -213,6 +213,8 @@ def play(it: Scenario) -> None:
     it.report["up"] = it.on_laptop("ray up -y cluster/test.yaml", timeout=240)
     it.mark("up")
     it.report["alive after up"] = len(it.alive())
+    it.on_laptop("ray rsync-up cluster/test.yaml questions.parquet /lambda/nfs/rollouts/questions.parquet")
+    it.report["ray status"] = it.on_laptop("ray exec cluster/test.yaml 'ray status'")
     submit(it)
     it.until(lambda: len(it.events("engine_started")) >= 1, "first node joined")
     it.until(lambda: len(it.events("engine_started")) >= 2, "second node joined")

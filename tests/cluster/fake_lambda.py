@@ -166,6 +166,7 @@ class FakeLambda:
         self._check_launch(body)
         with self._lock:
             kind, now = body["instance_type_name"], time.monotonic()
+            self.count(f"launch {kind}")
             if body["region_name"] != REGIONS[0] or self.options.capacity.get(kind, 0) <= 0:
                 raise Refusal(
                     400,

@@ -62,6 +62,7 @@ def test_no_row_is_missing_or_doubled(played: tuple[dict[str, Any], Path]) -> No
 def test_nodes_come_are_replaced_and_go(played: tuple[dict[str, Any], Path]) -> None:
     report, _ = played
     assert report["alive after up"] == 1, "a worker was launched before any work"
+    assert "Autoscaler status" in report["ray status"]
     assert report["launches"] >= 3, "head and two workers"
     assert report["alive after down"] == []
     assert "Exception occurred when stopping the cluster Ray runtime" not in report["down"]

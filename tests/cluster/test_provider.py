@@ -50,12 +50,13 @@ def make(account: Account, state: Path, name: str = "fleet", **more: Any) -> Lam
 
 
 def test_a_node_is_found_at_once_and_runs_when_it_has_an_address(account: Start, state: Path) -> None:
-    one = account(boot_s=0.5, lag_s=0.2)
+    one = account(boot_s=1000, lag_s=0.2)
     provider = make(one, state)
     created = provider.create_node(H100, WORKER, 1)
     assert provider.non_terminated_nodes(WORKER) == list(created)
     node = next(iter(created))
     assert not provider.is_running(node) and provider.internal_ip(node) is None and provider.external_ip(node) is None
+    one.change(status={node: "active"})
     until(lambda: provider.is_running(node))
     assert provider.internal_ip(node) == provider.external_ip(node) == "10.0.0.2"
     tags = {tag["key"]: tag["value"] for tag in one.alive()[0]["tags"]}
@@ -106,11 +107,12 @@ def test_a_launch_that_did_not_happen_is_sent_again(account: Start, state: Path,
 
 def test_an_instance_of_a_launch_given_up_is_ended_when_it_appears(account: Start, state: Path) -> None:
     """Listings are older than the provider has patience for: the launch is repeated, and the first instance ended."""
-    one = account(lag_s=3.0)
+    one = account(lag_s=1000)
     one.change(faults={"/instance-operations/launch": ["500-after"]})
     provider = make(one, state)
     created = provider.create_node(H100, WORKER, 1)
     assert len(one.alive()) == 2
+    one.change(options={"lag_s": 0})
     until(lambda: provider.non_terminated_nodes({}) == list(created) and len(one.alive()) == 1)
     assert [instance["id"] for instance in one.alive()] == list(created)
 
@@ -122,7 +124,9 @@ def test_requests_of_two_providers_and_threads_keep_the_limit(account: Start, st
     with ThreadPoolExecutor(4) as threads:
         for provider in providers * 2:
             threads.submit(provider.create_node, H100, WORKER, 3)
-    assert len(one.alive()) == 12 and one.truth()["calls"].get("429", 0) < 4
+    assert len(one.alive()) == 12 and one.truth()["calls"].get("429", 0) < 12, (
+        "unpaced, each would be refused again and again"
+    )
 
 
 def test_clusters_of_one_account_do_not_see_each_other(account: Start, state: Path) -> None:
@@ -153,12 +157,12 @@ def test_a_second_head_is_refused(account: Start, state: Path) -> None:
 
 
 def test_without_capacity_the_next_type_is_taken_and_the_first_left_alone(account: Start, state: Path) -> None:
-    one = account(capacity={"gpu_8x_a100_80gb_sxm4": 2})
-    provider = make(one, state)
+    one = account(capacity={"gpu_8x_a100_80gb_sxm4": 2}, request_s=0.1)
+    provider = make(one, state, request_interval_s=0.15)  # and so 9 s for which a type is left alone
     kinds = {**H100, "fallback_instance_types": ["gpu_8x_a100_80gb_sxm4"]}
     provider.create_node(kinds, WORKER, 2)
     assert {instance["instance_type_name"] for instance in one.alive()} == {"gpu_8x_a100_80gb_sxm4"}
-    assert one.truth()["calls"]["/instance-operations/launch"] == 3, "the first type was asked for again"
+    assert one.truth()["calls"]["launch gpu_8x_h100_sxm5"] == 1, "it was asked for again"
     with pytest.raises(NodeLaunchException, match="insufficient-capacity"):
         provider.create_node(kinds, WORKER, 1)
     calls = one.truth()["calls"]["/instance-operations/launch"]
@@ -202,16 +206,20 @@ def test_a_type_whose_set_up_fails_is_left_alone_for_a_while(account: Start, sta
 
 def test_what_appears_after_the_end_is_ended_too(account: Start, state: Path) -> None:
     """A launch that was under way when the head ended: nothing is listed, then there is one."""
-    one = account(lag_s=0.2)
-    laptop, head = make(one, state), make(one, state)
+    one = account(lag_s=1000)
+    laptop, head = make(one, state, request_interval_s=0.2), make(one, state)
     head.create_node(H100, WORKER, 1)
     assert laptop.non_terminated_nodes({}) == []
-    laptop.cleanup_cluster_resources()
+    with ThreadPoolExecutor(1) as thread:
+        cleanup = thread.submit(laptop.cleanup_cluster_resources)
+        until(lambda: one.truth()["calls"]["/instances"] > 2)
+        one.change(options={"lag_s": 0})
+        cleanup.result()
     assert one.alive() == []
 
 
 def test_what_a_head_launches_while_it_ends_is_ended_too(account: Start, state: Path) -> None:
-    one = account(end_s=1.5)
+    one = account(end_s=1000)
     laptop, head = make(one, state), make(one, state)
     (node,) = laptop.create_node({"instance_type": "gpu_1x_a10"}, HEAD, 1)
     laptop.terminate_node(node)
@@ -220,7 +228,9 @@ def test_what_a_head_launches_while_it_ends_is_ended_too(account: Start, state: 
         cleanup = thread.submit(laptop.cleanup_cluster_resources)
         until(lambda: one.truth()["calls"]["/instances"] > 8)
         assert not cleanup.done()
+        one.change(options={"end_s": 0.1})
         head.create_node(H100, WORKER, 1)
+        one.change(status={node: "terminated"})
         cleanup.result()
     assert len(one.truth()["instances"]) == 2 and one.alive() == []
 
