@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rollout_ray.config import RunConfig
+from rollout_ray.engine_stats import EngineStats
 from rollout_ray.records import Arm, Draw, FinishReason, Prompt
 
 
@@ -39,16 +40,20 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """What generates. One thread calls all but `info`, `encode` and `check`, which another may call at the same time.
+    """What generates. One thread calls all but `info`, `encode`, `check` and `stats`, which another may call at the same
+    time.
 
     `check` raises where the backend can no longer finish what it holds. `begin` prepares for a run's requests, and raises
     ConfigError where an adapter cannot be served; `abort` forgets requests, whatever their state. `update_weights` loads
-    other weights of the same shape while there are no requests, and leaves the backend broken where it raises.
+    other weights of the same shape while there are no requests, and leaves the backend broken where it raises. `stats`
+    counts since the start; `steps` and `idle_seconds` in it are left to engine.py, and what waits there is added there.
     """
 
     def info(self) -> BackendInfo: ...
 
     def check(self) -> None: ...
+
+    def stats(self) -> EngineStats: ...
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None: ...
 

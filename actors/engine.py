@@ -24,6 +24,7 @@ from actors.logs import redirect_output, root_cause
 from actors.memory import as_start_failure
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
+from rollout_ray.engine_stats import EngineStats, IdleClock
 from rollout_ray.errors import ConfigError
 from rollout_ray.normal_form import encodable
 from rollout_ray.records import Arm, Completion, Draw, Generated, RolloutRequest, draws_of, sampling_seed
@@ -37,10 +38,12 @@ log = logging.getLogger(__name__)
 CLOSE_S = 30.0  # that a backend may take to end
 
 
-def most_held(max_num_seqs: int) -> int:
-    """Draws that a backend is given at most: what it decodes at once, and an eighth more, so that a freed place never
-    waits for us. The rest stays in the inbox, from where it can be given back."""
-    return max_num_seqs + max(1, max_num_seqs // 8)
+def room(max_num_seqs: int, held: int, waiting: int, short: bool) -> int:
+    """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
+    at once and an eighth more, so that a freed place never waits for us. While it is `short` of KV cache it is kept an
+    eighth ahead of what it does decode. The rest stays in the inbox, from where it can be given back."""
+    ahead = max(1, max_num_seqs // 8)
+    return max(0, ahead - waiting if short else max_num_seqs + ahead - held)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Exchange:
 
     `returned` names pieces of which it gives draws back, and the first of them: the piece keeps those before it.
     `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces; `steps` counts all
-    decoding steps since the start, so that an engine that answers but no longer decodes is found out.
+    decoding steps since the start, so that an engine that answers but no longer decodes is found out; `stats` counts
+    since the exchange before this one, or since the run began.
     """
 
     pieces: tuple[PieceKey, ...]
@@ -58,6 +62,7 @@ class Exchange:
     unfinished: int
     tokens: int
     steps: int
+    stats: EngineStats
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ class EngineActor:
         self._unfinished = 0
         self._finished_since = 0  # draws finished since the last exchange
         self._steps = 0
+        self._idle = IdleClock()
+        self._told = EngineStats()  # what the driver knows of what was counted
         self._failure: BaseException | None = None
         if leash:
             leash.watch(self._end)
@@ -162,6 +169,7 @@ class EngineActor:
             self._open.clear()
             self._prompt_lengths.clear()
             self._done, self._unfinished, self._finished_since = [], 0, 0
+            self._told = self._counted()
             self._changed.notify_all()
 
     def update_weights(self, policy: Policy) -> float:
@@ -221,6 +229,8 @@ class EngineActor:
                 raise self._failure
             done, self._done, self._finished_since = self._done, [], 0
             unfinished, steps = self._unfinished, self._steps
+            counted = self._counted()
+            stats, self._told = counted.since(self._told), counted
         lanes: dict[int, list[Generated]] = defaultdict(list)
         for generated in done:
             lanes[generated.request.lane].append(generated)
@@ -231,7 +241,16 @@ class EngineActor:
             unfinished=unfinished,
             tokens=sum(c.num_tokens for g in done for c in g.completions),
             steps=steps,
+            stats=stats,
         )
+
+    def _counted(self) -> EngineStats:
+        """All that was counted since the start."""
+        if self._backend is None:
+            return EngineStats()
+        now = self._backend.stats()
+        waiting = now.waiting + len(self._inbox)
+        return replace(now, waiting=waiting, steps=self._steps, idle_seconds=self._idle.seconds())
 
     def stop(self) -> None:
         """Ends the backend's own processes; the actor is of no use afterwards."""
@@ -300,16 +319,19 @@ class EngineActor:
 
     def _loop(self) -> None:
         backend = self._ready()
-        most = most_held(backend.info().max_num_seqs)
+        most, stats = backend.info().max_num_seqs, backend.stats()
         held: set[str] = set()  # keys that the backend has, all of run number `current`
         current = 0
         try:
             while True:
                 with self._changed:
                     while not (self._inbox or held or self._task):
+                        self._idle.idle()
                         self._changed.wait()
+                    self._idle.busy()
                     run = self._run
-                    free = most - len(held) if run == current else most
+                    has = len(held) if run == current else 0
+                    free = room(most, has, stats.waiting, has > 0 and stats.short_of_memory)
                     new = [self._inbox.popleft() for _ in range(min(free, len(self._inbox)))]
                 if run != current:
                     backend.abort(sorted(held))
@@ -321,7 +343,7 @@ class EngineActor:
                     if self._submit(backend, *entry):
                         held.add(entry[0])
                 finished = backend.step() if held else []
-                self._steps += 1
+                self._steps += bool(held)
                 if finished:
                     held.difference_update(one.key for one in finished)
                     self._deliver(finished)

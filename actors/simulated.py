@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from actors.backend import BackendInfo, Finished, Refused
 from rollout_ray.config import DEMO_MODEL, RunConfig
+from rollout_ray.engine_stats import EngineStats
 from rollout_ray.records import Arm, Draw, Prompt
 
 MAX_NUM_SEQS = 256
@@ -40,6 +41,7 @@ class SimulatedBackend:
         self._waiting: deque[tuple[str, str, int]] = deque()
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
         self._hangs = False
+        self._stats = EngineStats()
         self._weights = config.model.model_path
         self._faults = random.Random(f"{name} {os.getpid()}")
         time.sleep(simulated.sim_start_seconds)
@@ -49,6 +51,10 @@ class SimulatedBackend:
 
     def check(self) -> None:
         """A simulated engine that hangs does not know it."""
+
+    def stats(self) -> EngineStats:
+        """There is no prefix cache, and room for every sequence."""
+        return self._stats
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
         """Takes no more from a run than its requests."""
@@ -73,6 +79,7 @@ class SimulatedBackend:
         length = min(draw.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
         text = f"Step 1: think {'so ' * min(length, 50)}\nAnswer: {rng.randint(1, 9)}"
         self._waiting.append((key, text, length))
+        self._stats.prompt_tokens += len(tokens)
 
     def step(self) -> list[Finished]:
         """Waits for the next step's end and returns what is due by then."""
@@ -88,6 +95,9 @@ class SimulatedBackend:
         while self._running and self._running[0][0] <= now:
             _, key, text, length = heapq.heappop(self._running)
             finished.append(Finished(key, text, length, "stop"))
+            self._stats.generated_tokens += length
+        self._stats.running, self._stats.waiting = len(self._running), len(self._waiting)
+        self._stats.kv_use = len(self._running) / self._info.max_num_seqs
         return finished
 
     def abort(self, keys: Sequence[str]) -> None:

@@ -20,8 +20,10 @@ from actors.backend import BackendInfo, Finished, Refused
 from actors.prompts import PromptEncoder
 from actors.readahead import read_ahead
 from actors.texts import Output, TextDecoder
+from actors.vllm_stats import VllmStats
 from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
+from rollout_ray.engine_stats import EngineStats
 from rollout_ray.errors import ConfigError
 from rollout_ray.hardware import DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
 from rollout_ray.models import model_folder
@@ -86,7 +88,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "max_num_seqs": max_num_seqs,
         "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
         "seed": config.sampling.seed % 2**32,
-        "disable_log_stats": True,
+        "disable_log_stats": False,  # costs nothing that could be measured on an H200
         "worker_cls": WORKER,
         **_lora_arguments(config, on_gpu),
     }
@@ -194,7 +196,8 @@ class VllmBackend:
         _inspect_architecture_here(config)
         arguments = engine_arguments(config, gpus=gpus)
         configured = time.perf_counter()
-        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._stats = VllmStats(arguments["max_num_seqs"])
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=self._stats.loggers())
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
@@ -226,6 +229,9 @@ class VllmBackend:
         for process in self._processes:
             if not process.is_alive():
                 raise RuntimeError(f"vLLM's process {process.name} ended with exit code {process.exitcode}")
+
+    def stats(self) -> EngineStats:
+        return self._stats.stats
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
         """Takes up a run's sampling and adapters. Raises ConfigError where vLLM cannot load an adapter."""
@@ -286,6 +292,7 @@ class VllmBackend:
     def step(self) -> list[Finished]:
         """Decodes one step; returns what it finished."""
         ended = [output for output in self._engine.step() if output.finished]
+        self._stats.finished(ended)
         if self._decoder is None or self._vllm_decodes:
             texts = [output.outputs[0].text for output in ended]
         else:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rollout_ray.adapters import adapters_of, check_adapter, fingerprints
 from rollout_ray.arms import resolve_arms
+from rollout_ray.bounds import bound_by
 from rollout_ray.checkpoints import Policy, model_fingerprint
 from rollout_ray.config import RunConfig
 from rollout_ray.description import describe
@@ -154,6 +155,7 @@ def _collect(
         summary.arms = {arm.name: summary.arms[arm.name] for arm in arms if arm.name in summary.arms}
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
         summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began
+        summary.account, summary.bound_by = session.account, bound_by(session.account, summary.total_seconds)
         if merged.disagreeing:
             log.warning(
                 "%d questions stand in two parts with different rows, as two drivers at once would leave them; the part "

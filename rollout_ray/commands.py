@@ -109,7 +109,8 @@ def cluster(words: list[str]) -> int:
 def view(quiet: bool) -> tuple[Any, Progress]:
     from rich.console import Console
 
-    from rollout_ray.progress import Live, Plain, Silent
+    from rollout_ray.live import Live
+    from rollout_ray.progress import Plain, Silent
 
     console = Console()
     if quiet:

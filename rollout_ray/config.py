@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from rollout_ray.budget import seconds_of
 from rollout_ray.redaction import secret_names
 
 DEMO_MODEL = "demo"
@@ -248,6 +249,23 @@ class ResourcesConfig(Section):
         gt=0,
         description="Seconds without a decoding step, with requests at hand, after which an engine counts as dead.",
     )
+    budget: str | None = Field(
+        None, description="Stop after so long (30m, 2h) or so much money ($20), with what is complete saved."
+    )
+    price_per_hour: float | None = Field(
+        None, gt=0, description="Dollars that all machines of the run cost an hour, for a budget in money."
+    )
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """What the budget allows this session; None: no end."""
+        return None if self.budget is None else seconds_of(self.budget, self.price_per_hour)
+
+    @model_validator(mode="after")
+    def _budget_can_be_read(self) -> Self:
+        if self.budget is not None:
+            seconds_of(self.budget, self.price_per_hour)
+        return self
 
 
 class RunConfig(Section):

@@ -26,17 +26,20 @@ from rollout_ray.autoscaling import beside_the_driver, placed
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
+from rollout_ray.early import EarlyWarnings
 from rollout_ray.elastic import Elastic
-from rollout_ray.errors import ConfigError, IncompleteError, Interrupted, RolloutError
+from rollout_ray.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted, RolloutError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet
 from rollout_ray.ledger import EventLog, RunDirectory
-from rollout_ray.progress import EngineView, Progress, RunView
+from rollout_ray.metrics import RunMetrics
+from rollout_ray.progress import Progress
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.scoring import load_reward
 from rollout_ray.slots import Slot, reason_of
 from rollout_ray.summary import Summary
+from rollout_ray.view import EngineView, RunView
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +77,9 @@ def draw_missing(
     """Draws, scores and commits every question that is not in `done`; returns what this session did. Without a `fleet`,
     which a pool lends, engines that hold `policy` are started, and ended afterwards.
 
-    Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C.
+    Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
+    began = time.monotonic()
     load_reward(cfg.scoring.reward)
     with connected(cfg), ExitStack() as own:
         lent = fleet is not None
@@ -84,15 +88,13 @@ def draw_missing(
             fleet = Fleet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
             own.callback(fleet.close)
         session = _Session(cfg, arms, questions, done, run, events, fleet, lent)
+        session.view.began = began
         try:
             with progress:
                 session.run(progress)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BudgetSpent) as stop:
             session.save()
-            raise Interrupted(
-                f"stopped with {len(done) + session.view.committed} of {len(questions)} questions in {run.uri}; the same "
-                "command goes on from there"
-            ) from None
+            raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
         finally:
             session.close()
         return session.summary()
@@ -126,9 +128,9 @@ class _Session:
             total=len(questions), before=len(done), total_draws=self._missing * draws,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
         )  # fmt: skip
-        self._last_generated = 0.0
         self._most_unscored = MOST_UNSCORED
         self._next_look = 0.0
+        self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
         fleet.attach(cfg, arms, self.view.engines, events)
         self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent)
         self._scorers = [self._start_scorer(lane) for lane in range(lanes)]
@@ -143,12 +145,18 @@ class _Session:
 
     def run(self, progress: Progress) -> None:
         """Returns when every missing question is committed."""
+        budget = self._cfg.resources.budget_seconds
         while self.view.committed < self._missing:
+            if budget is not None and time.monotonic() - self.view.began >= budget:
+                raise BudgetSpent
             self._look_around()
             self._take_answers()
             self._supply_idle_engines()
             self._flush_scorers()
+            unscored = sum(scorer.unscored for scorer in self._scorers)
+            self.view.watch(self._scheduler.pending, unscored, unscored >= self._most_unscored)
             progress.update(self.view)
+            self._metrics.update(self.view)
 
     def _take_answers(self) -> None:
         calls = self._fleet.calls()
@@ -170,6 +178,8 @@ class _Session:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + HEARTBEAT_S
+        if load := self.view.sample():
+            self._events.write("load", **load)
         for slot, error in self._fleet.hanging():
             self._engine_died(slot, error)
         if told := self._fleet.leave(draining_nodes()):
@@ -199,6 +209,7 @@ class _Session:
         if isinstance(answer, BackendInfo):
             self._scheduler.add_engine(slot.name, answer.max_num_seqs)
             self._most_unscored = max(self._most_unscored, 2 * len(self._fleet.slots) * answer.max_num_seqs)
+            self.view.engines[slot.name].places = answer.max_num_seqs
             self._fleet.begun(slot, answer)
             if self.view.generation_began is None:
                 self.view.generation_began = time.monotonic()
@@ -237,9 +248,10 @@ class _Session:
         view = self.view.engines[slot.name]
         view.draws += draws
         view.tokens += exchange.tokens
+        view.told(exchange.stats)
         self.view.generated_draws += draws
         if delivered:
-            self._last_generated = time.monotonic()
+            self.view.last_generated = time.monotonic()
         slot.payloads.update(exchange.payloads.values())
         for lane, payload in exchange.payloads.items():
             self._score(self._scorers[lane], payload, [r for r in delivered if r.lane == lane])
@@ -275,6 +287,12 @@ class _Session:
             scorer.deaths = 0
             self._committed(scorer, frozenset(receipt.committed))
             self.view.summary.combine(receipt.summary)
+            self._warn_early()
+
+    def _warn_early(self) -> None:
+        for text in self._early.news(self.view.summary):
+            log.warning(text)
+            self._events.write("early_warning", text=text)
 
     def _committed(self, scorer: _Scorer, ordinals: Set[int]) -> None:
         self.view.committed += len(ordinals)
@@ -343,16 +361,26 @@ class _Session:
             except RayError as error:
                 log.warning("scorer-%d could not save: %s", scorer.lane, error)
 
+    def stopped(self, *, spent: bool) -> Interrupted:
+        """What a session that ends before its work raises, once it is saved."""
+        view, budget = self.view, self._cfg.resources.budget
+        done = f"{view.before + view.committed} of {view.total} questions in {self._run.uri}"
+        self._events.write("stopped", spent=spent, committed=view.committed, account=view.account().to_dict())
+        if spent:
+            return BudgetSpent(f"the budget of {budget} is spent with {done}; the same command goes on for as long again")
+        return Interrupted(f"stopped with {done}; the same command goes on from there")
+
     def close(self) -> None:
         """Ends the session's scorers, and its hold on the engines."""
+        self._metrics.update(self.view, last=True)
         for scorer in self._scorers:
             ray.kill(scorer.actor)
         self._fleet.detach()
 
     def summary(self) -> Summary:
         summary = self.view.summary
-        if self.view.generation_began is not None:
-            summary.generation_seconds = max(0.0, self._last_generated - self.view.generation_began)
+        summary.account = self.view.account()
+        summary.generation_seconds = summary.account.generation_seconds
         summary.session_tokens = sum(view.tokens for view in self.view.engines.values())
         summary.engine_deaths = self._fleet.deaths
         return summary

@@ -20,9 +20,9 @@ from rollout_ray.config import RunConfig
 from rollout_ray.errors import PlacementError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet
 from rollout_ray.ledger import EventLog
-from rollout_ray.progress import EngineView
 from rollout_ray.scheduler import Scheduler
 from rollout_ray.slots import Slot
+from rollout_ray.view import EngineView
 
 log = logging.getLogger(__name__)
 

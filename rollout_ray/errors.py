@@ -61,10 +61,16 @@ class VerifyError(RolloutError):
 class CloudError(RolloutError):
     """The cloud that a cluster runs on refused a call, cannot be reached, or no key for it is at hand."""
 
-    exit_code = 9
+    exit_code = 10
 
 
 class Interrupted(RolloutError):
     """The run was asked to stop (Ctrl-C or SIGTERM); what was complete is kept and the same command goes on from there."""
 
     exit_code = 130
+
+
+class BudgetSpent(Interrupted):
+    """The run came to the end of its budget; what was complete is kept and the same command goes on from there."""
+
+    exit_code = 9

@@ -26,11 +26,11 @@ from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog
 from rollout_ray.models import model_folder
-from rollout_ray.progress import EngineView
 from rollout_ray.records import Arm, RolloutRequest
 from rollout_ray.redaction import without_secrets
 from rollout_ray.slots import Slot, end, reason_of, was_killed
 from rollout_ray.tenancy import Found, Tenancy
+from rollout_ray.view import EngineView
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Fleet:
 
     def _show(self, slot: Slot, state: str, unfinished: int = 0) -> None:
         if slot.name in self._views:
-            self._views[slot.name].state, self._views[slot.name].unfinished = state, unfinished
+            self._views[slot.name].enter(state, unfinished)
 
     def _note(self, event: str, **fields: Any) -> None:
         """To the run's events; what happens between two runs stands in the next one's."""

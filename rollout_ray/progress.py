@@ -1,54 +1,22 @@
-"""Shows a run while it goes on: a live view on a terminal, a line now and then elsewhere.
+"""Shows a run while it goes on: nothing, or a line now and then. The live view on a terminal is live.py's.
 
-Owns what a person sees of the driver's state. It changes nothing and never fails a run for want of a terminal.
+Owns the words for the driver's state. It changes nothing and never fails a run for want of a terminal.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections import Counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from rollout_ray.redaction import shown
-from rollout_ray.summary import Summary
+from rollout_ray.summary import ArmSummary
+from rollout_ray.view import RunView
 
-if TYPE_CHECKING:
-    from rich.console import Console, Group
-
-PLAIN_INTERVAL_S = 10.0
-
-
-@dataclass
-class EngineView:
-    """What the driver knows of one engine. `state` is starting, running, idle, or dead."""
-
-    state: str = "starting"
-    unfinished: int = 0
-    draws: int = 0
-    tokens: int = 0
-
-
-@dataclass
-class RunView:
-    """The driver's state, for people. Counts of questions; `before` were done by an earlier session."""
-
-    total: int
-    before: int = 0
-    committed: int = 0
-    generated_draws: int = 0
-    total_draws: int = 0
-    engines: dict[str, EngineView] = field(default_factory=dict)
-    summary: Summary = field(default_factory=Summary)
-    began: float = field(default_factory=time.monotonic)
-    generation_began: float | None = None
-
-    @property
-    def tokens_per_second(self) -> float:
-        if self.generation_began is None:
-            return 0.0
-        seconds = time.monotonic() - self.generation_began
-        return sum(e.tokens for e in self.engines.values()) / seconds if seconds > 0 else 0.0
+PLAIN_INTERVAL_S, LONG_INTERVAL_S = 10.0, 60.0
+LONG_RUN_S = 600.0
+MOST_ENGINES = 8  # that are named one by one
 
 
 class Progress(Protocol):
@@ -75,61 +43,65 @@ class Silent:
 
 
 class Plain(Silent):
-    """Prints one line every ten seconds, for logs."""
+    """Prints one line every ten seconds, once a minute after ten minutes, for logs."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
     def update(self, view: RunView) -> None:
-        if time.monotonic() - self._last < PLAIN_INTERVAL_S:
+        now = time.monotonic()
+        if now - self._last < (PLAIN_INTERVAL_S if now - view.began < LONG_RUN_S else LONG_INTERVAL_S):
             return
-        self._last = time.monotonic()
-        states = ", ".join(f"{shown(name)} {engine.state}" for name, engine in view.engines.items())
-        print(
-            f"{view.before + view.committed}/{view.total} questions committed, {view.generated_draws} trajectories drawn, "
-            f"{view.tokens_per_second:,.0f} tokens/s; {states}",
-            flush=True,
-        )
+        self._last = now
+        print(plain_line(view), flush=True)
 
 
-class Live(Silent):
-    """A live view: an overall bar, a line an engine and a line an arm."""
+def plain_line(view: RunView) -> str:
+    """A run on one line."""
+    done = f"{view.generated_draws:,}/{view.total_draws:,} trajectories"
+    if view.total_draws:
+        done += f" ({view.generated_draws / view.total_draws:.0%})"
+    left = view.seconds_left()
+    if len(view.engines) <= MOST_ENGINES:
+        engines = ", ".join(f"{shown(name)} {engine.state}" for name, engine in view.engines.items())
+    else:
+        counts = Counter(engine.state for engine in view.engines.values())
+        engines = ", ".join(f"{count} engines {state}" for state, count in counts.most_common())
+    parts = [done, *([] if left is None else [f"{duration(left)} left"]), amounts(view), engines]
+    arms = view.summary.arms.values()
+    if graded := sum(arm.graded for arm in arms):
+        parts.append(f"accuracy {sum(arm.correct for arm in arms) / graded:.1%}")
+    if rewarded := sum(arm.rewarded for arm in arms):
+        parts.append(f"reward {sum(arm.reward_sum for arm in arms) / rewarded:.3f}")
+    return "; ".join(parts)
 
-    def __init__(self, console: Console) -> None:
-        from rich.live import Live as RichLive
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
 
-        self._bar = RichProgress(
-            TextColumn("trajectories"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        self._task = self._bar.add_task("trajectories", total=None)
-        self._live = RichLive(console=console, refresh_per_second=4, transient=True)
+def amounts(view: RunView) -> str:
+    """What is done, under way and to come."""
+    parts = [f"{view.before + view.committed:,}/{view.total:,} questions", f"{view.rate:,.0f} tokens/s"]
+    if view.pending:
+        parts.append(f"{view.pending:,} queued")
+    if view.unscored:
+        parts.append(f"{view.unscored:,} scoring")
+    if view.restarts:
+        parts.append(f"{view.restarts} restart{'s' if view.restarts > 1 else ''}")
+    return ", ".join(parts)
 
-    def __enter__(self) -> Self:
-        self._live.__enter__()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._live.__exit__(kind, error, at)
+def per_arm(arm: ArmSummary) -> tuple[str, str, str, str, str]:
+    """Done, accuracy, mean reward, mean length and truncated of an arm, for people."""
+    accuracy = "-" if arm.accuracy is None else f"{arm.accuracy:.1%}"
+    reward = "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}"
+    truncated = f"{arm.truncated / arm.trajectories:.0%}" if arm.trajectories else "-"
+    return f"{arm.trajectories:,}", accuracy, reward, f"{arm.mean_tokens:,.0f}", truncated
 
-    def update(self, view: RunView) -> None:
-        self._bar.update(self._task, total=view.total_draws, completed=view.generated_draws)
-        self._live.update(self._render(view))
 
-    def _render(self, view: RunView) -> Group:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        engines = Table("engine", "state", "in flight", "drawn", "tokens", box=None, pad_edge=False)
-        for name, engine in view.engines.items():
-            engines.add_row(Text(shown(name)), engine.state, str(engine.unfinished), str(engine.draws), str(engine.tokens))
-        arms = Table("arm", "done", "accuracy", "mean reward", "mean tokens", box=None, pad_edge=False)
-        for name, arm in view.summary.arms.items():
-            accuracy = "-" if arm.accuracy is None else f"{100 * arm.accuracy:.0f}%"
-            reward = "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}"
-            arms.add_row(Text(shown(name)), str(arm.trajectories), accuracy, reward, f"{arm.mean_tokens:.0f}")
-        heading = f"{view.before + view.committed}/{view.total} questions committed, {view.tokens_per_second:,.0f} tokens/s"
-        return Group(self._bar, heading, engines, arms)
+def duration(seconds: float) -> str:
+    """12 s, 3:05 min, 2:10 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from rollout_ray.commands import COMMANDS, Parser, print_summary, view
 from rollout_ray.errors import RolloutError
@@ -27,7 +27,8 @@ Each flag below is also a field of the YAML file (under its section) and a varia
 Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag.
 
 exit codes: 0 done, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left, 6 run directory,
-7 incomplete, 8 verify found a disagreement, 9 the cloud refused, 130 stopped (the same command goes on)"""
+7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 10 the cloud refused, 130 stopped (the same command
+goes on after 9 and 130)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true")
     own, flags = parser.parse_known_args(words)
     config = load_config(flags, os.environ, own.config)
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.setFormatter(_Shown("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
@@ -73,6 +74,14 @@ def _run(words: list[str]) -> int:
     rollouts = collect(None, config, progress=progress)
     print_summary(console, rollouts.summary, rollouts.path)
     return 0
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time: the live view stands in for it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Shown(logging.Formatter):

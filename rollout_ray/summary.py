@@ -5,6 +5,7 @@ Owns the summary and its table for people. It reads scored rows as they pass thr
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rollout_ray.bounds import SessionAccount, account_lines
 from rollout_ray.redaction import shown
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class ArmSummary:
-    """Sums over one arm's trajectories; the ratios are None where nothing was graded or rewarded."""
+    """Sums over one arm's trajectories; the ratios are None where nothing was graded or rewarded. `only_text` is a digest
+    of the outputs while all of them are the same text."""
 
     trajectories: int = 0
     tokens: int = 0
@@ -29,6 +32,7 @@ class ArmSummary:
     rewarded: int = 0
     reward_sum: float = 0.0
     truncated: int = 0
+    only_text: str | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -42,12 +46,25 @@ class ArmSummary:
     def mean_tokens(self) -> float:
         return self.tokens / self.trajectories if self.trajectories else 0.0
 
+    def combine(self, other: ArmSummary) -> None:
+        """Counts in what `other` counted."""
+        if not self.trajectories:
+            self.only_text = other.only_text
+        elif other.trajectories and self.only_text != other.only_text:
+            self.only_text = None
+        for name in COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+COUNTERS = tuple(f.name for f in fields(ArmSummary) if f.name != "only_text")
+
 
 @dataclass
 class Summary:
     """A run in numbers. Counts cover the whole run, resumed parts included; seconds and speed cover this session.
 
-    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer.
+    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer. `account`
+    says what this session's engines did and where its time went, `bound_by` in one sentence what took it.
     """
 
     questions: int = 0
@@ -62,6 +79,8 @@ class Summary:
     generation_seconds: float = 0.0
     session_tokens: int = 0
     engine_deaths: int = 0
+    account: SessionAccount = field(default_factory=SessionAccount)
+    bound_by: str = ""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -89,19 +108,24 @@ class Summary:
             .aggregate(
                 [
                     ("num_tokens", "count"), ("num_tokens", "sum"), ("right", "count"), ("right", "sum"),
-                    ("reward", "count"), ("reward", "sum"), ("truncated", "sum"),
+                    ("reward", "count"), ("reward", "sum"), ("truncated", "sum"), ("num_tokens", "min"),
+                    ("num_tokens", "max"),
                 ]
             )
         )  # fmt: skip
         for row in sums.to_pylist():
-            arm = self.arms.setdefault(row["arm"], ArmSummary())
-            arm.trajectories += row["num_tokens_count"]
-            arm.tokens += row["num_tokens_sum"]
-            arm.graded += row["right_count"]
-            arm.correct += row["right_sum"] or 0
-            arm.rewarded += row["reward_count"]
-            arm.reward_sum += row["reward_sum"] or 0.0
-            arm.truncated += row["truncated_sum"]
+            one_length = row["num_tokens_min"] == row["num_tokens_max"]
+            new = ArmSummary(
+                trajectories=row["num_tokens_count"],
+                tokens=row["num_tokens_sum"],
+                graded=row["right_count"],
+                correct=row["right_sum"] or 0,
+                rewarded=row["reward_count"],
+                reward_sum=row["reward_sum"] or 0.0,
+                truncated=row["truncated_sum"],
+                only_text=_only_text(flat, row["arm"]) if one_length else None,
+            )
+            self.arms.setdefault(row["arm"], ArmSummary()).combine(new)
             self.tokens += row["num_tokens_sum"]
 
     def combine(self, other: Summary) -> None:
@@ -114,9 +138,7 @@ class Summary:
         self.score_status.update(other.score_status)
         self.finish_reason.update(other.finish_reason)
         for name, theirs in other.arms.items():
-            ours = self.arms.setdefault(name, ArmSummary())
-            for counter in fields(ArmSummary):
-                setattr(ours, counter.name, getattr(ours, counter.name) + getattr(theirs, counter.name))
+            self.arms.setdefault(name, ArmSummary()).combine(theirs)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types, the ratios included."""
@@ -134,11 +156,18 @@ class Summary:
         return {
             **counted,
             "arms": arms,
+            "account": self.account.to_dict(),
             "score_status": dict(self.score_status),
             "finish_reason": dict(self.finish_reason),
             "tokens_per_second": self.tokens_per_second,
             "null_rewards": self.null_rewards,
         }
+
+
+def _only_text(flat: pa.Table, arm: str) -> str | None:
+    """A digest of the arm's text, where all its trajectories in `flat` have the same."""
+    texts = pc.unique(flat.filter(pc.equal(flat.column("arm"), arm)).column("full_text"))
+    return hashlib.blake2b(texts[0].as_py().encode(), digest_size=8).hexdigest() if len(texts) == 1 else None
 
 
 def summary_table(summary: Summary) -> Table:
@@ -171,6 +200,9 @@ def summary_lines(summary: Summary) -> list[str]:
             f"{summary.session_tokens} output tokens in {summary.generation_seconds:.1f} s of generation "
             f"({summary.tokens_per_second:,.0f} tokens/s); {summary.total_seconds:.1f} s in all"
         )
+        lines += account_lines(summary.account)
+    if summary.bound_by:
+        lines.append(summary.bound_by)
     return lines
 
 

@@ -20,8 +20,9 @@ import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import ConfigError, EngineError, IncompleteError, Interrupted, LedgerError, PlacementError
-from rollout_ray.progress import Plain, RunView
+from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory, sampling_seed
+from rollout_ray.view import RunView
 from tests.conftest import demo_rows
 
 

@@ -16,6 +16,7 @@ from actors.vllm_backend import engine_arguments, environment
 from rollout_ray.arms import resolve_arms
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
+from rollout_ray.engine_stats import EngineStats
 from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
 from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
@@ -48,11 +49,15 @@ def request(ordinal: int, question: Question, cfg: RunConfig, lane: int = 0) -> 
     return RolloutRequest(ordinal, lane, question, 0, len(draws_of(resolve_arms(cfg))))
 
 
-def exchange_all(actor: Any, requests: Sequence[RolloutRequest]) -> dict[int, tuple[Completion, ...]]:
-    """Gives the requests and exchanges until nothing is unfinished; completions by ordinal."""
+def exchange_all(
+    actor: Any, requests: Sequence[RolloutRequest], stats: EngineStats | None = None
+) -> dict[int, tuple[Completion, ...]]:
+    """Gives the requests and exchanges until nothing is unfinished; completions by ordinal. Adds up `stats`."""
     found: dict[int, tuple[Completion, ...]] = {}
     answer = ray.get(actor.exchange.remote(requests, 1.0, 0.05))
     while True:
+        if stats:
+            stats.add(answer.stats)
         for payload in answer.payloads.values():
             generated: list[Generated] = ray.get(payload)
             assert {(g.request.ordinal, g.request.first) for g in generated} <= set(answer.pieces)
@@ -155,6 +160,7 @@ def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: st
     ready(actor, cfg)
     questions = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(40))]
     expected = exchange_all(actor, [request(0, questions[0], cfg)])[0]
+    assert_counted(actor, cfg)
     for update in (None, Policy(model_folder("demo"), "the same weights", 7)):
         left = [request(i, question, cfg) for i, question in enumerate(reversed(questions))]
         assert ray.get(actor.exchange.remote(left, 0.0, 0.0)).unfinished > 0
@@ -166,6 +172,19 @@ def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: st
         assert [c.full_text for c in found[0]] == [c.full_text for c in expected]
         assert {c.policy_version for c in found[0]} == {7 if update else 0}
     ray.kill(actor)
+
+
+def assert_counted(actor: Any, cfg: RunConfig) -> None:
+    """The engine counts what it hands over, and the second of two equal questions finds its prompt in the cache."""
+    question = Question("long", " ".join(row["prompt"] for row in demo_rows(5)), None)
+    first, second = EngineStats(), EngineStats()
+    for stats in (first, second):
+        ((_, completions),) = exchange_all(actor, [request(0, question, cfg)], stats).items()
+        assert stats.generated_tokens == sum(c.num_tokens for c in completions)
+        assert stats.prompt_tokens == sum(c.num_prompt_tokens for c in completions)
+        assert stats.steps >= max(c.num_tokens for c in completions)
+        assert (stats.running, stats.waiting, stats.preemptions) == (0, 0, 0) and stats.kv_use < 0.5
+    assert second.cached_tokens > 0.5 * second.prompt_tokens and second.idle_seconds > 0
 
 
 def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> None:
@@ -186,13 +205,14 @@ def test_stop_strings_and_engine_extra(local_ray: None) -> None:
     cfg = config(
         arms={"arm_list": [{"name": "greedy", "temperature": 0.0}]},
         sampling={"stop": ["Answer"]},
-        engine={"max_model_len": 512, "extra": {"max_num_batched_tokens": 1024}},
+        engine={"max_model_len": 512, "extra": {"max_num_batched_tokens": 1024, "disable_log_stats": True}},
     )
     actor = start(cfg)
     assert ready(actor, cfg).settings["max_num_batched_tokens"] == 1024
     question = Question("q", demo_rows(1)[0]["prompt"], None)
     (completion,) = exchange_all(actor, [request(0, question, cfg)])[0]
     assert completion.finish_reason == "stop" and "Step" in completion.full_text and "Answer" not in completion.full_text
+    assert_counted(actor, cfg)  # from the outputs, since vLLM was told not to
     ray.kill(actor)
 
 

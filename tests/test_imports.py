@@ -18,7 +18,8 @@ PURE: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
     "files": set(),
-    "config": {"redaction"},
+    "budget": set(),
+    "config": {"budget", "redaction"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
@@ -42,7 +43,10 @@ PURE: dict[str, set[str]] = {
     "lease": {"errors", "storage"},
     "ledger": {"errors", "lease", "parts", "records", "storage", "redaction"},
     "merge": {"config", "errors", "ledger", "questions", "records", "storage"},
-    "summary": {"redaction"},
+    "bounds": set(),
+    "engine_stats": set(),
+    "summary": {"bounds", "redaction"},
+    "view": {"bounds", "engine_stats", "summary"},
     "export": {"errors", "files", "ledger", "questions"},
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
@@ -64,12 +68,14 @@ PURE: dict[str, set[str]] = {
         "storage",
     },
     "prepare": {"demo_questions", "errors", "files", "rows"},
-    "progress": {"redaction", "summary"},
+    "progress": {"redaction", "summary", "view"},
+    "live": {"progress", "redaction", "view"},
+    "early": {"summary"},
     "config_sources": {"config", "errors"},
 }
 DRIVERS = {
-    "autoscaling", "collect", "commands", "connection", "driver", "elastic", "fleet", "pool", "run", "slots", "tenancy",
-    "__init__",
+    "autoscaling", "collect", "commands", "connection", "driver", "elastic", "fleet", "metrics", "pool", "run", "slots",
+    "tenancy", "__init__",
 }  # fmt: skip
 
 
@@ -124,7 +130,7 @@ def test_a_cluster_module_imports_nothing_of_ours_but_the_errors(path: Path) -> 
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "pool", "slots", "tenancy"}
+    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:

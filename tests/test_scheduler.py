@@ -273,9 +273,9 @@ def test_a_slow_engine_does_not_hold_the_others_up_for_long() -> None:
 
 
 def test_what_a_slow_engine_has_not_begun_is_done_by_the_others() -> None:
-    outcome = mean_of("the same, the backend given 144")
+    outcome = mean_of("long tail, KV for 128, one at quarter")
     assert outcome.given_back > 500
-    assert outcome.idle < 0.45 and outcome.unused < 0.02  # without giving back 0.58 and 0.5
+    assert outcome.idle < 0.45 and outcome.unused < 0.12  # with all given to the backend 0.56 and 0.5
 
 
 def test_an_engine_that_comes_late_finds_work_while_there_is_some() -> None:

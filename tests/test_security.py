@@ -32,11 +32,13 @@ from rollout_ray.errors import ConfigError, DatasetError, EngineError, LedgerErr
 from rollout_ray.export import export_jsonl
 from rollout_ray.files import write_whole
 from rollout_ray.ledger import RunDirectory
+from rollout_ray.live import Live
 from rollout_ray.models import model_folder
 from rollout_ray.prepare import prepare_demo, prepare_gsm8k
-from rollout_ray.progress import EngineView, Live, Plain, RunView
+from rollout_ray.progress import Plain
 from rollout_ray.redaction import has_credentials, secret_names, shown
 from rollout_ray.summary import ArmSummary, Summary, summary_table
+from rollout_ray.view import EngineView, RunView
 from tests.conftest import ROOT, clean_environment, demo_rows, rollout, run_alone
 
 CANARY = "canary-7f3b9d1c5e"

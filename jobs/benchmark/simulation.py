@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from actors.engine import most_held
+from actors.engine import room
 from rollout_ray.fleet import COALESCE_S, HEARTBEAT_S
 from rollout_ray.questions import TURNS
 from rollout_ray.records import Question
@@ -41,7 +41,7 @@ class Workload:
     `by_question` is the share of the variance of their logarithm that all draws of a question have in common.
     `long_first`: in turns by the mean lengths of an earlier run (questions.py). `speeds` and `starts` (s) are those of
     the first engines; the others have speed 1 and start at 0. `fits` sequences find room in the KV cache, where those are
-    fewer than `places`; `held` draws are given to the backend at most, where that is not what actors/engine.py gives it.
+    fewer than `places`.
     """
 
     questions: int
@@ -55,7 +55,6 @@ class Workload:
     speeds: tuple[float, ...] = ()
     starts: tuple[float, ...] = ()
     fits: int | None = None
-    held: int | None = None
 
     @property
     def most_running(self) -> int:
@@ -92,7 +91,7 @@ class _Engine:
         self.returned: list[Cut] = []
         self.finished_since = 0
         self._most_running, self._many = work.most_running, max(1, work.places // 8)
-        self._held = work.held or most_held(work.places)
+        self._places, self._given = work.places, 0  # draws that the backend has been given and has not ended
         self._position = 0.0  # steps since the start
         self._waiting: deque[tuple[int, list[int]]] = deque()  # (tokens, piece as [ordinal, first, stop, unfinished])
         self._running: list[tuple[float, list[int]]] = []  # (the step at which it ends, piece): a heap
@@ -113,7 +112,7 @@ class _Engine:
     def give_back(self, wanted: int) -> None:
         """Gives up to `wanted` of the last draws back that the backend does not hold yet."""
         cuts: dict[PieceKey, int] = {}
-        for _ in range(min(wanted, self.unfinished - self._held)):
+        for _ in range(min(wanted, self.unfinished - self._given)):
             _, piece = self._waiting.pop()
             piece[2] -= 1
             piece[3] -= 1
@@ -153,10 +152,14 @@ class _Engine:
         piece[3] -= 1
         if not piece[3]:
             self._close(piece)
+        self._given -= 1
         if self._waiting:
             self._begin()
 
     def _begin(self) -> None:
+        waiting = self._given - len(self._running)
+        short = waiting > 0 and self._most_running < self._places
+        self._given += min(room(self._places, self._given, waiting, short), self.unfinished - self._given)
         while self._waiting and len(self._running) < self._most_running:
             tokens, piece = self._waiting.popleft()
             heapq.heappush(self._running, (self._position + tokens, piece))

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from actors.engine import most_held
 from jobs.benchmark.simulation import PLACES, Outcome, Workload, simulate
 
 STAGGERED = tuple(i * 0.5 for i in range(8))
@@ -34,7 +33,6 @@ SCENARIOS = {
     "long tail, one at half speed": Workload(7473, 8, speeds=(0.5,)),
     "long tail, one at quarter speed": Workload(7473, 8, speeds=(0.25,)),
     "long tail, KV for 128, one at quarter": Workload(2000, 8, fits=128, speeds=(0.25,)),
-    "the same, the backend given 144": Workload(2000, 8, fits=128, speeds=(0.25,), held=most_held(128)),
 }
 
 

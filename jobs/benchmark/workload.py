@@ -83,7 +83,8 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     ]
     cores = os.cpu_count() or 1
     engine = engine_arguments(config, gpus=job.gpus)
-    del engine["worker_cls"]  # ours; a reference has vLLM's
+    for name in ("worker_cls", "disable_log_stats"):  # what we watch an engine by
+        del engine[name]
     workload = {
         "config": values,
         "engine": engine,

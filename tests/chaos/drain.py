@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 ENGINES = 6  # on the head and two more nodes
 FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "4000", "--flush_seconds", "60", "--replicas", str(ENGINES))
-SOME_DRAWN = re.compile(r"[1-9]\d* trajectories drawn")
+SOME_DRAWN = re.compile(r"\b[1-9][\d,]*/[\d,]+ trajectories")
 
 
 def head_id(address: str) -> str:

@@ -136,4 +136,4 @@ def test_the_yaml_for_ones_own_machines_is_good(capsys: pytest.CaptureFixture[st
 
 def test_an_api_that_cannot_be_reached_is_another_exit_code(check: Check) -> None:
     code, said = check({("provider", "api_url"): "http://127.0.0.1:9"})
-    assert code == 9 and "ConnectionError (network); try again in a few minutes" in said
+    assert code == 10 and "ConnectionError (network); try again in a few minutes" in said

@@ -1,0 +1,33 @@
+"""A budget: how long a run may go on, given as a time or as money at a price an hour.
+
+Owns how a budget is written and what it allows. Who stops the run is the driver's business.
+"""
+
+from __future__ import annotations
+
+import re
+
+_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def seconds_of(budget: str, price_per_hour: float | None = None) -> float:
+    """Seconds that a budget allows: a time (`30m`, `2h`, `1h30m`, `90s`, or a bare number of minutes), or money (`$20`) at
+    `price_per_hour` dollars for all machines of the run together.
+
+    Raises ValueError with one sentence of cause and one of remedy.
+    """
+    text = budget.strip().lower().replace(" ", "")
+    if text.startswith("$") and _NUMBER.fullmatch(text[1:]):
+        if not price_per_hour:
+            raise ValueError(f"the budget {budget} is money and no price is known; give --price_per_hour too")
+        seconds = 3600 * float(text[1:]) / price_per_hour
+    elif _NUMBER.fullmatch(text):
+        seconds = 60 * float(text)
+    elif text and (time := _TIME.fullmatch(text)):
+        seconds = sum(float(part or 0) * unit for part, unit in zip(time.groups(), (3600, 60, 1), strict=True))
+    else:
+        raise ValueError(f"'{budget}' is no budget; give a time such as 30m or 2h, or money such as $20")
+    if not seconds:
+        raise ValueError(f"the budget {budget} allows nothing; give more than zero, or leave it out")
+    return seconds

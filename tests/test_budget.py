@@ -1,0 +1,57 @@
+"""A budget: how it is written, and a run that stops at its end and goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout_ray import RunConfig, collect
+from rollout_ray.budget import seconds_of
+from rollout_ray.config_sources import load_config
+from rollout_ray.errors import BudgetSpent, ConfigError
+from rollout_ray.ledger import RunDirectory
+from tests.conftest import demo_rows
+
+
+@pytest.mark.parametrize(
+    ("budget", "price", "seconds"),
+    [
+        ("30m", None, 1800), ("2h", None, 7200), ("1h30m", None, 5400), ("90s", None, 90), ("5", None, 300),
+        ("1.5h", 3.0, 5400), ("$20", 8.0, 9000), ("$ 0.50", 1.0, 1800), ("2 H", None, 7200),
+    ],
+)  # fmt: skip
+def test_a_budget_is_a_time_or_money(budget: str, price: float | None, seconds: float) -> None:
+    assert seconds_of(budget, price) == seconds
+
+
+@pytest.mark.parametrize("budget", ["", "soon", "30 minutes", "$", "m", "5m2h", "$20", "0m", "nan"])
+def test_another_word_is_refused_with_a_remedy(budget: str) -> None:
+    with pytest.raises(ConfigError, match=r"resources.*(give|leave)"):
+        load_config(["--budget", budget])
+
+
+def test_a_budget_does_not_make_another_run() -> None:
+    assert load_config(["--budget", "$5", "--price_per_hour", "2"]).digest() == RunConfig().digest()
+
+
+def test_a_run_stops_at_its_budget_and_the_same_call_goes_on(tmp_path: Path, local_ray: None) -> None:
+    values: dict[str, Any] = {
+        "engine": {"backend": "simulated", "simulated": {"sim_tokens_per_second": 20_000}},
+        "resources": {"budget": "5s"},
+        "output": {"output_dir": str(tmp_path / "run"), "flush_seconds": 0.3},
+    }
+    with pytest.raises(BudgetSpent, match=r"the budget of 5s is spent with [1-9]\d* of 300 questions .*goes on") as spent:
+        collect(demo_rows(300), RunConfig.model_validate(values))
+    assert spent.value.exit_code == 9
+    run = RunDirectory(str(tmp_path / "run"))
+    stopped = run.events()[-1]
+    assert stopped["event"] == "stopped" and stopped["spent"] and 0 < stopped["committed"] < 300
+    assert stopped["committed"] == len(run.done_ids())
+    account = stopped["account"]
+    assert 4.5 < sum(account[f"{phase}_seconds"] for phase in ("starting", "generation", "scoring")) < 8
+    values["resources"] = {}
+    values["engine"]["simulated"] = {"sim_tokens_per_second": 1e6}
+    rollouts = collect(demo_rows(300), RunConfig.model_validate(values))
+    assert rollouts.summary.trajectories == 2400 and 0 < rollouts.summary.session_tokens < rollouts.summary.tokens
