@@ -36,8 +36,8 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
     """How many engines the nodes are to hold: those that are up, and on an autoscaling cluster those that may come.
 
     Where `resources.replicas` is unset and nodes may come, a run of `draws` draws asks for no more engines than would get
-    a full batch each, and the nodes that are up are used in any case. Raises PlacementError where the nodes, at most,
-    cannot hold what was asked for.
+    a full batch each, in whole nodes; the nodes that are up are used in any case. Raises PlacementError where the nodes,
+    at most, cannot hold what was asked for.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     up = live_nodes(nodes)
@@ -60,7 +60,8 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
         )
     if cfg.resources.replicas is None and draws is not None:
         batch = placement.engine.max_num_seqs or CPU_SEQS
-        worth = max(_room(up, placement.gpus), math.ceil(draws / batch))
+        of_a_node = max(1, _room(coming[:1], placement.gpus))  # a node costs the same whatever of it is used
+        worth = max(_room(up, placement.gpus), math.ceil(draws / batch / of_a_node) * of_a_node)
         placement = replace(placement, replicas=min(placement.replicas, worth))
     return replace(
         placement,
