@@ -146,7 +146,7 @@ class Scenario:
             e for line in path.read_text().splitlines() if line.endswith("}") and (e := json.loads(line))["event"] == name
         ]
 
-    def until(self, true: Callable[[], bool], what: str, seconds: float = 150) -> None:
+    def until(self, true: Callable[[], bool], what: str, seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while not true():
             if time.monotonic() > end:
@@ -224,7 +224,7 @@ def play(it: Scenario) -> None:
     it.report["preempted"] = it.alive("worker")[-1]
     it.fake.change({"status": {it.report["preempted"]: "preempted"}})
     it.mark("node killed")
-    it.until(lambda: it.job_status() not in ("PENDING", "RUNNING"), "rows complete", 240)
+    it.until(lambda: it.job_status() not in ("PENDING", "RUNNING"), "rows complete")
     it.report["job"] = it.on_laptop(f"{JOB} logs rollouts")
     it.report["job status"] = it.job_status()
     it.until(lambda: not it.alive("worker"), "scaled down")
