@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RolloutError as error:
         print(f"submit: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
+    ray = "RAY_AUTH_MODE=token ray job" if os.environ.get("RAY_AUTH_MODE") == "token" else "ray job"
     where = f"--address {shlex.quote(own.address)}"
-    print(f"submitted {job}\n  ray job logs {where} --follow {job}\n  ray job stop {where} {job}", flush=True)
+    print(f"submitted {job}\n  {ray} logs {where} --follow {job}\n  {ray} stop {where} {job}", flush=True)
     if own.no_wait:
         return 0
     try:

@@ -100,7 +100,7 @@ def gpu_to_come(config: Mapping[str, Any] | None) -> Gpu | None:
         marked = [name.partition(":")[2] for name in kind.get("resources") or {} if name.startswith("accelerator_type:")]
         for name in (*marked, (kind.get("labels") or {}).get("ray.io/accelerator-type", "")):
             with suppress(PlacementError):
-                found.append(named(name)[1])
+                found.append(named(f"1x{name}")[-1])
     smallest = min(found, key=lambda kind: kind.memory_gib, default=None)
     return Gpu(smallest.name, smallest.memory_gib) if smallest else None
 

@@ -61,6 +61,34 @@ def export(words: list[str]) -> int:
     return 0
 
 
+def plan(words: list[str]) -> int:
+    parser = Parser(prog="rollout plan", allow_abbrev=False, epilog="further flags: those of a run")
+    parser.add_argument("--config", help="YAML file of the run")
+    parser.add_argument("--on", metavar="GPUS", help="GPUs to plan for, such as 8xH100 or 2x8xH100; unset: this machine's")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from", dest="earlier", metavar="RUN_DIR", help="a finished run to take speed and lengths from")
+    source.add_argument(
+        "--probe",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="run N questions first; without N as many as fill the engines",
+    )
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.config_sources import load_config
+    from rollout_ray.planning import make_plan
+
+    _, progress = view(quiet=False)
+    made = make_plan(load_config(flags, os.environ, own.config), own.on, own.earlier, own.probe, progress)
+    for line in made.lines():
+        print(shown(line))
+    for warning in made.warnings():
+        print(f"warning: {shown(warning)}")
+    return 0
+
+
 def verify(words: list[str]) -> int:
     parser = Parser(prog="rollout verify")
     parser.add_argument("path", help="run directory, or merged parquet file")
@@ -128,6 +156,7 @@ def print_summary(console: Any, summary: Summary, path: str) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
+    "plan": plan,
     "export": export,
     "verify": verify,
     "rescore": rescore,

@@ -232,7 +232,9 @@ class ResourcesConfig(Section):
     """Machines. Nothing here changes a row."""
 
     replicas: int | None = Field(
-        None, ge=1, description="Engines; unset: as many as the GPUs hold, on the CPU at most two."
+        None,
+        ge=1,
+        description="Engines, at most where nodes come and go; unset: as many as the GPUs hold, on the CPU at most two.",
     )
     scorers: int | None = Field(None, ge=1, description="Scoring actors; unset: one for four engines.")
     ray_address: str | None = Field(

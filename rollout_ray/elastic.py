@@ -104,8 +104,9 @@ class Elastic:
         table = placement_group_table(slot.room)
         slot.placed = table.get("state") == "CREATED"
         slot.node = table["bundles_to_node_id"][0] if slot.placed else ""
-        if slot.refused is None:
-            self._views[slot.name].state = "starting" if slot.placed else "waiting"
+        state, view = "starting" if slot.placed else "waiting", self._views[slot.name]
+        if slot.refused is None and view.state != state:
+            view.enter(state)
 
     def _remind(self) -> None:
         waiting = [slot for slot in self._fleet.slots.values() if not slot.placed]

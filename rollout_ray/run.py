@@ -18,6 +18,7 @@ from rollout_ray.redaction import shown
 USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score and merge
        rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet   make a question set
        rollout prepare demo COUNT OUTPUT.parquet
+       rollout plan [--on 8xH100] [--from RUN_DIR | --probe [N]] [FLAG ...]   what a run will take, before it is started
        rollout export RUN_DIR OUTPUT.jsonl                hand a finished run on
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing

@@ -29,6 +29,8 @@ PURE: dict[str, set[str]] = {
     "models": {"config", "errors"},
     "model_size": {"config", "models"},
     "hardware": {"arms", "config", "errors", "model_size"},
+    "speed": {"hardware", "model_size"},
+    "plan": {"config", "hardware", "records", "redaction", "speed"},
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
@@ -74,9 +76,21 @@ PURE: dict[str, set[str]] = {
     "config_sources": {"config", "errors"},
 }
 DRIVERS = {
-    "autoscaling", "collect", "commands", "connection", "driver", "elastic", "fleet", "metrics", "pool", "run", "slots",
-    "tenancy", "__init__",
-}  # fmt: skip
+    "autoscaling",
+    "collect",
+    "commands",
+    "connection",
+    "driver",
+    "elastic",
+    "fleet",
+    "metrics",
+    "planning",
+    "pool",
+    "run",
+    "slots",
+    "tenancy",
+    "__init__",
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -66,9 +66,10 @@ export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
 submit() {{ python -m jobs.submit jobs/demo.yaml --dataset {data} --backend simulated "$@"; }}
 submit --output_dir {out}-resumed --no-wait --sim_tokens_per_second 1000 --flush_seconds 0.5 >{logs}/first.log 2>&1
 for _ in $(seq 300); do ls {out}-resumed/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
-$(grep -o 'ray job stop .*' {logs}/first.log) >{logs}/stop.log 2>&1
+eval "$(grep -o 'RAY_AUTH_MODE=token ray job stop .*' {logs}/first.log)" >{logs}/stop.log 2>&1
 submit --output_dir {out}-resumed >{logs}/second.log 2>&1; echo $? >{logs}/second.code
-submit --output_dir {out}-refused --tensor_parallel_size 8 --backend vllm >{logs}/refused.log 2>&1; echo $? >{logs}/refused.code
+submit --output_dir {out}-refused --tensor_parallel_size 8 --backend vllm >{logs}/refused.log 2>&1
+echo $? >{logs}/refused.code
 submit --output_dir {out}-left --sim_tokens_per_second 5000 >{logs}/left.log 2>&1 & submitter=$!
 for _ in $(seq 300); do grep -q 'questions committed' {logs}/left.log && break; sleep 0.2; done
 kill -9 $submitter

@@ -55,7 +55,7 @@ def test_secrets_do_not_go_into_a_jobs_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_TOKEN", "hf_1")
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/shared/vllm")
     assert job_environment(["VLLM_CACHE_ROOT"])["VLLM_CACHE_ROOT"] == "/shared/vllm"
-    with pytest.raises(ConfigError, match="HF_TOKEN is a secret.* set it on the nodes instead"):
+    with pytest.raises(ConfigError, match=r"HF_TOKEN is a secret.* set it on the nodes instead"):
         job_environment(["VLLM_CACHE_ROOT", "HF_TOKEN"])
     with pytest.raises(ConfigError, match="NOT_SET_AT_ALL is not set here"):
         job_environment(["NOT_SET_AT_ALL"])
