@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rollout_ray import plots
 from rollout_ray.adapters import adapters_of, check_adapter, fingerprints
 from rollout_ray.arms import resolve_arms
 from rollout_ray.bounds import bound_by
@@ -27,14 +28,18 @@ from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.merge import merge
 from rollout_ray.merged import MergedFile
 from rollout_ray.models import check_model, cluster_address, model_folder
-from rollout_ray.progress import Progress, Silent
+from rollout_ray.notebook import progress_here, summary_html
+from rollout_ray.progress import Progress
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
+from rollout_ray.report import write_report
+from rollout_ray.scoring import load_reward
 from rollout_ray.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from matplotlib.figure import Figure
 
     from rollout_ray.fleet import Fleet
 
@@ -59,12 +64,29 @@ class Rollouts:
         frame: pd.DataFrame = self.table().to_pandas()
         return frame
 
+    def plot_accuracy(self) -> Figure:
+        """Accuracy by arm with 95% intervals, as a matplotlib figure. Raises ImportError where that is not installed."""
+        return plots.accuracy(self.path)
+
+    def plot_rewards(self) -> Figure:
+        """A histogram of the rewards by outcome. Raises ImportError where matplotlib is not installed."""
+        return plots.histogram(self.path, "reward")
+
+    def plot_lengths(self) -> Figure:
+        """A histogram of the output lengths in tokens by outcome. Raises ImportError where matplotlib is not installed."""
+        return plots.histogram(self.path, "tokens")
+
+    def _repr_html_(self) -> str:
+        """The summary as a table, for Jupyter."""
+        return summary_html(self.summary, self.path)
+
 
 def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Progress | None = None) -> Rollouts:
     """Draws every arm's trajectories of every question, scores them and merges them into one parquet.
 
     `dataset` is a path, a pandas DataFrame, an Arrow table, a list of dicts, a Hugging Face Dataset or a Ray Dataset;
-    None takes `cfg.data.dataset`. A run directory that holds a part of this run is gone on with.
+    None takes `cfg.data.dataset`. A run directory that holds a part of this run is gone on with. Without a `progress` a
+    notebook shows the run's, and nothing else does.
 
     Raises ConfigError, DatasetError, PlacementError, EngineError, LedgerError or IncompleteError, and Interrupted where
     Ctrl-C or SIGTERM stopped it.
@@ -82,6 +104,7 @@ def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Prog
     check_model(cfg)
     arms = resolve_arms(cfg)
     check_adapters(cfg, arms)
+    load_reward(cfg.scoring.reward)
     policy = fleet.policy if fleet else policy_of(cfg)
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:
@@ -93,7 +116,7 @@ def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Prog
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
     run = RunDirectory(cfg.output.output_dir)
     with run.lease():
-        return _collect(cfg, arms, questions, run, progress or Silent(), began, fleet, policy)
+        return _collect(cfg, arms, questions, run, progress or progress_here(), began, fleet, policy)
 
 
 def policy_of(cfg: RunConfig) -> Policy:
@@ -163,6 +186,8 @@ def _collect(
                 merged.disagreeing,
             )
         events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())
+    if cfg.output.report and cfg.output.layout != "responses":  # which holds no scores
+        log.info("the report is %s", write_report(merged.path, run=run).path)
     return Rollouts(merged.path, summary, run)
 
 

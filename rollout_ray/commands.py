@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+        from rollout_ray.usage import plain
+
+        raise ConfigError(f"{plain(message)}; see {self.prog} --help")
 
 
 def prepare(words: list[str]) -> int:
@@ -49,15 +51,18 @@ def prepare(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
+    from rollout_ray.export import FORMATS, export
+    from rollout_ray.trainer_rows import Choice
+
     parser = Parser(prog="rollout export")
-    parser.add_argument("run_dir")
-    parser.add_argument("output")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="what is written (default: %(default)s)")
+    add_choice(parser)
+    parser.add_argument("--best", type=int, default=Choice.best, help="sft: the best so many of a question")
     args = parser.parse_args(words)
-
-    from rollout_ray.export import export_jsonl
-    from rollout_ray.ledger import RunDirectory
-
-    print(f"{export_jsonl(RunDirectory(args.run_dir), args.output)} questions in {args.output}")
+    done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
+    print(shown(done.line(args.format, args.output)))
     return 0
 
 
@@ -89,6 +94,14 @@ def plan(words: list[str]) -> int:
     return 0
 
 
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The arguments about preference pairs."""
+    from rollout_ray.trainer_rows import Choice
+
+    parser.add_argument("--margin", type=float, default=Choice.margin, help="dpo: least gap in reward of coherence pairs")
+    parser.add_argument("--pairs", type=int, default=Choice.pairs, help="dpo: most pairs a question")
+
+
 def verify(words: list[str]) -> int:
     parser = Parser(prog="rollout verify")
     parser.add_argument("path", help="run directory, or merged parquet file")
@@ -117,14 +130,53 @@ def rescore(words: list[str]) -> int:
         parser.error("name the run directory or file before the flags")
     own, flags = parser.parse_known_args(words)
 
+    from rollout_ray.report import write_report
     from rollout_ray.rescore import rescore
 
     done = rescore(own.path, flags, os.environ, own.config, own.output)
+    page = write_report(done.path)
     console, _ = view(quiet=True)
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's; graded again"]:
         print(shown(line))
     print_summary(console, done.summary, done.path)
+    print(shown(page.path))
+    return 0
+
+
+def report(words: list[str]) -> int:
+    parser = Parser(prog="rollout report")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", nargs="?", help="new page; unset: report.html beside the merged file")
+    args = parser.parse_args(words)
+
+    from rollout_ray.report import write_report
+
+    done = write_report(args.path, args.output)
+    print(shown(f"{done.path}: {done.shown} of {done.questions} questions, {done.size / 1e6:.1f} MB, {done.seconds:.1f} s"))
+    return 0
+
+
+def completion(words: list[str]) -> int:
+    from rollout_ray.completion import SHELLS, script
+
+    parser = Parser(prog="rollout completion", description="Prints a script for the shell's start file.")
+    parser.add_argument("shell", choices=SHELLS)
+    print(script(parser.parse_args(words).shell, sorted(COMMANDS)))
+    return 0
+
+
+def merge_lora(words: list[str]) -> int:
+    parser = Parser(prog="rollout merge-lora", description="Adds a LoRA adapter to its base model, file by file.")
+    parser.add_argument("--base", required=True, help="folder of the base model")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter, as peft's save_pretrained wrote it")
+    parser.add_argument("--output", required=True, help="new folder for the merged bf16 model and its tokenizer")
+    args = parser.parse_args(words)
+
+    from rollout_ray.merge_lora import merge_lora
+    from rollout_ray.models import model_folder
+
+    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(shown(text), flush=True))
     return 0
 
 
@@ -161,4 +213,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "verify": verify,
     "rescore": rescore,
     "cluster": cluster,
+    "completion": completion,
+    "merge-lora": merge_lora,
+    "report": report,
 }

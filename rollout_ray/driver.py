@@ -36,7 +36,6 @@ from rollout_ray.progress import Progress
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.scheduler import Scheduler
-from rollout_ray.scoring import load_reward
 from rollout_ray.slots import Slot, reason_of
 from rollout_ray.summary import Summary
 from rollout_ray.view import EngineView, RunView
@@ -80,7 +79,6 @@ def draw_missing(
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     began = time.monotonic()
-    load_reward(cfg.scoring.reward)
     with connected(cfg), ExitStack() as own:
         lent = fleet is not None
         if fleet is None:

@@ -16,7 +16,7 @@ from itertools import combinations
 from rollout_ray.config import RewardConfig
 from rollout_ray.grading import Grade
 
-__all__ = ["UNKNOWN", "QuestionScore", "RewardConfig", "RewardTerms", "Scorable", "score_question"]
+__all__ = ["UNKNOWN", "QuestionScore", "RewardConfig", "RewardTerms", "Scorable", "reward_terms", "score_question"]
 
 UNKNOWN = frozenset(("bad_gold", "timeout", "error"))  # statuses that leave it open whether the answer was right
 
@@ -69,32 +69,39 @@ def score_question(trajectories: Sequence[Scorable], grades: Sequence[Grade], co
     if len(trajectories) != len(grades):
         raise ValueError(f"{len(trajectories)} trajectories with {len(grades)} grades")
     answers = [grade.answer for grade in grades]
-    words = [t.reasoning.lower().split() for t in trajectories]
+    words = [_words(t) for t in trajectories]
     vocabularies = [frozenset(w) for w in words]
     end = end_coherence(answers)
     path = path_coherence([len(w) for w in words], vocabularies)
     counterfactual = counterfactual_coherence(answers, [t.probe_role for t in trajectories])
     w_end, w_path, w_cf = config.s_wm_weights
     coherence = min(1.0, w_end * end + w_path * path + w_cf * counterfactual)
-    right = [i for i, grade in enumerate(grades) if grade.status == "correct"]
-    quality = _qualities(trajectories, right, vocabularies) if config.gamma else {}
-    terms: list[RewardTerms | None] = []
-    for i, (trajectory, grade) in enumerate(zip(trajectories, grades, strict=True)):
-        if grade.status in UNKNOWN:
-            terms.append(None)
-            continue
-        is_right = grade.status == "correct"
-        terms.append(
-            RewardTerms(
-                correct=config.alpha * is_right,
-                coherence=config.beta * coherence,
-                quality=config.gamma * quality.get(i, 0.0),
-                bonus=config.bonus * (is_right and end > config.bonus_above),
-                penalty=config.penalty_per_token * max(0, trajectory.num_tokens - config.penalty_free_tokens),
-            )
-        )
+    terms = reward_terms(trajectories, [grade.status for grade in grades], end, coherence, config)
     rewards = tuple(t.total if t else None for t in terms)
-    return QuestionScore(end, path, counterfactual, coherence, rewards, tuple(terms))
+    return QuestionScore(end, path, counterfactual, coherence, rewards, terms)
+
+
+def reward_terms(
+    trajectories: Sequence[Scorable], statuses: Sequence[str], end: float, coherence: float, config: RewardConfig
+) -> tuple[RewardTerms | None, ...]:
+    """The terms of each trajectory's reward, in order, from their score statuses and the question's s_end and s_wm.
+
+    None where the status leaves the truth open. `statuses` has the length of `trajectories`.
+    """
+    right = [i for i, status in enumerate(statuses) if status == "correct"]
+    quality = _qualities(trajectories, right) if config.gamma else {}
+    return tuple(
+        None
+        if status in UNKNOWN
+        else RewardTerms(
+            correct=config.alpha * (status == "correct"),
+            coherence=config.beta * coherence,
+            quality=config.gamma * quality.get(i, 0.0),
+            bonus=config.bonus * (status == "correct" and end > config.bonus_above),
+            penalty=config.penalty_per_token * max(0, trajectory.num_tokens - config.penalty_free_tokens),
+        )
+        for i, (trajectory, status) in enumerate(zip(trajectories, statuses, strict=True))
+    )
 
 
 def end_coherence(answers: Sequence[str | None]) -> float:
@@ -154,9 +161,11 @@ def counterfactual_coherence(answers: Sequence[str | None], roles: Sequence[str 
     return max(counts.values()) / len(answers)
 
 
-def _qualities(
-    trajectories: Sequence[Scorable], right: Sequence[int], vocabularies: Sequence[frozenset[str]]
-) -> dict[int, float]:
+def _words(trajectory: Scorable) -> list[str]:
+    return trajectory.reasoning.lower().split()
+
+
+def _qualities(trajectories: Sequence[Scorable], right: Sequence[int]) -> dict[int, float]:
     """Quality in [0, 1] of each correct trajectory, by index: conciseness among the correct ones, and where a probe A
     or A' is correct 0.4 of it plus 0.6 of the best Jaccard overlap with such a probe."""
     if not right:
@@ -164,6 +173,7 @@ def _qualities(
     lengths = [trajectories[i].num_tokens for i in right]
     spread = max(lengths) - min(lengths)
     probes = [i for i in right if trajectories[i].probe_role in ("A", "A'")]
+    vocabularies = {i: frozenset(_words(trajectories[i])) for i in right} if probes else {}
     qualities = {}
     for i in right:
         concise = 1.0 - (trajectories[i].num_tokens - min(lengths)) / spread if spread else 0.5

@@ -45,6 +45,8 @@ def test_the_installed_package_runs_from_anywhere(wheel: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(command, check=True, capture_output=True)
     model = site / "rollout_ray" / "demo_model"
+    page = {file.name for file in (site / "rollout_ray" / "page").iterdir()}
+    assert {"report.html", "report.css", "report.js"} <= page
     assert (model / "model.safetensors").stat().st_size < 10_000_000 and (model / "chat_template.jinja").exists()
     done = subprocess.run(
         [sys.executable, str(site / "bin" / "rollout"), "prepare", "demo", "5", "q.parquet"],

@@ -44,7 +44,10 @@ def drawn(question: Question, draw: int, seed: int, max_tokens: int) -> Completi
     return Completion(draw, f"{thoughts}\n{ending}", 12, tokens, rng.choice(["stop", "length"]), f"engine-{draw % 2}")
 
 
-def finished(folder: Path, rows: Any, **sections: Any) -> RunDirectory:
+Drawn = Callable[[Question, int, int, int], Completion]
+
+
+def finished(folder: Path, rows: Any, draw: Drawn = drawn, **sections: Any) -> RunDirectory:
     """A run directory as a run leaves it, without engines: the same scoring, ledger, merge and description."""
     cfg = RunConfig.model_validate({"output": {"output_dir": str(folder)}, **sections})
     questions, arms = load_questions(rows, cfg.data), resolve_arms(cfg)
@@ -54,16 +57,16 @@ def finished(folder: Path, rows: Any, **sections: Any) -> RunDirectory:
     run.open(identity, {"arms": facts["arms"], "dataset": facts["dataset"]})
     scorer = QuestionScorer(arms, cfg.scoring, cfg.sampling.seed, load_reward(cfg.scoring.reward))
     with Grader() as grader:
-        whole = [(question, completions(question, scorer, cfg)) for question in questions.questions()]
+        whole = [(question, completions(question, scorer, cfg, draw)) for question in questions.questions()]
         grades = grade_questions(grader, whole)
     run.write_part(part_table([scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]))
     merge_again(run, questions, cfg, len(scorer.draws), facts)
     return run
 
 
-def completions(question: Question, scorer: QuestionScorer, cfg: RunConfig) -> list[Completion]:
+def completions(question: Question, scorer: QuestionScorer, cfg: RunConfig, draw: Drawn = drawn) -> list[Completion]:
     seeds = [sampling_seed(cfg.sampling.seed, question.question_id, d.arm.name, d.sample) for d in scorer.draws]
-    return [drawn(question, n, seed, scorer.draws[n].arm.max_tokens) for n, seed in enumerate(seeds)]
+    return [draw(question, n, seed, scorer.draws[n].arm.max_tokens) for n, seed in enumerate(seeds)]
 
 
 def merge_again(run: RunDirectory, questions: QuestionSet, cfg: RunConfig, draws: int, facts: dict[str, Any]) -> None:
