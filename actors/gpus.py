@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rollout_ray.hardware import Gpu
 
@@ -17,15 +17,24 @@ COMMAND = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader
 LONGEST_S = 30.0  # that one machine may take to answer
 
 
-def smallest_here() -> Gpu | None:
-    """The GPU of this machine that has the least memory; None where there is none, or it cannot be told."""
+def all_here() -> list[Gpu]:
+    """The GPUs of this machine; none where they cannot be told."""
     try:
         answer = subprocess.run(COMMAND, capture_output=True, text=True, timeout=LONGEST_S, check=True).stdout
         rows = [line.rsplit(",", 1) for line in answer.splitlines() if line.strip()]
-        return min((Gpu(name.strip(), int(mib) / 1024) for name, mib in rows), key=lambda gpu: gpu.memory_gib, default=None)
+        return [Gpu(name.strip(), int(mib) / 1024) for name, mib in rows]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         log.info("the GPUs could not be looked at (%s)", error)
-        return None
+        return []
+
+
+def smallest(gpus: Iterable[Gpu | None]) -> Gpu | None:
+    """The one with the least memory of those that are known."""
+    return min((gpu for gpu in gpus if gpu), key=lambda gpu: gpu.memory_gib, default=None)
+
+
+def _smallest_here() -> Gpu | None:
+    return smallest(all_here())
 
 
 def smallest_of(nodes: Sequence[str]) -> Gpu | None:
@@ -34,17 +43,17 @@ def smallest_of(nodes: Sequence[str]) -> Gpu | None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    look = ray.remote(num_cpus=0, max_retries=0)(smallest_here)
+    look = ray.remote(num_cpus=0, max_retries=0)(_smallest_here)
     calls = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
         for node in nodes
         if node != here
     ]
-    found = [smallest_here()] if here in nodes else []
+    found = [_smallest_here()] if here in nodes else []
     for call in calls:
         try:
             found.append(ray.get(call, timeout=2 * LONGEST_S))
         except ray.exceptions.RayError as error:  # the node has gone, or Ray cannot start a process there
             log.info("a node's GPUs could not be looked at (%s)", type(error).__name__)
             found.append(None)
-    return min((gpu for gpu in found if gpu), key=lambda gpu: gpu.memory_gib, default=None)
+    return smallest(found)

@@ -33,7 +33,8 @@ class Placement:
     """`replicas` engines with `gpus` GPUs and `threads` CPU threads each; `note` says in words why.
 
     `engine` is the config's, with what it left open settled for these machines; `cpus` is what Ray books for an engine,
-    which need not be the threads that it uses.
+    which need not be the threads that it uses. Where the cluster `scales`, nodes for some of the engines may be still to
+    come.
     """
 
     replicas: int
@@ -42,6 +43,7 @@ class Placement:
     note: str
     engine: EngineConfig
     cpus: int = 1
+    scales: bool = False
 
 
 def choose_placement(

@@ -11,29 +11,25 @@ import logging
 import re
 from typing import Any
 
-import jinja2
-
 from actors.backend import Refused
 from rollout_ray import arms
 from rollout_ray.records import Message, Prompt
+from rollout_ray.templates import TEMPLATE_ERRORS
 
 log = logging.getLogger(__name__)
 
-# What a chat template raises on a conversation that its author did not provide for.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
-)  # fmt: skip
 _CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark where a text must be cut; no text may hold them in this order
 
 _QUICKLY_TOKENIZED = 1 << 16  # characters
 
 
 class PromptEncoder:
-    """Encodes for one tokenizer (transformers' interface); refuses prompts of `max_model_len` tokens or more."""
+    """Encodes for one tokenizer (transformers' interface); refuses prompts of `max_model_len` tokens or more.
+    `chat_template` is the text of a template to be used in place of the tokenizer's."""
 
-    def __init__(self, tokenizer: Any, max_model_len: int) -> None:
-        self._tokenizer, self._max_model_len = tokenizer, max_model_len
-        self._has_template = bool(getattr(tokenizer, "chat_template", None))
+    def __init__(self, tokenizer: Any, max_model_len: int, chat_template: str | None = None) -> None:
+        self._tokenizer, self._max_model_len, self._template = tokenizer, max_model_len, chat_template
+        self._has_template = bool(chat_template or getattr(tokenizer, "chat_template", None))
         self._longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
         self._special = self._find_special()
         self._takes_system = self._has_template and self._find_takes_system()
@@ -50,7 +46,7 @@ class PromptEncoder:
             messages = arms.without_system_role(messages)
         try:
             text = self._render(messages)
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             raise Refused(f"the chat template refused the prompt: {error}") from error
         return self._fits(self._tokens(text))
 
@@ -58,7 +54,7 @@ class PromptEncoder:
         """Whether the template takes a system message, by a plain conversation: no row's text decides it for others."""
         try:
             self._render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}])
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             log.warning("the chat template takes no system message (%s); it opens the user's turn instead", error)
             return False
         return True
@@ -69,11 +65,18 @@ class PromptEncoder:
         Raises ValueError where the template leaves a message out without a word.
         """
         marked: list[Any] = [{**_mapped(message, self._cut), "role": message["role"]} for message in messages]
-        text: str = self._tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+        text = self._templated(marked, add_generation_prompt=True)
         for number, message in enumerate(marked):
             # An earlier thought, or a tool's answer, may be dropped or rewritten on purpose.
             if message["role"] in ("system", "developer", "user") and message["content"].strip() not in text:
                 raise ValueError(f"it leaves out message {number}, of the role {message['role']}")
+        return text
+
+    def _templated(self, messages: list[Any], *, add_generation_prompt: bool) -> str:
+        # The template is passed on and not set: vLLM's tokenizer is a pool of copies, which would not have it.
+        text: str = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
         return text
 
     def _cut(self, text: str) -> str:
@@ -106,8 +109,8 @@ class PromptEncoder:
         if self._has_template:
             talk = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
             try:
-                frame = self._tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=False)
-            except _TEMPLATE_ERRORS as error:
+                frame = self._templated(talk, add_generation_prompt=False)
+            except TEMPLATE_ERRORS as error:
                 log.debug("the chat template shows no whole conversation: %s", error)
         added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
         names = {t.content for t in added if t.special or t.content in frame} | set(self._tokenizer.all_special_tokens)

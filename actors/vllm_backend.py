@@ -201,7 +201,7 @@ class VllmBackend:
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
-        self._encoder = PromptEncoder(tokenizer, self._max_model_len)
+        self._encoder = PromptEncoder(tokenizer, self._max_model_len, config.model.chat_template)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         self._decoder = TextDecoder(fast) if fast is not None else None
         self._vllm_decodes = True

@@ -43,7 +43,7 @@ def capacity(paths: Sequence[str]) -> Capacity:
     """The room that these adapters need. Raises ConfigError where one cannot be read."""
     if not paths:
         return Capacity()
-    rank = max(_adapter_config(path)["r"] for path in paths)
+    rank = max(read_adapter_config(path)["r"] for path in paths)
     return Capacity(next((room for room in RANKS if room >= rank), rank), len(paths))
 
 
@@ -55,7 +55,7 @@ def fingerprints(paths: Sequence[str]) -> dict[str, str]:
 def check_adapter(path: str, model: str) -> None:
     """Raises ConfigError where `path` is no LoRA adapter that vLLM can serve on `model` without merging. Shapes are
     compared where the model is a folder."""
-    config = _adapter_config(path)
+    config = read_adapter_config(path)
     unfit = {
         "it uses DoRA": config.get("use_dora"),
         f"it trains the bias ('{config.get('bias')}')": config.get("bias", "none") != "none",
@@ -85,15 +85,15 @@ def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], model: str, ran
             raise ConfigError(f"the adapter {path} is another model's: {name} is {shape}, not {due}; check lora_path")
 
 
-def _adapter_config(path: str) -> dict[str, Any]:
+def read_adapter_config(path: str) -> dict[str, Any]:
+    """The adapter_config.json of a LoRA adapter. Raises ConfigError where there is none."""
     file = Path(path) / "adapter_config.json"
     try:
         config = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"lora_path {path} is no adapter: {file.name} cannot be read ({error}); give a folder that peft's "
-            "save_pretrained wrote"
+            f"{path} is no adapter: {file.name} cannot be read ({error}); give a folder that peft's save_pretrained wrote"
         ) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
-        raise ConfigError(f"lora_path {path} is no LoRA adapter; its adapter_config.json has no peft_type LORA and rank r")
+        raise ConfigError(f"{path} is no LoRA adapter; its adapter_config.json has no peft_type LORA and rank r")
     return config

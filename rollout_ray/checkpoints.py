@@ -86,6 +86,11 @@ def check_same_shape(held: str, offered: str) -> None:
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in the folder's safetensors files. Raises ConfigError where there are none, or one
     is no safetensors file, or an index names a file that is not there."""
+    return {name: shape for shapes in shapes_by_file(folder).values() for name, shape in shapes.items()}
+
+
+def shapes_by_file(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
+    """The same, apart for each file."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         files = sorted({folder / name for name in _json(index)["weight_map"].values()})
@@ -93,7 +98,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{folder} holds no safetensors file; save the weights with save_pretrained")
-    return {name: shape for file in files for name, shape in _shapes_of(file).items()}
+    return {file: _shapes_of(file) for file in files}
 
 
 def _shapes_of(file: Path) -> dict[str, tuple[int, ...]]:

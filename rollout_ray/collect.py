@@ -33,6 +33,7 @@ from rollout_ray.progress import Progress
 from rollout_ray.questions import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.records import SCHEMA_VERSION, Arm
 from rollout_ray.report import write_report
+from rollout_ray.scoring import load_reward
 from rollout_ray.summary import Summary
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Prog
     check_model(cfg)
     arms = resolve_arms(cfg)
     check_adapters(cfg, arms)
+    load_reward(cfg.scoring.reward)
     policy = fleet.policy if fleet else policy_of(cfg)
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:

@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+        from rollout_ray.usage import plain
+
+        raise ConfigError(f"{plain(message)}; see {self.prog} --help")
 
 
 def prepare(words: list[str]) -> int:
@@ -49,16 +51,55 @@ def prepare(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
+    from rollout_ray.export import FORMATS, export
+    from rollout_ray.trainer_rows import Choice
+
     parser = Parser(prog="rollout export")
-    parser.add_argument("run_dir")
-    parser.add_argument("output")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="what is written (default: %(default)s)")
+    add_choice(parser)
+    parser.add_argument("--best", type=int, default=Choice.best, help="sft: the best so many of a question")
     args = parser.parse_args(words)
-
-    from rollout_ray.export import export_jsonl
-    from rollout_ray.ledger import RunDirectory
-
-    print(f"{export_jsonl(RunDirectory(args.run_dir), args.output)} questions in {args.output}")
+    done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
+    print(shown(done.line(args.format, args.output)))
     return 0
+
+
+def plan(words: list[str]) -> int:
+    parser = Parser(prog="rollout plan", allow_abbrev=False, epilog="further flags: those of a run")
+    parser.add_argument("--config", help="YAML file of the run")
+    parser.add_argument("--on", metavar="GPUS", help="GPUs to plan for, such as 8xH100 or 2x8xH100; unset: this machine's")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from", dest="earlier", metavar="RUN_DIR", help="a finished run to take speed and lengths from")
+    source.add_argument(
+        "--probe",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="run N questions first; without N as many as fill the engines",
+    )
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.config_sources import load_config
+    from rollout_ray.planning import make_plan
+
+    _, progress = view(quiet=False)
+    made = make_plan(load_config(flags, os.environ, own.config), own.on, own.earlier, own.probe, progress)
+    for line in made.lines():
+        print(shown(line))
+    for warning in made.warnings():
+        print(f"warning: {shown(warning)}")
+    return 0
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The arguments about preference pairs."""
+    from rollout_ray.trainer_rows import Choice
+
+    parser.add_argument("--margin", type=float, default=Choice.margin, help="dpo: least gap in reward of coherence pairs")
+    parser.add_argument("--pairs", type=int, default=Choice.pairs, help="dpo: most pairs a question")
 
 
 def verify(words: list[str]) -> int:
@@ -116,6 +157,29 @@ def report(words: list[str]) -> int:
     return 0
 
 
+def completion(words: list[str]) -> int:
+    from rollout_ray.completion import SHELLS, script
+
+    parser = Parser(prog="rollout completion", description="Prints a script for the shell's start file.")
+    parser.add_argument("shell", choices=SHELLS)
+    print(script(parser.parse_args(words).shell, sorted(COMMANDS)))
+    return 0
+
+
+def merge_lora(words: list[str]) -> int:
+    parser = Parser(prog="rollout merge-lora", description="Adds a LoRA adapter to its base model, file by file.")
+    parser.add_argument("--base", required=True, help="folder of the base model")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter, as peft's save_pretrained wrote it")
+    parser.add_argument("--output", required=True, help="new folder for the merged bf16 model and its tokenizer")
+    args = parser.parse_args(words)
+
+    from rollout_ray.merge_lora import merge_lora
+    from rollout_ray.models import model_folder
+
+    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(shown(text), flush=True))
+    return 0
+
+
 def view(quiet: bool) -> tuple[Any, Progress]:
     from rich.console import Console
 
@@ -138,8 +202,11 @@ def print_summary(console: Any, summary: Summary, path: str) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
+    "plan": plan,
     "export": export,
     "verify": verify,
     "rescore": rescore,
+    "completion": completion,
+    "merge-lora": merge_lora,
     "report": report,
 }

@@ -1,7 +1,8 @@
 """RunConfig: every parameter of a run, with its default, unit and range; and the digest that tells two runs apart.
 
-Owns what a run *is*. It does not read files, arguments or the environment (config_sources.py), and does not look at
-the machine: what is None here is chosen when the run starts, from the model and the hardware.
+Owns what a run *is*. It does not read arguments or the environment (config_sources.py), nor files but those of templates,
+whose text is part of the run, and does not look at the machine: what is None here is chosen when the run starts, from the
+model and the hardware.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from rollout_ray.budget import seconds_of
@@ -43,12 +44,24 @@ class DataConfig(Section):
     id_key: str | None = Field(
         None, description="Column with a unique id; unset: question_id if there is one, else ids are content hashes."
     )
+    prompt_template: str | None = Field(
+        None,
+        description="Jinja file that makes the user's message of a row's columns; unset: the prompt column as it is.",
+    )
     limit: int | None = Field(None, ge=1, description="Use only the first so many questions.")
     lengths_from: str | None = Field(
         None,
         description="Run directory or merged parquet of an earlier run over these questions: those with long outputs there "
         "are drawn first. Pays from about four times as many draws as the engines decode at once.",
     )
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _template_is_its_text(cls, value: str | None) -> str | None:
+        """A run is what the file says now: the text takes the place of the file's name."""
+        from rollout_ray.templates import prompt_template
+
+        return None if value is None else prompt_template(value)
 
 
 class ModelConfig(Section):
@@ -63,6 +76,15 @@ class ModelConfig(Section):
     lora_path: str | None = Field(
         None, description="Folder of a peft LoRA adapter to draw with, unmerged; an arm may name its own."
     )
+    chat_template: str | None = Field(None, description="Jinja file of a chat template; unset: the tokenizer's own.")
+
+    @field_validator("chat_template")
+    @classmethod
+    def _template_is_its_text(cls, value: str | None) -> str | None:
+        """As with `prompt_template`."""
+        from rollout_ray.templates import chat_template
+
+        return None if value is None else chat_template(value)
 
 
 class SimulatedConfig(Section):
@@ -152,11 +174,13 @@ class ArmsConfig(Section):
 
     @model_validator(mode="after")
     def _list_and_set_agree(self) -> Self:
-        if (self.arm_set == "custom") != bool(self.arm_list):
-            raise ValueError("arm_list gives the arms of arm_set 'custom', and only of it")
+        if self.arm_set == "custom" and not self.arm_list:
+            raise ValueError("arm_set 'custom' has no arms; list them under arm_list in the config file")
+        if self.arm_set != "custom" and self.arm_list:
+            raise ValueError(f"arm_list and arm_set '{self.arm_set}' both give arms; leave one of them out")
         names = [arm.name for arm in self.arm_list]
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"arm_list names {', '.join(twice)} more than once")
+            raise ValueError(f"arm_list names {', '.join(twice)} more than once; give each arm a name of its own")
         return self
 
 
@@ -233,7 +257,9 @@ class ResourcesConfig(Section):
     """Machines. Nothing here changes a row."""
 
     replicas: int | None = Field(
-        None, ge=1, description="Engines; unset: as many as the GPUs hold, on the CPU at most two."
+        None,
+        ge=1,
+        description="Engines, at most where nodes come and go; unset: as many as the GPUs hold, on the CPU at most two.",
     )
     scorers: int | None = Field(None, ge=1, description="Scoring actors; unset: one for four engines.")
     ray_address: str | None = Field(

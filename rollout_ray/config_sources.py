@@ -20,8 +20,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from rollout_ray.config import RunConfig, Section, leaf_fields
+from rollout_ray.config import RunConfig, leaf_fields
 from rollout_ray.errors import ConfigError
+from rollout_ray.redaction import shortened
+from rollout_ray.usage import plain
 
 ENV_PREFIX = "ROLLOUT_"
 _FIELDS = leaf_fields(RunConfig)
@@ -76,14 +78,26 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"the config file {file} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"the config file {file} cannot be read: {error.strerror}; give the path of a YAML file"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config file {file} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"the config file {file} is not YAML: {_problem(error)}; correct it there") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"the config file {file} holds a {type(content).__name__} where sections are needed")
+        raise ConfigError(
+            f"the config file {file} holds a {type(content).__name__} where sections are needed; write 'sampling:' and "
+            "the like, with fields below them"
+        )
     return content
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a YAML file, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -114,22 +128,10 @@ def _from_flags(arguments: Sequence[str]) -> dict[str, Any]:
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             flag = unknown.group(1)
             name = flag.lstrip("-").partition("=")[0]
+            if not flag.startswith("-"):
+                raise ConfigError(f"'{flag}' is neither a command nor a flag with its value; see rollout --help") from None
             raise ConfigError(f"{flag} is not a flag{_suggest(name, FLAGS, '--')}") from None
-        raise ConfigError(message) from None
-
-
-def help_text() -> str:
-    """Every flag with its section, meaning and default."""
-    lines = []
-    for section, info in RunConfig.model_fields.items():
-        kind = info.annotation
-        assert isinstance(kind, type) and issubclass(kind, Section)
-        lines.append(f"\n{section}: {(kind.__doc__ or '').splitlines()[0]}")
-        for name, leaf in leaf_fields(kind).items():
-            default = leaf.get_default(call_default_factory=True, validated_data={})
-            shown = "" if default is None else f" (default: {json.dumps(default)})"
-            lines.append(f"  --{name.rpartition('.')[2]:<24} {leaf.description}{shown}")
-    return "\n".join(lines)
+        raise ConfigError(f"{plain(message)}; see rollout --help") from None
 
 
 def _plain_flags(arguments: Sequence[str]) -> list[str]:
@@ -195,11 +197,13 @@ def describe(error: ValidationError) -> str:
         elif problem["type"] == "value_error":
             sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
         else:
-            message = problem["msg"].replace("Input should", "must", 1).replace("Value error, ", "", 1)
-            sentences.append(f"{place} {message}, not {json.dumps(problem['input'], default=str)}")
+            message = re.sub(r"^\w+ should", "must", problem["msg"].partition(", unable to parse")[0])
+            given = shortened(json.dumps(problem["input"], default=str), 60)
+            remedy = f"give --{place.rpartition('.')[2]} such a value" if place in _FIELDS else "correct it there"
+            sentences.append(f"{place} {message}, not {given}; {remedy}")
     return "; ".join(sentences)
 
 
 def _suggest(name: str, known: Any, prefix: str = "", style: Any = str) -> str:
     close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), 1)
-    return f"; did you mean {prefix}{style(close[0])}?" if close else ""
+    return f"; did you mean {prefix}{style(close[0])}?" if close else "; rollout --help lists all"

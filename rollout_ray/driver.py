@@ -22,19 +22,20 @@ from actors.backend import BackendInfo
 from actors.engine import Exchange
 from actors.placement import draining_nodes
 from actors.scorer import Receipt, ScorerActor
+from rollout_ray.autoscaling import beside_the_driver, placed
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.connection import connected
 from rollout_ray.early import EarlyWarnings
+from rollout_ray.elastic import Elastic
 from rollout_ray.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted, RolloutError
-from rollout_ray.fleet import HEARTBEAT_S, Fleet, placed
+from rollout_ray.fleet import HEARTBEAT_S, Fleet
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.metrics import RunMetrics
 from rollout_ray.progress import Progress
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.scheduler import Scheduler
-from rollout_ray.scoring import load_reward
 from rollout_ray.slots import Slot, reason_of
 from rollout_ray.summary import Summary
 from rollout_ray.view import EngineView, RunView
@@ -78,12 +79,13 @@ def draw_missing(
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     began = time.monotonic()
-    load_reward(cfg.scoring.reward)
     with connected(cfg), ExitStack() as own:
+        lent = fleet is not None
         if fleet is None:
-            fleet = Fleet(cfg, placed(cfg), policy, str(run.local("logs")) if run.is_local else None)
+            placement = placed(cfg, (len(questions) - len(done)) * sum(arm.samples for arm in arms))
+            fleet = Fleet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
             own.callback(fleet.close)
-        session = _Session(cfg, arms, questions, done, run, events, fleet)
+        session = _Session(cfg, arms, questions, done, run, events, fleet, lent)
         session.view.began = began
         try:
             with progress:
@@ -108,6 +110,7 @@ class _Session:
         run: RunDirectory,
         events: EventLog,
         fleet: Fleet,
+        lent: bool,
     ) -> None:
         self._cfg, self._arms, self._run, self._events, self._fleet = cfg, tuple(arms), run, events, fleet
         placement = fleet.placement
@@ -127,10 +130,13 @@ class _Session:
         self._next_look = 0.0
         self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
         fleet.attach(cfg, arms, self.view.engines, events)
+        self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent)
         self._scorers = [self._start_scorer(lane) for lane in range(lanes)]
 
     def _start_scorer(self, lane: int, deaths: int = 0) -> _Scorer:
-        actor = ray.remote(ScorerActor).options(num_cpus=0).remote(lane, self._run, self._cfg, self._arms)
+        place = beside_the_driver() if self._fleet.placement.scales else "DEFAULT"
+        options = {"num_cpus": 0, "scheduling_strategy": place}
+        actor = ray.remote(ScorerActor).options(**options).remote(lane, self._run, self._cfg, self._arms)
         return _Scorer(lane, actor, deaths=deaths)
 
     # The loop
@@ -141,8 +147,8 @@ class _Session:
         while self.view.committed < self._missing:
             if budget is not None and time.monotonic() - self.view.began >= budget:
                 raise BudgetSpent
-            self._take_answers()
             self._look_around()
+            self._take_answers()
             self._supply_idle_engines()
             self._flush_scorers()
             unscored = sum(scorer.unscored for scorer in self._scorers)
@@ -166,7 +172,7 @@ class _Session:
                 self._scorer_answered(scoring[call], call)
 
     def _look_around(self) -> None:
-        """Once a heartbeat: engines that hang, and nodes that are about to go."""
+        """Once a heartbeat: engines that hang, nodes that are about to go, and what nodes there are."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + HEARTBEAT_S
@@ -181,6 +187,7 @@ class _Session:
                 self._flush(scorer)
         for name in self._fleet.move_left():
             self._scheduler.remove_engine(name)
+        self._elastic.look({payload for scorer in self._scorers for payload, _ in scorer.calls.values()})
 
     def _engine_answered(self, slot: Slot) -> None:
         call, slot.call = slot.call, None
@@ -225,6 +232,7 @@ class _Session:
 
     def _supply_idle_engines(self) -> None:
         if self._scheduler.pending:
+            self._elastic.ensure_engine()
             for slot in self._fleet.slots.values():
                 if slot.begun and slot.call is None:
                     self._exchange(slot, unfinished=0)
@@ -242,6 +250,7 @@ class _Session:
         self.view.generated_draws += draws
         if delivered:
             self.view.last_generated = time.monotonic()
+        slot.payloads.update(exchange.payloads.values())
         for lane, payload in exchange.payloads.items():
             self._score(self._scorers[lane], payload, [r for r in delivered if r.lane == lane])
 
@@ -306,7 +315,6 @@ class _Session:
             for request in self._scheduler.remove_engine(slot.name):
                 self._set_aside(request, reason_of(error))
         self._fleet.died(slot, error)
-        self._scheduler.expected_engines = len(self._fleet.slots)
 
     def _set_aside(self, request: RolloutRequest, reason: str) -> None:
         """A piece that was in flight at too many deaths becomes error trajectories."""

@@ -18,15 +18,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor, Exchange
-from actors.gpus import smallest_of
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
-from actors.placement import Placement, choose_placement, live_nodes, release, reserve
+from actors.placement import Placement, release, reserve
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog
-from rollout_ray.model_size import model_size
 from rollout_ray.models import model_folder
 from rollout_ray.records import Arm, RolloutRequest
 from rollout_ray.redaction import without_secrets
@@ -92,8 +90,7 @@ class Fleet:
         for name in views:
             slot = self.slots.get(name)
             if slot is None:
-                self._check_weights()
-                self.slots[name] = self._new(name)
+                self.add(name)
                 continue
             slot.deaths, slot.begun, slot.adopted, slot.leaving = 0, False, slot.started, False
             if slot.refused is not None or slot.actor is None:
@@ -102,6 +99,18 @@ class Fleet:
                 self._begin(slot)
             elif slot.call is None:
                 slot.call = slot.actor.start.remote()
+
+    def add(self, name: str) -> None:
+        """Starts an engine in a slot of its own."""
+        self._check_weights()
+        self.slots[name] = self._new(name)
+
+    def let_go(self, slot: Slot, state: str) -> None:
+        """Ends the slot and what is in it, and gives its room back."""
+        end(slot)
+        del self.slots[slot.name]
+        release(slot.room)
+        self._show(slot, state)
 
     def detach(self) -> None:
         """Serves no run any more; its engines drop what they have of it."""
@@ -233,7 +242,7 @@ class Fleet:
             self._shrink(slot, error)
         elif not started and not was_killed(error) and not any(s.started for s in self.slots.values() if s is not slot):
             slot.refused = error
-            if all(s.refused is not None for s in self.slots.values()):
+            if all(s.refused is not None for s in self.slots.values() if s.placed or not self.placement.scales):
                 raise EngineError(f"{slot.name} could not start: {words}")
         else:
             self._died_once(slot, error)
@@ -248,9 +257,7 @@ class Fleet:
         words = self._last_words(slot, error)
         log.warning("%s died once too often and is retired: %s", slot.name, words)
         self._note("engine_retired", engine=slot.name, error=words)
-        self._show(slot, "retired")
-        del self.slots[slot.name]
-        release(slot.room)
+        self.let_go(slot, "retired")
         if not self.slots:
             raise EngineError(f"every engine died; the last one, {slot.name}: {words}")
 
@@ -278,21 +285,26 @@ class Fleet:
     # Leaving
 
     def leave(self, nodes: frozenset[str]) -> list[str]:
-        """Engines on `nodes`, which are being drained, get no more work; returns the names of those newly told."""
-        told = [s for s in self.slots.values() if s.begun and s.node in nodes and not s.leaving]
+        """Engines on `nodes`, which are being drained, get no more work, and those that still start there do not go on;
+        returns the names of those newly told."""
+        told = [s for s in self.slots.values() if s.node in nodes and not s.leaving]
         for slot in told:
             slot.leaving = True
+            if not slot.begun:
+                slot.call = None
         return [slot.name for slot in told]
 
     def move_left(self) -> list[str]:
-        """Starts the engines that have left, with nothing in hand any more, elsewhere; returns their names."""
+        """Starts the engines that have left, with nothing in hand any more, elsewhere; returns the names of those
+        that had begun."""
         moved = [s for s in self.slots.values() if s.leaving and s.call is None]
+        names = [slot.name for slot in moved if slot.begun]
         for slot in moved:
             end(slot)
             release(slot.room)
             slot.room = None if self._tenancy else reserve(self.placement)
             self._refill(slot)
-        return [slot.name for slot in moved]
+        return names
 
     def close(self) -> None:
         """Ends every engine and gives the reservations back: the cluster may outlive the run."""
@@ -347,14 +359,6 @@ class Fleet:
                 self._note("engine_died", engine=slot.name, started=slot.started, error=reason_of(cause))
                 end(slot)
         return loaded, words
-
-
-def placed(cfg: RunConfig) -> Placement:
-    """How many engines the live nodes are to hold. Raises PlacementError where they cannot."""
-    nodes = ray.nodes()
-    with_gpus = [node["NodeID"] for node in nodes if node["Alive"] and node["Resources"].get("GPU")]
-    gpu = smallest_of(with_gpus) if with_gpus and cfg.engine.backend == "vllm" else None
-    return choose_placement(live_nodes(nodes), cfg, gpu, model_size(cfg) if gpu else None)
 
 
 def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:

@@ -91,16 +91,18 @@ def kind_of(gpu: Gpu) -> Kind:
     return Kind(gpu.name, gpu.memory_gib, 1.0, 150, 1024 if large else 256, 8192 if large else 4096)
 
 
-def named(text: str) -> tuple[int, Kind]:
-    """How many GPUs of which kind `8xH100` says. Raises PlacementError where the table has no such kind."""
-    count, _, name = text.rpartition("x")
+def named(text: str) -> tuple[int, int, Kind]:
+    """How many nodes of how many GPUs of which kind `2x8xH100` says; one node is left out. Raises PlacementError where the
+    table has no such kind."""
+    *counts, name = text.split("x")
     wanted = name.upper().replace("-", " ").replace("_", " ").strip()
-    for kind in KINDS:
-        if wanted in (kind.name.upper(), kind.name.upper().replace(" ", "")) and (count or "1").isdigit():
-            return int(count or 1), kind
-    raise PlacementError(
-        f"'{text}' names no GPUs; give a number and one of {', '.join(kind.name for kind in KINDS)}, such as 8xH100"
-    )
+    kind = next((k for k in KINDS if wanted in (k.name.upper(), k.name.upper().replace(" ", ""))), None)
+    if kind is None or len(counts) not in (1, 2) or not all(count.isdigit() and int(count) for count in counts):
+        raise PlacementError(
+            f"'{text}' names no GPUs; give their number and one of {', '.join(k.name for k in KINDS)}, such as 8xH100 or, "
+            "for two nodes, 2x8xH100"
+        )
+    return (int(counts[0]) if len(counts) == 2 else 1), int(counts[-1]), kind
 
 
 def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_a_node: int) -> Layout:
@@ -121,7 +123,7 @@ def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_
         return _laid_over(config, size, gpu, kind, engine.tensor_parallel_size, "as asked for")
     degrees = [n for n in (1, 2, 4, 8, 16) if n <= gpus_of_a_node and size.heads % n == 0]
     options = [_laid_over(config, size, gpu, kind, degree, "") for degree in degrees]
-    longest = _longest(config, size)
+    longest = longest_sequence(config, size)
     enough = [o for o in options if (o.kv_tokens or 0) >= max(longest, kind.fewest_seqs * _middling(config, longest))]
     possible = [o for o in options if (o.kv_tokens or 0) >= longest]
     if not possible:
@@ -149,7 +151,7 @@ def _laid_over(config: RunConfig, size: ModelSize, gpu: Gpu, kind: Kind, degree:
         f"{degree} GPU(s) a replica: {why}; of {gpu.memory_gib:.0f} GiB a GPU, weights take {weights / GIB:.1f} and the KV "
         f"cache {max(0.0, room) / GIB:.1f}, room for {kv_tokens:,} tokens"
     )
-    engine = _settled(config, degree, kind, kv_tokens // _middling(config, _longest(config, size)))
+    engine = _settled(config, degree, kind, kv_tokens // _middling(config, longest_sequence(config, size)))
     return Layout(degree, engine, reason, weights / GIB, max(0.0, room) / GIB, kv_tokens)
 
 
@@ -169,10 +171,10 @@ def _settled(config: RunConfig, degree: int, kind: Kind | None, room: int | None
     )
 
 
-def _longest(config: RunConfig, size: ModelSize) -> int:
+def longest_sequence(config: RunConfig, size: ModelSize | None) -> int:
     """max_model_len in tokens, as the engine will have it."""
     wanted = config.engine.max_model_len or default_max_model_len(config)
-    limit = size.max_position_embeddings
+    limit = size.max_position_embeddings if size else None
     if config.engine.max_model_len or not limit:
         return wanted or limit or DEFAULT_BATCHED_TOKENS
     return min(wanted, limit) if wanted else limit

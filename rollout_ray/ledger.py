@@ -189,7 +189,7 @@ class RunDirectory(Folder):
         """The content of run.json. Raises LedgerError where there is none."""
         record = self._read_json("run.json")
         if record is None:
-            raise LedgerError(f"{self.uri} is not a run directory: it has no run.json")
+            raise LedgerError(f"{self.uri} is not a run directory: it has no run.json; give the --output_dir of a run")
         return record
 
     def events(self) -> list[dict[str, Any]]:

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 SIDE_BY_SIDE = 116  # columns from which engines and arms stand beside each other
 FEWEST_LINES = 3  # of a table
 REDRAW_S = 0.25
-STYLES = {"running": "green", "starting": "yellow", "idle": "dim", "leaving": "yellow", "dead": "red", "retired": "red"}
+STYLES = {
+    "running": "green",
+    "waiting": "dim",
+    "starting": "yellow",
+    "idle": "dim",
+    "leaving": "yellow",
+    "dead": "red",
+    "retired": "red",
+}
 
 
 class Live:

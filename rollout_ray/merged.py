@@ -28,6 +28,7 @@ from rollout_ray.ledger import RunDirectory
 from rollout_ray.questions import ID_KEY, QuestionSet, load_questions
 from rollout_ray.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
 from rollout_ray.storage import join_path, split_path
+from rollout_ray.templates import columns_of
 
 MERGED = "merged.parquet"
 READ_QUESTIONS, READ_ROWS = 128, 2048  # rows held at a time of a file with one row a question, or a trajectory
@@ -119,17 +120,21 @@ class MergedFile:
             )
 
     def input_keys(self) -> list[str]:
-        """The columns of the input that make up a question: the prompt and, if there was one, the gold answer."""
-        return [key for key in (self.description.config.data.prompt_key, self.description.gold_key) if key]
+        """The columns of the input that make up a question: the prompt, if there was one the gold answer, and what a
+        prompt template names."""
+        data = self.description.config.data
+        named = columns_of(data.prompt_template) if data.prompt_template else ()
+        found = [name for name in sorted(named) if self.input_column(name) in self.schema.names]
+        return list(dict.fromkeys(key for key in (data.prompt_key, self.description.gold_key, *found) if key))
 
     def question_set(self, given: pa.Table, ids: Sequence[str] | None) -> QuestionSet:
         """The questions of a table that `batches` gave, under these ids; without any, under hashes of their content."""
         table = given.select([key for key in dict.fromkeys(self.input_keys()) if key != ID_KEY])
         if ids is not None:
             table = table.append_column(ID_KEY, pa.array(ids, pa.string()))
-        prompt_key, gold_key = self.description.config.data.prompt_key, self.description.gold_key
-        id_key = None if ids is None else ID_KEY
-        return load_questions(table, DataConfig(prompt_key=prompt_key, gold_key=gold_key, id_key=id_key))
+        data, gold_key = self.description.config.data, self.description.gold_key
+        own = {"prompt_key": data.prompt_key, "prompt_template": data.prompt_template, "gold_key": gold_key}
+        return load_questions(table, DataConfig(**own, id_key=None if ids is None else ID_KEY))
 
     def _given(self, table: pa.Table) -> pa.Table:
         """The input's columns of these rows, under the input's names, and question_id."""

@@ -22,11 +22,14 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 @dataclass(frozen=True)
 class ModelSize:
-    """`weight_bytes` of all parameters as they are loaded, `kv_bytes_per_token` over all layers; `heads` of the attention,
-    which a tensor parallel degree must divide; `width` is the widest activation of a layer, in elements a token;
-    `max_position_embeddings` in tokens."""
+    """`weight_bytes` of all `parameters` as they are loaded, of which a token meets the `active_parameters`;
+    `kv_bytes_per_token` over all `layers`; `heads` of the attention, which a tensor parallel degree must divide; `hidden`
+    and `width` are a layer's input and its widest activation, in elements a token; `max_position_embeddings` in tokens."""
 
     parameters: int
+    active_parameters: int
+    layers: int
+    hidden: int
     weight_bytes: int
     kv_bytes_per_token: int
     heads: int
@@ -57,9 +60,12 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
         kv_heads = text.get("num_key_value_heads") or heads
         head = text.get("head_dim") or hidden // heads
         inner = text.get("intermediate_size") or 4 * hidden
-        parameters = _parameters(text, layers, hidden, vocabulary, heads, kv_heads, head, inner)
+        attention = layers * hidden * head * (2 * heads + 2 * kv_heads)
+        feed_forward, active = _feed_forward(text, layers, hidden, inner)
     except (KeyError, TypeError):
         return None
+    output = vocabulary * hidden
+    parameters = attention + feed_forward + output * (1 if text.get("tie_word_embeddings") else 2)
     dtype = config.engine.dtype if config.engine.dtype != "auto" else str(text.get("dtype") or text.get("torch_dtype"))
     each = BYTES.get(dtype.removeprefix("torch."), 2.0)
     stored = stored_bytes if config.engine.load_format != "dummy" else 0
@@ -77,6 +83,9 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
         kv_elements = 2 * kv_heads * head
     return ModelSize(
         parameters=parameters,
+        active_parameters=attention + active + output,
+        layers=layers,
+        hidden=hidden,
         weight_bytes=int(weights),
         kv_bytes_per_token=int(layers * kv_elements * kv_each),
         heads=heads,
@@ -86,20 +95,16 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
     )
 
 
-def _parameters(
-    text: dict[str, Any], layers: int, hidden: int, vocabulary: int, heads: int, kv_heads: int, head: int, inner: int
-) -> int:
-    """Of a decoder with gated feed-forward layers (Llama, Mistral, Qwen, Gemma and their mixtures of experts); norms and
-    biases, under a thousandth, are left out."""
-    attention = hidden * head * (2 * heads + 2 * kv_heads)
+def _feed_forward(text: dict[str, Any], layers: int, hidden: int, inner: int) -> tuple[int, int]:
+    """Parameters of all gated feed-forward layers, and of those that a token meets (Llama, Mistral, Qwen, Gemma and their
+    mixtures of experts). Norms and biases, under a thousandth, are left out here as in the sum of all."""
     experts = text.get("num_local_experts") or text.get("num_experts") or text.get("n_routed_experts")
-    if experts:
-        of_one = text.get("moe_intermediate_size") or inner
-        feed_forward = 3 * hidden * of_one * (experts + (text.get("n_shared_experts") or 0)) + hidden * experts
-    else:
-        feed_forward = 3 * hidden * inner
-    embeddings = vocabulary * hidden * (1 if text.get("tie_word_embeddings") else 2)
-    return int(layers * (attention + feed_forward) + embeddings)
+    if not experts:
+        return 3 * layers * hidden * inner, 3 * layers * hidden * inner
+    of_one = 3 * hidden * (text.get("moe_intermediate_size") or inner)
+    always = text.get("n_shared_experts") or 0
+    met = text.get("num_experts_per_tok") or 1
+    return layers * (of_one * (experts + always) + hidden * experts), layers * (of_one * (met + always) + hidden * experts)
 
 
 def _folder(config: RunConfig) -> Path | None:

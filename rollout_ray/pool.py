@@ -132,8 +132,9 @@ class RolloutPool:
         return self._fleet
 
     def _start(self) -> Fleet:
+        from rollout_ray.autoscaling import placed
         from rollout_ray.connection import connected
-        from rollout_ray.fleet import Fleet, placed
+        from rollout_ray.fleet import Fleet
 
         policy = policy_of(self._cfg)
         if self._name is None:

@@ -22,6 +22,7 @@ from rollout_ray.errors import DatasetError
 from rollout_ray.records import TRAJECTORY, Prompt, Question
 from rollout_ray.redaction import shortened
 from rollout_ray.sources import Source, open_source
+from rollout_ray.templates import MissingColumn, columns_of, render_prompt
 
 GOLD_KEY, ID_KEY = "gold_answer", "question_id"
 TURNS = 4
@@ -34,8 +35,8 @@ class QuestionSet:
     """A question set that was read through once: every id is known and unique.
 
     `ids` are in input order; `fingerprint` is equal for equal sets of (id, prompt, gold), whatever their order.
-    `gold_key` is None where there is no gold column. `turns` says in which pass over the input a question is asked, where
-    that is not the first.
+    `gold_key` is None where there is no gold column; `template` makes the prompts, if there is one. `turns` says in which
+    pass over the input a question is asked, where that is not the first.
     """
 
     source: Source
@@ -44,6 +45,7 @@ class QuestionSet:
     ids: tuple[str, ...]
     fingerprint: str
     turns: Mapping[str, int] = field(default_factory=dict)
+    template: str | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,7 +58,7 @@ class QuestionSet:
                 wanted = [self.turns.get(question_id, 0) == turn and question_id not in done for question_id in ids]
                 if not any(wanted):
                     continue
-                rows = _rows(batch, self.prompt_key, self.gold_key)
+                rows = _rows(batch, self.prompt_key, self.gold_key, self.template)
                 for question_id, asked, (prompt, gold, fault) in zip(ids, wanted, rows, strict=True):
                     if asked:
                         yield Question(question_id, prompt, gold, fault)
@@ -90,7 +92,8 @@ def load_questions(dataset: Any, data: DataConfig) -> QuestionSet:
     total = 0
     for batch in source.batches():
         given = _given_ids(batch, id_key, source.name, len(ids)) if id_key else None
-        for number, (prompt, gold, fault) in enumerate(_rows(batch, data.prompt_key, gold_key)):
+        rows = _named(_rows(batch, data.prompt_key, gold_key, data.prompt_template), source, ids)
+        for number, (prompt, gold, fault) in enumerate(rows):
             content = json.dumps([prompt, gold, fault], sort_keys=True, ensure_ascii=True, default=str).encode()
             if given:
                 question_id = given[number]
@@ -103,7 +106,8 @@ def load_questions(dataset: Any, data: DataConfig) -> QuestionSet:
             total += int.from_bytes(row.digest(), "big")
     if id_key:
         _refuse_duplicates(ids, id_key, source.name)
-    return QuestionSet(source, data.prompt_key, gold_key, tuple(ids), f"{total % 2**128:032x}")
+    fingerprint = f"{total % 2**128:032x}"
+    return QuestionSet(source, data.prompt_key, gold_key, tuple(ids), fingerprint, template=data.prompt_template)
 
 
 def _find_column(source: Source, named: str | None, usual: str, flag: str) -> str | None:
@@ -170,17 +174,47 @@ def _is_chat(kind: pa.DataType) -> bool:
     return {"role", "content"} <= fields
 
 
-def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None) -> Iterator[tuple[Prompt, str | None, str | None]]:
-    """(prompt, gold answer, fault) of each row."""
-    prompts = cell_values(batch.column(prompt_key))
+Row = tuple[Prompt, str | None, str | None]  # prompt, gold answer, fault
+
+
+def _named(rows: Iterator[Row], source: Source, ids: list[str]) -> Iterator[Row]:
+    """The rows; a missing column is an error that names the file, the row (as many as there are `ids`) and the column."""
+    try:
+        yield from rows
+    except MissingColumn as missing:
+        raise DatasetError(
+            f"{source.name}, row {len(ids)} (from 0): the prompt template asks for '{missing}', which is no column; "
+            f"{_what_is_there(source)}. Correct the template, or the data"
+        ) from missing
+
+
+def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None, template: str | None) -> Iterator[Row]:
+    """What is asked in each row. Raises MissingColumn."""
+    prompts = iter(cell_values(batch.column(prompt_key))) if template is None else _rendered(batch, template)
     golds = cell_values(batch.column(gold_key)) if gold_key else [None] * batch.num_rows
     for prompt, gold in zip(prompts, golds, strict=True):
         try:
+            if isinstance(prompt, ValueError):
+                raise prompt
             readable = _read_prompt(prompt)
         except ValueError as fault:
             yield "", _read_gold(gold), str(fault)
         else:
             yield readable, _read_gold(gold), None
+
+
+def _rendered(batch: pa.RecordBatch, template: str) -> Iterator[str | ValueError]:
+    """The prompt that the template makes of each row, or why it makes none."""
+    names = sorted(columns_of(template) & set(batch.schema.names))
+    columns = [cell_values(batch.column(name)) for name in names]
+    for number in range(batch.num_rows):
+        row = {name: values[number] for name, values in zip(names, columns, strict=True)}
+        try:
+            if odd := next((name for name, value in row.items() if isinstance(value, NotText)), None):
+                raise ValueError(f"the column '{odd}', which the prompt template names, is not UTF-8 text")
+            yield render_prompt(template, row)
+        except ValueError as fault:
+            yield fault
 
 
 class NotText:
@@ -277,6 +311,6 @@ def _refuse_duplicates(ids: list[str], key: str, name: str) -> None:
         if question_id in first:
             raise DatasetError(
                 f"{name}: rows {first[question_id]} and {number} (from 0) have the same {key} {_short(question_id)}; "
-                "ids must be unique"
+                "make them unique, or name another column with --id_key"
             )
         first[question_id] = number

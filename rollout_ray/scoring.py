@@ -96,9 +96,11 @@ def load_reward(name: str | None) -> CustomReward | None:
     try:
         found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"scoring.reward {name} cannot be loaded: {error}") from error
+        raise ConfigError(
+            f"scoring.reward {name} cannot be loaded: {error}; give a module:function that can be imported here"
+        ) from error
     if not callable(found):
-        raise ConfigError(f"scoring.reward {name} is no function")
+        raise ConfigError(f"scoring.reward {name} is no function; give the name of one")
     return found  # type: ignore[no-any-return]
 
 

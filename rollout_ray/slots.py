@@ -19,7 +19,8 @@ class Slot:
     `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
     started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
     `refused` is what its start raised, while it waits for another engine to show that starting is possible at all;
-    `leaving` is set while its node is being drained; `asked_at` is when the engine was asked for.
+    `leaving` is set while its node is being drained; `placed` unless it waits for a node with room. `payloads` are those
+    that it has made and that may be unread; `asked_at` is when the engine was asked for.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Slot:
     refused: Exception | None = None
     node: str = ""
     leaving: bool = False
+    placed: bool = False
+    payloads: set[Any] = field(default_factory=set)
     steps: int = 0
     asked_at: float = 0.0
     progress_at: float = field(default_factory=time.monotonic)

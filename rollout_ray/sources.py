@@ -162,7 +162,7 @@ def _open_path(path: str, limit: int | None) -> Source:
             with pq.ParquetFile(found, filesystem=filesystem) as file:
                 schemas.append(file.schema_arrow.remove_metadata())
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"{found} cannot be read as parquet: {error}") from error
+            raise DatasetError(f"{found} cannot be read as parquet: {error}; give a parquet or a .jsonl file") from error
     schema = carried_schema(united_schema(schemas, path), path)
     return ParquetSource(path, filesystem, tuple(paths), schema, limit)
 

@@ -21,8 +21,9 @@ MOST_SAMPLED = 64  # engines that are noted one by one
 
 @dataclass
 class EngineView:
-    """What the driver knows of one engine. `state` is starting, running, idle, leaving, dead or retired; `tokens` and
-    `draws` have been delivered, `stats` also counts what is still being decoded; `rate` is in tokens/s."""
+    """What the driver knows of one engine. `state` is waiting (for a node), starting, running, idle, leaving, dead, retired
+    or ended; `tokens` and `draws` have been delivered, `stats` also counts what is still being decoded; `rate` is in
+    tokens/s."""
 
     state: str = "starting"
     unfinished: int = 0
@@ -42,9 +43,9 @@ class EngineView:
         """The engine is in this state from now on."""
         now = time.monotonic()
         self._pass(now)
-        if state == "starting" and self.state != "starting":
+        if state == "starting" and self.state not in ("starting", "waiting"):
             self.restarts += 1
-        if state in ("dead", "retired"):
+        if state in ("dead", "retired", "ended"):
             self.stats.running = self.stats.waiting = 0
             self.stats.kv_use = self.rate = 0.0
         if state == "idle":

@@ -165,7 +165,7 @@ def test_what_cannot_be_served_is_refused(
 
 
 def test_a_missing_adapter_is_named_before_anything_starts(tmp_path: Path, folders: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora_path /nowhere is no adapter"):
+    with pytest.raises(ConfigError, match=r"/nowhere is no adapter"):
         collect(demo_rows(1), greedy(tmp_path / "run", {"a": "/nowhere"}))
     values = greedy(tmp_path / "run", {"a": str(folders / "eight")}).model_dump()
     values["engine"]["backend"] = "simulated"

@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from rollout_ray.config import OPERATIONAL, RunConfig, is_operational, leaf_fields
-from rollout_ray.config_sources import FLAGS, help_text, load_config
+from rollout_ray.config_sources import FLAGS, load_config
 from rollout_ray.errors import ConfigError
+from rollout_ray.usage import help_text
 from tests.conftest import ROOT, rollout
 
 SEED_PARAMETERS = {
@@ -71,16 +72,16 @@ def test_lists_and_negative_numbers_as_flags() -> None:
 
 MISTAKES = [
     (["--n_sample", "8"], {}, "--n_sample is not a flag; did you mean --n_samples?"),
-    (["--n_samples", "many"], {}, 'sampling.n_samples must be a valid integer, .*, not "many"'),
+    (["--n_samples", "many"], {}, 'sampling.n_samples must be a valid integer, not "many"; give --n_samples such a value'),
     (["--temperature", "-1"], {}, 'sampling.temperature must be greater than or equal to 0, not "-1"'),
     (["--top_p", "0"], {}, "sampling.top_p must be greater than 0"),
     (["--dtype", "int3"], {}, "engine.dtype must be 'auto', .*, not \"int3\""),
     (["--s_wm_weights", "[1, 1, 1]"], {}, "s_wm_weights must sum to 1, not 3"),
-    (["--arm_set", "custom"], {}, "arm_list gives the arms of arm_set 'custom', and only of it"),
+    (["--arm_set", "custom"], {}, "arm_set 'custom' has no arms; list them under arm_list"),
     (["--arm_list", '[{"name": "a"}, {"name": "a"}]'], {}, "arm_list names a more than once"),
-    (["--arm_list", '[{"name": "../a"}]'], {}, "arms.arm_list.0.name String should match pattern"),
-    (["--n_samples"], {}, "expected one argument"),
-    (["stray"], {}, "stray is not a flag"),
+    (["--arm_list", '[{"name": "../a"}]'], {}, "arms.arm_list.0.name must match pattern"),
+    (["--n_samples"], {}, "--n_samples needs a value; see rollout --help"),
+    (["stray"], {}, "'stray' is neither a command nor a flag with its value"),
     ([], {"ROLLOUT_TEMPRATURE": "1"}, "ROLLOUT_TEMPRATURE names no field; did you mean ROLLOUT_TEMPERATURE?"),
     ([], {"ROLLOUT_STOP": "a"}, "ROLLOUT_STOP must be JSON"),
 ]

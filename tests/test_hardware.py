@@ -58,6 +58,11 @@ def test_sizes_are_those_of_the_published_models(name: str, parameters: float, k
     assert size.weight_bytes == 2 * size.parameters
 
 
+def test_a_token_meets_few_of_the_experts() -> None:
+    size = size_of({**MODELS["30B-A3B"], "num_experts_per_tok": 8}, RunConfig())
+    assert size is not None and size.active_parameters == pytest.approx(3.0e9, rel=0.05)
+
+
 def test_the_size_of_the_shipped_model_is_that_of_its_file() -> None:
     size = model_size(RunConfig())
     file = Path(__file__).parent.parent / "rollout_ray" / "demo_model" / "model.safetensors"
@@ -130,9 +135,11 @@ def test_every_kind_is_found_by_its_name() -> None:
         assert kind_of(gpu).name == name
     assert kind_of(Gpu("Some card of tomorrow", 24.0)).max_num_seqs == 256
     for kind in KINDS:
-        assert named(f"8x{kind.name}") == (8, kind) == named(f"8x{kind.name.lower().replace(' ', '-')}")
-    with pytest.raises(PlacementError, match="names no GPUs; give a number and one of B200, H200"):
-        named("8xTPU")
+        assert named(f"8x{kind.name}") == (1, 8, kind) == named(f"8x{kind.name.lower().replace(' ', '-')}")
+    assert named("2x8xH100")[:2] == (2, 8)
+    for wrong in ("8xTPU", "H100", "0xH100", "axH100", "1x2x3xH100"):
+        with pytest.raises(PlacementError, match="names no GPUs; give their number and one of B200, H200"):
+            named(wrong)
 
 
 def test_without_knowledge_of_the_gpus_it_says_so_and_takes_one() -> None:

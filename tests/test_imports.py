@@ -18,8 +18,11 @@ PURE: dict[str, set[str]] = {
     "errors": set(),
     "redaction": set(),
     "files": set(),
+    "templates": set(),
     "budget": set(),
-    "config": {"budget", "redaction"},
+    "usage": {"config"},
+    "completion": {"config"},
+    "config": {"budget", "redaction", "templates"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
@@ -29,6 +32,8 @@ PURE: dict[str, set[str]] = {
     "models": {"config", "errors"},
     "model_size": {"config", "models"},
     "hardware": {"arms", "config", "errors", "model_size"},
+    "speed": {"hardware", "model_size"},
+    "plan": {"config", "hardware", "records", "redaction", "speed"},
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
@@ -36,7 +41,7 @@ PURE: dict[str, set[str]] = {
     "carried": {"errors", "redaction"},
     "rows": {"errors"},
     "sources": {"carried", "errors", "redaction", "rows"},
-    "questions": {"config", "errors", "records", "sources", "redaction"},
+    "questions": {"config", "errors", "records", "sources", "redaction", "templates"},
     "scheduler": {"records"},
     "storage": {"errors", "files", "redaction"},
     "parts": {"errors", "records"},
@@ -47,7 +52,9 @@ PURE: dict[str, set[str]] = {
     "engine_stats": set(),
     "summary": {"bounds", "redaction"},
     "view": {"bounds", "engine_stats", "summary"},
-    "export": {"errors", "files", "ledger", "questions"},
+    "preferences": set(),
+    "trainer_rows": {"arms", "errors", "preferences", "records"},
+    "export": {"errors", "files", "merge", "merged", "preferences", "questions", "records", "trainer_rows"},
     "estimates": set(),
     "tallies": {"estimates"},
     "timeline": set(),
@@ -66,7 +73,7 @@ PURE: dict[str, set[str]] = {
     },
     "roster": set(),
     "description": {"config", "errors", "questions", "records", "roster"},
-    "merged": {"config", "description", "errors", "ledger", "questions", "records", "storage"},
+    "merged": {"config", "description", "errors", "ledger", "questions", "records", "storage", "templates"},
     "scoring": {"config", "errors", "grading", "records", "regime_w"},
     "findings": set(),
     "verify": {"errors", "findings", "grading", "merged", "records", "roster", "scoring"},
@@ -89,9 +96,30 @@ PURE: dict[str, set[str]] = {
     "early": {"summary"},
     "notebook": {"live", "progress", "redaction", "summary"},
     "plots": {"merged", "tallies"},
-    "config_sources": {"config", "errors"},
+    "config_sources": {"config", "errors", "redaction", "usage"},
 }
-DRIVERS = {"collect", "commands", "connection", "driver", "fleet", "metrics", "pool", "run", "slots", "tenancy", "__init__"}
+DRIVERS = {
+    "autoscaling",
+    "collect",
+    "commands",
+    "connection",
+    "driver",
+    "elastic",
+    "fleet",
+    "metrics",
+    "planning",
+    "pool",
+    "run",
+    "slots",
+    "tenancy",
+    "__init__",
+}
+# Steps that work on weights: they import torch, transformers and peft when their command runs, but neither Ray nor vLLM.
+ON_WEIGHTS: dict[str, set[str]] = {
+    "shards": set(),
+    "lora_model": {"adapters", "checkpoints", "errors"},
+    "merge_lora": {"errors", "lora_model", "shards"},
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -116,7 +144,7 @@ def imported(path: Path) -> set[str]:
 
 def test_every_module_of_the_package_has_a_rule() -> None:
     found = {p.stem for p in (ROOT / "rollout_ray").glob("*.py")}
-    assert found == set(PURE) | DRIVERS
+    assert found == set(PURE) | set(ON_WEIGHTS) | DRIVERS
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -125,6 +153,13 @@ def test_a_pure_step_imports_only_what_it_may(module: str) -> None:
     ours = {name.split(".")[1] for name in names if name.startswith("rollout_ray.")}
     assert ours <= PURE[module]
     assert not {name.split(".")[0] for name in names} & {"ray", "vllm", "torch", "transformers", "actors", "jobs"}
+
+
+@pytest.mark.parametrize("module", ON_WEIGHTS)
+def test_a_step_on_weights_imports_only_what_it_may(module: str) -> None:
+    names = imported(ROOT / "rollout_ray" / f"{module}.py")
+    assert {name.split(".")[1] for name in names if name.startswith("rollout_ray.")} <= ON_WEIGHTS[module]
+    assert not {name.split(".")[0] for name in names} & {"ray", "vllm", "actors", "jobs"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "actors").glob("*.py")), ids=lambda p: p.stem)
@@ -136,7 +171,7 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"connection", "driver", "fleet", "metrics", "pool", "slots", "tenancy"}
+    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "metrics", "pool", "slots", "tenancy"}
 
 
 def loaded_by(code: str) -> set[str]:
@@ -158,6 +193,18 @@ def test_importing_the_package_stays_light(code: str) -> None:
     assert not loaded_by(code) & {"ray", "torch", "vllm", "transformers", "pandas", "sympy"}
 
 
+def test_help_needs_no_data_library() -> None:
+    loaded = loaded_by("from rollout_ray.run import main; main(['--help'])")
+    assert not loaded & {"pyarrow", "numpy", "pydantic_settings", "rich", "yaml"}
+
+
+def test_importing_the_module_of_its_name_does_not_hide_collect() -> None:
+    assert not {"pyarrow"} & loaded_by("import rollout_ray")
+    loaded_by("import rollout_ray.collect; from rollout_ray import collect; assert callable(collect)")
+    loaded_by("from rollout_ray import collect; import rollout_ray.collect; assert callable(rollout_ray.collect)")
+
+
 def test_public_names_are_exactly_all() -> None:
+    assert all(hasattr(rollout_ray, name) for name in rollout_ray.__all__)
     public = {n for n, v in vars(rollout_ray).items() if not n.startswith("_") and not isinstance(v, type(sys))}
     assert public | {"__version__"} == set(rollout_ray.__all__)

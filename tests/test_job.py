@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo
@@ -58,3 +59,40 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
     assert not (tmp_path / "run-stopped" / "merged.parquet").exists()
     assert os.listdir(tmp_path / "run-stopped" / "parts")
     assert (tmp_path / "client.code").read_text().strip() == "0", logs["client"]
+
+
+SUBMITTED = """
+ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
+submit() {{ python -m jobs.submit jobs/demo.yaml --dataset {data} --backend simulated "$@"; }}
+submit --output_dir {out}-resumed --no-wait --sim_tokens_per_second 1000 --flush_seconds 0.5 >{logs}/first.log 2>&1
+for _ in $(seq 300); do ls {out}-resumed/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
+eval "$(grep -o 'RAY_AUTH_MODE=token ray job stop .*' {logs}/first.log)" >{logs}/stop.log 2>&1
+submit --output_dir {out}-resumed >{logs}/second.log 2>&1; echo $? >{logs}/second.code
+submit --output_dir {out}-refused --tensor_parallel_size 8 --backend vllm >{logs}/refused.log 2>&1
+echo $? >{logs}/refused.code
+submit --output_dir {out}-left --sim_tokens_per_second 5000 >{logs}/left.log 2>&1 & submitter=$!
+for _ in $(seq 300); do grep -q 'questions committed' {logs}/left.log && break; sleep 0.2; done
+kill -9 $submitter
+for _ in $(seq 300); do ls {out}-left/merged.parquet >/dev/null 2>&1 && break; sleep 0.2; done
+ray stop >/dev/null 2>&1
+"""
+
+
+@pytest.mark.timeout(500)
+def test_a_submitted_job_is_followed_stopped_and_outlives_its_submitter(checkout: Path, tmp_path: Path) -> None:
+    """The token is found without a variable; the exit code is the run's; a stopped job goes on where it was."""
+    prepare_demo(40, 1, tmp_path / "q.parquet")
+    places = {"data": tmp_path / "q.parquet", "out": tmp_path / "run", "logs": tmp_path}
+    script = SUBMITTED.format(gcs=free_port(), dashboard=free_port(), **places)
+    run_alone(script, checkout, clean_environment(), timeout=450)
+    logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("first", "stop", "second", "refused", "left")}
+    codes = {name: (tmp_path / f"{name}.code").read_text().strip() for name in ("second", "refused")}
+    assert codes == {"second": "0", "refused": "4"}, logs
+    assert "40 questions, 320 trajectories" in logs["second"] and "SUCCEEDED" in logs["second"]
+    assert "tensor_parallel_size 8 needs GPUs and the machines at hand have none" in logs["refused"]
+    told = RunDirectory(str(tmp_path / "run-resumed")).events()
+    (resumed,) = (e for e in told if e["event"] == "resumed")
+    assert 0 < resumed["done"] < 40 and told[-1]["event"] == "finished" and told[-1]["duplicates"] == 0
+    for name in ("resumed", "left"):
+        assert pq.read_metadata(tmp_path / f"run-{name}" / "merged.parquet").num_rows == 40

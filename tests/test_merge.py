@@ -17,7 +17,6 @@ from actors.scorer import part_table
 from rollout_ray import merge as merge_module
 from rollout_ray.config import DataConfig, Layout
 from rollout_ray.errors import IncompleteError, LedgerError
-from rollout_ray.export import export_jsonl
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.merge import merge, output_schema
 from rollout_ray.questions import QuestionSet, load_questions
@@ -229,33 +228,3 @@ def test_the_summary_tells_nulls_from_zeros() -> None:
     assert summary.null_rewards == 2
     assert any("2 trajectories have no reward" in line for line in summary_lines(summary))
     assert summary_table(summary).row_count == 2
-
-
-def test_jsonl_is_the_record_of_the_seeds(tmp_path: Path) -> None:
-    run, questions = committed(tmp_path, input_rows(300), 2, 2, 0)
-    merged(run, questions, 2)
-    assert export_jsonl(run, tmp_path / "out.jsonl") == 300
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert records[3] == {
-        "question": "q3",
-        "gold_answer": "3",
-        "trajectories": [
-            {
-                "full_text": f"{questions.ids[3]} text {n}",
-                "answer": str(n),
-                "reasoning": "r",
-                "num_tokens": 10 + n,
-                "reward": float(n),
-                "correct": n == 0,
-            }
-            for n in range(2)
-        ],
-    }
-
-
-def test_jsonl_needs_the_questions_layout(tmp_path: Path) -> None:
-    run, questions = committed(tmp_path, input_rows(3), 2, 1, 0)
-    merged(run, questions, 2, "responses")
-    with pytest.raises(LedgerError, match="run the same command with --layout questions"):
-        export_jsonl(run, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()

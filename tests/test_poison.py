@@ -138,7 +138,7 @@ CHATS: list[tuple[str, Any, str]] = [
 # Ids.
 
 IDS: list[tuple[str, list[Any], str | list[str]]] = [
-    ("duplicate ids", ["a", "b", "a"], "rows 0 and 2 (from 0) have the same question_id 'a'; ids must be unique"),
+    ("duplicate ids", ["a", "b", "a"], "rows 0 and 2 (from 0) have the same question_id 'a'; make them unique"),
     ("null id", ["a", None], "row 1 (from 0): column 'question_id' has no id"),
     ("empty id", ["a", ""], "row 1 (from 0): column 'question_id' has no id"),
     ("NaN id", [1.5, float("nan")], "row 1 (from 0): column 'question_id' has no id"),

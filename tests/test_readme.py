@@ -16,6 +16,7 @@ from rollout_ray.config_sources import load_config
 from rollout_ray.demo_questions import generate_problems
 from rollout_ray.models import model_folder
 from tests.conftest import AWAIT_JOB_AGENT, ROOT, clean_environment, run_alone
+from tests.test_merge_lora import saved_adapter
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -41,6 +42,7 @@ def clone(checkout: Path) -> Path:
     (checkout / "path" / "to").mkdir(parents=True)
     for name in ("model", "70b"):
         (checkout / "path" / "to" / name).symlink_to(model_folder("demo"))
+    saved_adapter(Path(model_folder("demo")), checkout / "path" / "to" / "lora")
     for kind, text in BLOCKS:
         if kind == "yaml":
             (checkout / "arms.yaml").write_text(text)
@@ -48,7 +50,7 @@ def clone(checkout: Path) -> Path:
 
 
 def test_the_commands_are_the_ones_that_are_tested() -> None:
-    known = (*ELSEWHERE, "rollout ", "ray ", "export ")
+    known = (*ELSEWHERE, "rollout ", "ray ", "export ", "python -m jobs.")
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {kind for kind, _ in BLOCKS} == {"sh", "yaml", "python"}
 

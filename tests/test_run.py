@@ -106,7 +106,7 @@ def test_what_is_printed(data: Path, tmp_path: Path) -> None:
         (["--dataset", "{data}", "--ray_address", "127.0.0.1:1", "--output_dir", "{out}"], 1, "no Ray cluster answers at"),
         (["prepare", "gsm8k", "nowhere.jsonl", "x.parquet"], 3, "nowhere.jsonl cannot be read"),
         (["prepare", "what"], 2, "invalid choice: 'what'"),
-        (["export", "{out}", "x.jsonl"], 6, "is not a run directory"),
+        (["export", "{out}", "x.jsonl"], 6, "give a run directory or a merged parquet file"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_a_code(data: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:

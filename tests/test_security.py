@@ -29,7 +29,7 @@ from actors.prompts import PromptEncoder
 from rollout_ray import RunConfig, collect
 from rollout_ray.config import ArmConfig
 from rollout_ray.errors import ConfigError, DatasetError, EngineError, LedgerError, RolloutError
-from rollout_ray.export import export_jsonl
+from rollout_ray.export import export
 from rollout_ray.files import write_whole
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.live import Live
@@ -105,7 +105,7 @@ def test_a_part_or_a_record_of_an_attacker_runs_no_code(tmp_path: Path, local_ra
     with contextlib.suppress(RolloutError):  # that they were altered may be noticed
         collect(demo_rows(3), cfg)
     with contextlib.suppress(RolloutError):
-        export_jsonl(rollouts.run, tmp_path / "out.jsonl")
+        export([rollouts.run.uri], tmp_path / "out.jsonl")
     again = tmp_path / "in.parquet"
     shutil.copy(rollouts.run.path("merged.parquet"), again)
     pq.write_table(pq.ParquetFile(again).read().select(["prompt", "gold_answer"]), again)
@@ -373,7 +373,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> RunDi
 
 
 def test_an_export_is_json_whatever_the_rows_hold(tmp_path: Path, finished: RunDirectory) -> None:
-    assert export_jsonl(finished, tmp_path / "out.jsonl") == 2
+    assert export([finished.uri], tmp_path / "out.jsonl").rows == 2
     rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(row["question"], row["gold_answer"]) for row in rows] == [(None, None), ("What is 2 + 2?", 4.0)]
 
@@ -383,10 +383,10 @@ def test_an_export_spares_its_own_run_and_devices(tmp_path: Path, finished: RunD
     (tmp_path / "link").symlink_to(finished.path("merged.parquet"))
     for target in (*map(finished.path, ("merged.parquet", "run.json", "parts/x.parquet")), tmp_path / "link"):
         with pytest.raises(LedgerError, match="is a file of the run itself; export to another name"):
-            export_jsonl(finished, target)
+            export([finished.uri], target)
     for target in ("/dev/null", str(tmp_path)):
         with pytest.raises(LedgerError, match="is no regular file; give another place"):
-            export_jsonl(finished, target)
+            export([finished.uri], target)
     assert Path(finished.path("merged.parquet")).read_bytes() == before and Path("/dev/null").is_char_device()
 
 

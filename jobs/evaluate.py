@@ -1,0 +1,172 @@
+"""Evaluates a policy on a question set: accuracy, pass@k and majority@k, each with its 95% interval.
+
+    python -m jobs.evaluate --dataset test.parquet --model_path path/to/model --output_dir runs/eval
+    python -m jobs.evaluate --dataset test.parquet --n_samples 8 --output_dir runs/eval-8
+
+It is a run like any other, with its flags, YAML file and environment, and goes on where it was stopped. Without arms in
+them it is greedy, or with --n_samples that many draws at temperature 1. It prints a table and writes
+OUT/evaluation.json. A trajectory that could not be graded (an error, a timeout) is left out of its question, and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from rollout_ray.collect import Rollouts, collect
+from rollout_ray.commands import Parser, view
+from rollout_ray.config import RunConfig
+from rollout_ray.config_sources import load_config, overlaid
+from rollout_ray.errors import ConfigError, RolloutError
+from rollout_ray.estimates import Clustered, majority_at_k, pass_at_k
+from rollout_ray.redaction import shown
+
+REPORT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share over questions, with its 95% interval; None where no question could be graded."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One arm: `questions` that were graded (all or some of their draws), `ungraded` draws by status, and by k the
+    estimates over the questions with at least k graded draws."""
+
+    arm: str
+    questions: int
+    draws: int
+    ungraded: dict[str, int]
+    accuracy: Estimate
+    pass_at: dict[int, Estimate]
+    majority_at: dict[int, Estimate]
+
+
+@dataclass
+class _Tally:
+    """Sums of one arm over the questions seen so far."""
+
+    ungraded: Counter[str] = field(default_factory=Counter)
+    accuracy: Clustered = field(default_factory=Clustered)
+    pass_at: dict[int, Clustered] = field(default_factory=dict)
+    majority_at: dict[int, Clustered] = field(default_factory=dict)
+
+    def add(self, trajectories: Sequence[dict[str, Any]]) -> None:
+        """Counts in one question's trajectories of the arm."""
+        graded = [t for t in trajectories if t["correct"] is not None]
+        self.ungraded.update(t["score_status"] for t in trajectories if t["correct"] is None)
+        right = [bool(t["correct"]) for t in graded]
+        self.accuracy.add([float(each) for each in right])
+        for k in (k for k in powers(len(trajectories)) if k <= len(graded)):
+            self.pass_at.setdefault(k, Clustered()).add([pass_at_k(len(graded), sum(right), k)])
+            majority = majority_at_k([t["answer"] for t in graded], right, k)
+            self.majority_at.setdefault(k, Clustered()).add([majority])
+
+    def evaluation(self, arm: str) -> Evaluation:
+        sums = self.accuracy
+        low, high = sums.share_interval()
+        accuracy = Estimate(sums.mean, low, high) if sums.n else Estimate(None, None, None)
+        by_k = [{k: _of_means(sums) for k, sums in sorted(each.items())} for each in (self.pass_at, self.majority_at)]
+        return Evaluation(arm, sums.clusters, sums.n, dict(sorted(self.ungraded.items())), accuracy, *by_k)
+
+
+def powers(n: int) -> list[int]:
+    """1, 2, 4 ... up to n, and n itself; nothing for 0."""
+    return sorted({1 << p for p in range(n.bit_length())} | {n}) if n else []
+
+
+def _of_means(sums: Clustered) -> Estimate:
+    """A mean of values in [0, 1], one a question."""
+    low, high = sums.interval() or (None, None)
+    return Estimate(sums.mean, None if low is None else max(0.0, low), None if high is None else min(1.0, high))
+
+
+def evaluate(rollouts: Rollouts) -> list[Evaluation]:
+    """The arms of a finished run, in their order. Reads the merged file batch by batch."""
+    tallies: dict[str, _Tally] = {}
+    with rollouts.run.open_parquet("merged.parquet") as file:
+        for batch in file.iter_batches(256, columns=["trajectories"]):
+            for trajectories in batch.column("trajectories").to_pylist():
+                by_arm: dict[str, list[dict[str, Any]]] = {}
+                for trajectory in trajectories:
+                    by_arm.setdefault(trajectory["arm"], []).append(trajectory)
+                for arm, its in by_arm.items():
+                    tallies.setdefault(arm, _Tally()).add(its)
+    return [tally.evaluation(arm) for arm, tally in tallies.items()]
+
+
+def table(evaluations: Sequence[Evaluation]) -> Table:
+    """For people: one line an arm and k."""
+    made = Table()
+    for name in ("arm", "k", "questions", "accuracy", "pass@k", "majority@k", "ungraded"):
+        made.add_column(name, no_wrap=name.endswith(("y", "@k")))
+    for one in evaluations:
+        ungraded = ", ".join(f"{status} {count}" for status, count in one.ungraded.items()) or "-"
+        for k in list(one.pass_at) or [0]:
+            first = k <= 1
+            made.add_row(
+                shown(one.arm) if first else "", str(k or "-"), str(one.questions) if first else "",
+                _words(one.accuracy) if first else "", _words(one.pass_at.get(k)), _words(one.majority_at.get(k)),
+                ungraded if first else "",
+            )  # fmt: skip
+    return made
+
+
+def _words(estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.1%}"
+    return f"{estimate.value:.1%} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
+
+
+def configured(flags: Sequence[str], environment: dict[str, str], file: str | None) -> RunConfig:
+    """The run's config, with an arm for an evaluation where none is named. Raises ConfigError."""
+    given = load_config(flags, environment, file)
+    if given.output.layout != "questions":
+        raise ConfigError(f"an evaluation reads the layout questions, not {given.output.layout}; leave layout unset")
+    if "arms" in given.model_fields_set:
+        return given
+    arm_set = "greedy" if given.sampling.n_samples is None else "samples"
+    return overlaid({"arms": {"arm_set": arm_set}}, flags, environment, file)
+
+
+def main(words: list[str]) -> int:
+    """Runs an evaluation and returns the exit code."""
+    parser = Parser(prog="python -m jobs.evaluate", allow_abbrev=False, epilog="further flags: those of `rollout`")
+    parser.add_argument("--config", help="YAML file")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    try:
+        own, flags = parser.parse_known_args(words)
+        config = configured(flags, dict(os.environ), own.config)
+        console, progress = view(own.quiet)
+        rollouts = collect(None, config, progress=progress)
+        evaluations = evaluate(rollouts)
+        report = {
+            "model": config.model.model_path,
+            "dataset": config.data.dataset,
+            "arms": [asdict(e) for e in evaluations],
+        }
+        rollouts.run.write_atomically(REPORT, json.dumps(report, indent=1).encode())
+    except RolloutError as error:
+        print(f"evaluate: {shown(str(error))}", file=sys.stderr)
+        return error.exit_code
+    console.print(table(evaluations))
+    console.print(shown(rollouts.run.path(REPORT)), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

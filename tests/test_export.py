@@ -1,0 +1,163 @@
+"""`rollout export`: every format, from every layout, as parquet and as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from rollout_ray.arms import WOLFRAM
+from rollout_ray.config import Layout
+from rollout_ray.errors import ConfigError, LedgerError
+from rollout_ray.export import JSONL_FIELDS, export
+from rollout_ray.ledger import RunDirectory
+from rollout_ray.trainer_rows import TRAINER_FORMATS, Choice
+from rollout_ray.verify import verify
+from tests.conftest import demo_rows, rollout
+from tests.test_verify import CHAT, finished
+
+QUESTIONS = 30
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """Eight arms of right, wrong, truncated, unanswered and refused trajectories."""
+    return finished(tmp_path_factory.mktemp("export") / "run", demo_rows(QUESTIONS))
+
+
+def written(run: RunDirectory, target: Path, form: Any, choice: Choice | None = None) -> list[dict[str, Any]]:
+    export([run.uri], target, form, choice)
+    if target.suffix == ".parquet":
+        return pq.read_table(target).to_pylist()
+    return [json.loads(line, parse_constant=pytest.fail) for line in target.read_text().splitlines()]
+
+
+def test_jsonl_is_the_record_of_the_seeds(run: RunDirectory, tmp_path: Path) -> None:
+    records = written(run, tmp_path / "out.jsonl", "jsonl")
+    stored = pq.read_table(run.path("merged.parquet")).to_pylist()
+    assert records == [
+        {
+            "question": row["prompt"],
+            "gold_answer": row["gold_answer"],
+            "trajectories": [{name: t[name] for name in JSONL_FIELDS} for t in row["trajectories"]],
+        }
+        for row in stored
+    ]
+
+
+@pytest.mark.parametrize("form", TRAINER_FORMATS)
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_parquet_and_json_lines_hold_the_same_and_a_file_is_like_its_run(tmp_path: Path, kind: str, form: str) -> None:
+    rows: list[dict[str, Any]] = demo_rows(QUESTIONS)
+    if kind == "chat":
+        rows = [
+            {"prompt": [{"role": "user", "content": r["prompt"], "name": "Anna"}], "gold_answer": r["gold_answer"]}
+            for r in rows
+        ]
+    run = finished(tmp_path / "run", rows)
+    lines, table = (written(run, tmp_path / f"out.{suffix}", form) for suffix in ("jsonl", "parquet"))
+    assert len(lines) >= QUESTIONS // 2
+    assert [without_nulls(row) for row in table] == [without_nulls(row) for row in lines]
+    export([run.path("merged.parquet")], tmp_path / "again.parquet", form)
+    assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "out.parquet").read_bytes()
+    prompt = table[0]["prompt"][0]
+    assert prompt.get("name") == ("Anna" if kind == "chat" else None)
+    columns = {"dpo": {"prompt", "chosen", "rejected"}, "sft": {"prompt", "completion", "messages"}}
+    loaded = load_dataset("parquet", data_files=str(tmp_path / "out.parquet"), split="train", cache_dir=str(tmp_path))
+    assert columns.get(form, {"prompt", "completions", "rewards"}) <= set(loaded.column_names)
+    assert len(loaded) == len(lines)
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def test_the_flat_layout_gives_the_same_rows(run: RunDirectory, tmp_path: Path) -> None:
+    output = {"output_dir": str(tmp_path / "flat"), "layout": "trajectories"}
+    flat = finished(tmp_path / "flat", demo_rows(QUESTIONS), output=output)
+    for form in ("jsonl", *TRAINER_FORMATS):
+        assert written(flat, tmp_path / "a.jsonl", form) == written(run, tmp_path / "b.jsonl", form), form
+
+
+@pytest.mark.parametrize("layout", ["responses", "trajectories"])
+def test_another_layout_is_the_merged_file_of_that_layout(run: RunDirectory, tmp_path: Path, layout: Layout) -> None:
+    export([run.uri], tmp_path / "out.parquet", layout)
+    output = {"output_dir": str(tmp_path / "run"), "layout": layout}
+    other = finished(tmp_path / "run", demo_rows(QUESTIONS), output=output)
+    assert pq.read_table(tmp_path / "out.parquet").equals(pq.read_table(other.path("merged.parquet")))
+    assert verify(str(tmp_path / "out.parquet")).agrees
+    assert written(run, tmp_path / "out.jsonl", layout) == pq.read_table(tmp_path / "out.parquet").to_pylist()
+
+
+def test_choices_and_counts(run: RunDirectory, tmp_path: Path) -> None:
+    one, many = (export([run.uri], tmp_path / "x.jsonl", "dpo", Choice(pairs=most)) for most in (1, 100))
+    assert one.rows == one.used <= one.questions == QUESTIONS and many.used == one.used
+    assert many.rows == many.pair_types.total() > 3 * one.rows
+    assert export([run.uri], tmp_path / "x.jsonl", "dpo", Choice(margin=9)).pair_types["coherence"] == 0
+    assert many.pair_types["coherence"] > 0
+    best = written(run, tmp_path / "x.jsonl", "sft", Choice(best=3))
+    assert 1 < max([r["question_id"] for r in best].count(r["question_id"]) for r in best) <= 3
+    assert all(row["messages"] == row["prompt"] + row["completion"] for row in best)
+    groups = written(run, tmp_path / "x.jsonl", "grpo")
+    assert all(len(row["completions"]) == len(row["rewards"]) == len(row["arms"]) >= 2 for row in groups)
+    assert None not in [reward for row in groups for reward in row["rewards"]]
+    assert {len(row["rewards"]) for row in groups} >= {7, 8}, "a refused draw leaves its group"
+
+
+def test_several_runs_follow_each_other(run: RunDirectory, tmp_path: Path) -> None:
+    other = finished(tmp_path / "chat", [{"prompt": chat, "gold_answer": str(n + 1)} for n, chat in enumerate(CHAT)])
+    counts = [export([one.uri], tmp_path / "x.parquet", "dpo").rows for one in (run, other)]
+    both = export([run.uri, other.uri], tmp_path / "both.parquet", "dpo")
+    assert both.rows == sum(counts) and both.questions == QUESTIONS + len(CHAT)
+    assert pq.read_metadata(tmp_path / "both.parquet").num_rows == both.rows
+
+
+def test_the_prompt_has_the_system_prompt_that_all_arms_share(tmp_path: Path) -> None:
+    alike = [{"name": name, "system_prompt": WOLFRAM, "temperature": 1.0} for name in "abcd"]
+    for number, arms in enumerate((alike, [*alike, {"name": "e", "temperature": 1.0}])):
+        run = finished(tmp_path / str(number), demo_rows(9), arms={"arm_set": "custom", "arm_list": arms})
+        prompts = [row["prompt"] for row in written(run, tmp_path / "x.jsonl", "grpo")]
+        roles = ["system", "user"] if number == 0 else ["user"]
+        assert prompts and all([m["role"] for m in prompt] == roles for prompt in prompts)
+
+
+def test_nothing_to_prefer_is_an_empty_file_that_loads(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", [{"prompt": " ", "gold_answer": "1"}])
+    for form in TRAINER_FORMATS:
+        assert written(run, tmp_path / "x.parquet", form) == written(run, tmp_path / "x.jsonl", form) == []
+
+
+def test_what_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+    texts = finished(
+        tmp_path / "texts", demo_rows(2), output={"output_dir": str(tmp_path / "texts"), "layout": "responses"}
+    )
+    for form in ("jsonl", "dpo", "trajectories"):
+        with pytest.raises(LedgerError, match="run the same command with --layout questions"):
+            export([texts.uri], tmp_path / "x.jsonl", form)
+    assert len(written(texts, tmp_path / "y.jsonl", "responses")) == 2
+    with pytest.raises(ConfigError, match="or give another --format"):
+        export([run.uri], tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match="takes one run, and 2 were given"):
+        export([run.uri, run.uri], tmp_path / "x.parquet", "responses")
+    with pytest.raises(ConfigError, match="pairs and best 1 or more"):
+        Choice(pairs=0)
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(Path(run.path("merged.parquet")).read_bytes())
+    for target in (copy, Path(run.path("merged.parquet")), Path(run.path("report.html"))):
+        with pytest.raises(LedgerError, match="is a file of the run itself"):
+            export([run.uri if target != copy else str(copy)], target, "responses")
+    assert not (tmp_path / "x.jsonl").exists() and not (tmp_path / "x.parquet").exists()
+
+
+def test_the_command(run: RunDirectory, tmp_path: Path) -> None:
+    done = rollout("export", run.uri, "pairs.parquet", "--format", "dpo", "--pairs", "2", cwd=tmp_path)
+    rows = pq.read_table(tmp_path / "pairs.parquet").num_rows
+    assert done.returncode == 0 and done.stdout.startswith(f"{rows} dpo rows (correctness "), done.stderr
+    wrong = rollout("export", run.uri, "x.jsonl", "--format", "csv", cwd=tmp_path)
+    assert wrong.returncode == 2 and "invalid choice: 'csv'" in wrong.stderr

@@ -1,0 +1,157 @@
+"""What the command line says: each user's mistake in one exact sentence, unexpected errors, help and completion."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rollout_ray.commands import COMMANDS
+from rollout_ray.config_sources import FLAGS
+from rollout_ray.errors import RolloutError
+from rollout_ray.run import USAGE, main
+from tests.conftest import ROOT, clean_environment
+from tests.mistakes import MISTAKES, Mistake, make, prepare
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("mistakes")
+    prepare(made)
+    return made
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.mistake)
+def test_a_mistake_is_a_sentence_of_cause_and_one_of_remedy(
+    mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if mistake.needs_ray:
+        request.getfixturevalue("local_ray")
+    monkeypatch.chdir(folder)
+    if "--ray_address" in mistake.command:
+        monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a process of its own
+    assert make(mistake) == (mistake.code, mistake.message)
+    assert mistake.code in documented_codes() and re.search(r"[;,.]| in ", mistake.message)
+
+
+def documented_codes() -> set[int]:
+    text = USAGE.partition("exit codes:")[2]
+    return {int(number) for number in re.findall(r"(\d+) [a-z]", text)}
+
+
+def test_there_are_enough_of_them_and_every_exit_code_is_documented() -> None:
+    def codes(kind: type[RolloutError]) -> set[int]:
+        return {kind.exit_code}.union(*(codes(child) for child in kind.__subclasses__()))
+
+    assert len(MISTAKES) >= 25 and len({mistake.message for mistake in MISTAKES}) == len(MISTAKES)
+    assert documented_codes() == codes(RolloutError) | {0}
+    readme = " ".join((ROOT / "README.md").read_text().partition("Exit codes:")[2].split())
+    assert {int(number) for number in re.findall(r"(\d+) [a-z]", readme.partition(". ")[0])} == documented_codes()
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dataset", "nowhere.parquet"]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["--debug", "--dataset", "nowhere.parquet"]) == 3
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and shown.splitlines()[-1].startswith("rollout: nowhere.parquet does not exist")
+
+
+def test_what_nobody_foresaw_ends_in_one_line_that_names_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward whose module fails in a way of its own when it is imported."""
+    (tmp_path / "broken_reward.py").write_text("raise LookupError('no such thing')")
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    words = [
+        "--dataset",
+        str(tmp_path / "q.jsonl"),
+        "--reward",
+        "broken_reward:mine",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main(words) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("rollout: "))
+    log = re.fullmatch(r"rollout: unexpected LookupError: no such thing; the traceback is in (\S+), and --debug .*", line)
+    assert log and "broken_reward.py" in Path(log[1]).read_text()
+    assert main([*words, "--debug"]) == 1
+    assert "broken_reward.py" in capsys.readouterr().err
+
+
+# Help and completion
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "run", ""])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [command, "--help"] if command else ["--help"]
+    try:
+        assert main(words) == 0
+    except SystemExit as done:
+        assert done.code == 0
+    assert (
+        f"usage: rollout {command}".rstrip() in capsys.readouterr().out.replace("rollout run", "rollout")
+        or command == "run"
+    )
+
+
+def help_seconds() -> tuple[float, float]:
+    """Wall time and CPU time of `rollout --help`, the least of five."""
+    walls, used = [], []
+    for _ in range(5):
+        before, began = os.times(), time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "rollout_ray.run", "--help"],
+            cwd=ROOT,
+            env=clean_environment(),
+            capture_output=True,
+            check=True,
+        )
+        after = os.times()
+        walls.append(time.perf_counter() - began)
+        used.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(walls), min(used)
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    """Of CPU time: the wall time also shows what else the machine does."""
+    wall, used = help_seconds()
+    print(f"rollout --help: {wall:.2f} s, of which {used:.2f} s CPU time")
+    assert used < 0.5
+
+
+def completed(words: str, script: str) -> list[str]:
+    """What bash offers when Tab is pressed after `words`."""
+    split = words.split(" ")
+    typed = " ".join(word or "''" for word in split)
+    line = f"{script}\nCOMP_WORDS=({typed}); COMP_CWORD={len(split) - 1}; _rollout; printf '%s\\n' ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_flags_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert set(completed("rollout ", script)) == set(COMMANDS)
+    assert completed("rollout ex", script) == [name for name in sorted(COMMANDS) if name.startswith("ex")]
+    assert {f"--{flag}" for flag in FLAGS} <= set(completed("rollout --", script))
+    assert completed("rollout --limit 3 --max_num_b", script) == ["--max_num_batched_tokens"]
+    assert completed("rollout --layout ", script) == ["questions", "trajectories", "responses"]
+    assert completed("rollout --dataset ", script) == []  # bash's own completion of paths follows
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_have_every_flag(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(re.search(rf"(--|-l ){flag}\b", script) for flag in FLAGS)
+    if program := shutil.which(shell):
+        subprocess.run([program, "-n"], input=script, text=True, check=True)

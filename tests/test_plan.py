@@ -1,0 +1,124 @@
+"""What a plan says, for machines that are not here and for one that is probed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rollout_ray.config import RunConfig
+from rollout_ray.plan import Plan
+from rollout_ray.planning import make_plan
+from rollout_ray.prepare import prepare_demo
+from rollout_ray.run import main
+from tests.test_hardware import MODELS
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("plan") / "questions.parquet")
+    prepare_demo(200, 1, path)
+    return path
+
+
+def model(folder: Path, name: str) -> str:
+    """A folder with a model's config and no weights."""
+    (folder / "config.json").write_text(json.dumps(MODELS[name]))
+    return str(folder)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(["plan", *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_plan_for_gpus_that_are_elsewhere(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path) -> None:
+    code, out, _ = planned(
+        capsys, "--dataset", data, "--model_path", model(tmp_path, "7B"), "--on", "2x8xH100", "--price_per_hour", "48"
+    )
+    assert code == 0
+    for words in (
+        "200 in ", "8 draws a question, 1,600 trajectories", "16 engine(s) of 1 GPU(s) each, the nodes have 8, 8",
+        "the model fits one", "weights take 13.5", "1024 sequences, at most 16384 tokens a step",
+        "512 tokens on an average (assumed: half of max_tokens)", "by the data sheet of H100 (within a third)",
+        "starting 45 s", "GPU-hours", "at $48.00 an hour", "guessed by their characters",
+        "warning: 1,600 trajectories fill 10% of the engines' places; fewer --replicas would do",
+    ):  # fmt: skip
+        assert words in out, words
+
+
+def test_a_plan_for_a_model_that_needs_several_gpus(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path) -> None:
+    code, out, _ = planned(capsys, "--dataset", data, "--model_path", model(tmp_path, "70B"), "--on", "8xH100")
+    assert code == 0 and "2 engine(s) of 4 GPU(s) each" in out and "the fewest that hold the model" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--on", "1xH100", "--model_path", "{70B}"], 4, "do not fit into 1 GPU(s) of 80 GiB; take larger or more GPUs"),
+        (["--on", "8xTPU"], 4, "'8xTPU' names no GPUs; give their number and one of B200"),
+        (["--from", "nowhere"], 2, "nowhere holds no finished run that has generated something; name one with --from"),
+        (["--prompt_key", "text"], 3, "has no column 'text' for the prompt"),
+        (["--tensor_parallel_size", "4"], 4, "the machines at hand have none"),
+        (["--from", "a", "--probe"], 2, "not allowed with argument --from"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    given = [word.replace("{70B}", model(tmp_path, "70B")) for word in words]
+    returned, _, err = planned(capsys, "--dataset", data, *given)
+    assert returned == code and message in err
+
+
+def test_prompts_without_room_and_without_gold_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "word " * n}) + "\n" for n in (3, 3, 40, 200)))
+    code, out, _ = planned(capsys, "--dataset", str(path), "--max_model_len", "128", "--max_tokens", "64")
+    assert code == 0
+    assert "warning: there is no gold answer, so nothing will be graded; name its column with --gold_key" in out
+    assert "prompts have 128 tokens or more and will be error rows; raise --max_model_len" in out
+    assert "(8 prompts tokenized)" in out and "measure it with --probe" in out
+
+
+def test_a_probe_brings_speed_and_lengths(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path) -> None:
+    code, out, _ = planned(
+        capsys, "--dataset", data, "--backend", "simulated", "--sim_mean_tokens", "40", "--probe", "20",
+        "--output_dir", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert code == 0 and "by a probe of 20 questions" in out and "(measured)" in out
+    tokens = float(out.partition("output ")[2].split()[0])
+    assert 30 < tokens < 50
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def plan(data: str, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    cfg = {"data": {"dataset": data}, "model": {"model_path": model(tmp_path_factory.mktemp("model"), "7B")}}
+    return make_plan(RunConfig.model_validate(cfg), on="4xH200")
+
+
+def test_twice_the_engines_take_half_the_generation_and_all_of_the_start(plan: Plan) -> None:
+    many = replace(plan, questions=100_000)
+    wide = replace(many, engines=8, gpus=8)
+    assert many.generation_seconds and wide.generation_seconds and many.rates and many.seconds and wide.seconds
+    tail = many.rates.tail_seconds
+    assert (wide.generation_seconds - tail) * 2 == pytest.approx(many.generation_seconds - tail)
+    assert many.seconds - wide.seconds == pytest.approx(many.generation_seconds - wide.generation_seconds)
+    assert wide.gpu_hours == pytest.approx(wide.seconds * 8 / 3600)
+
+
+def test_the_data_sheet_comes_near_what_was_measured(data: str, tmp_path: Path) -> None:
+    """On H200s: 27,500 tokens/s of one engine, 38,600 over two GPUs, 28,700 over eight (7B, 4,000 x 256 tokens)."""
+    for degree, measured in ((1, 27_500), (2, 38_600), (8, 28_700)):
+        cfg = {
+            "data": {"dataset": data},
+            "model": {"model_path": model(tmp_path, "7B")},
+            "engine": {"tensor_parallel_size": degree},
+            "sampling": {"max_tokens": 512},
+        }
+        made = make_plan(RunConfig.model_validate(cfg), on=f"{degree}xH200")
+        assert made.rates and made.rates.tokens_per_second == pytest.approx(measured, rel=1 / 3)
