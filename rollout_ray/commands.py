@@ -139,8 +139,8 @@ def rescore(words: list[str]) -> int:
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's; graded again"]:
         print(shown(line))
+    print(shown(f"report: {page.path}"))
     print_summary(console, done.summary, done.path)
-    print(shown(page.path))
     return 0
 
 
