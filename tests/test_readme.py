@@ -55,13 +55,14 @@ def test_the_commands_are_the_ones_that_are_tested() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "yaml", "python"}
 
 
+@pytest.mark.timeout(620)
 def test_every_other_command_runs(clone: Path, tmp_path: Path) -> None:
     """In one shell, as a reader would; each command's exit code and output are kept."""
     commands = [c for c in COMMANDS if c not in ELSEWHERE]
     lines = [f"{{ {c}\n}} >{tmp_path}/log{n} 2>&1; echo $? >{tmp_path}/code{n}" for n, c in enumerate(commands)]
     first_job = next(n for n, c in enumerate(commands) if c.startswith("ray job submit"))
     script = "\n".join([*lines[:first_job], AWAIT_JOB_AGENT, *lines[first_job:]])
-    run_alone(script, clone, clean_environment(), timeout=280)
+    run_alone(script, clone, clean_environment(), timeout=600)
     for number, command in enumerate(commands):
         code, log = (tmp_path / f"code{number}").read_text().strip(), (tmp_path / f"log{number}").read_text()
         needs_gpus = any(words in command for words in NEED_GPUS)
