@@ -21,8 +21,8 @@ $(VENV)/.ready: requirements-cpu.lock pyproject.toml
 
 $(VENV)/.test-ready: $(VENV)/.ready requirements-test.lock
 	$(PIP) install --no-deps -r requirements-test.lock
-	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && ! { command -v ip && command -v chromium; } >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 chromium; fi
+	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && ! { command -v ip && command -v chromium && command -v sshd && command -v rsync; } >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 chromium openssh-server rsync; fi
 	@touch $@
 
 demo: setup

@@ -139,8 +139,8 @@ def rescore(words: list[str]) -> int:
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's; graded again"]:
         print(shown(line))
+    print(shown(f"report: {page.path}"))
     print_summary(console, done.summary, done.path)
-    print(shown(page.path))
     return 0
 
 
@@ -180,6 +180,12 @@ def merge_lora(words: list[str]) -> int:
     return 0
 
 
+def cluster(words: list[str]) -> int:
+    from cluster.check import main
+
+    return main(words)
+
+
 def view(quiet: bool) -> tuple[Any, Progress]:
     from rich.console import Console
 
@@ -206,6 +212,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "verify": verify,
     "rescore": rescore,
+    "cluster": cluster,
     "completion": completion,
     "merge-lora": merge_lora,
     "report": report,

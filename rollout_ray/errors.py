@@ -58,6 +58,12 @@ class VerifyError(RolloutError):
     exit_code = 8
 
 
+class CloudError(RolloutError):
+    """The cloud that a cluster runs on refused a call, cannot be reached, or no key for it is at hand."""
+
+    exit_code = 10
+
+
 class Interrupted(RolloutError):
     """The run was asked to stop (Ctrl-C or SIGTERM); what was complete is kept and the same command goes on from there."""
 

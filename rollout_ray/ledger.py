@@ -5,6 +5,7 @@
     OUT/parts/bad/            parts that were found damaged or another run's; kept, never read
     OUT/lease-*.json          the driver that is at work, while one is
     OUT/merged.parquet        the result, once the run is complete
+    OUT/report.html           a page to look at it with
     OUT/events.jsonl          what happened, one JSON object a line; in an object store one events-*.jsonl a session
 
 Owns these names, the refusal to mix two runs, and what a part must pass to count. It does not know what a row means.
@@ -200,7 +201,7 @@ class RunDirectory(Folder):
     def _remove_unfinished(self) -> None:
         """Temporary files of writers that were killed."""
         if self.is_local:
-            for pattern in ("parts/.part-*.tmp", ".merged.parquet.*.tmp", ".run.json.*.tmp"):
+            for pattern in ("parts/.part-*.tmp", ".merged.parquet.*.tmp", ".report.html.*.tmp", ".run.json.*.tmp"):
                 for leftover in self.local("").glob(pattern):
                     leftover.unlink(missing_ok=True)
 

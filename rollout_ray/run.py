@@ -27,6 +27,7 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score
        rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
        rollout report RUN_DIR_OR_FILE [OUTPUT.html]       a page to look at the rollouts with
        rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
+       rollout cluster check CLUSTER.yaml                 what can be launched now, and what an hour costs
        rollout merge-lora --base FOLDER --adapter FOLDER --output FOLDER   base model + adapter -> one bf16 model
        rollout completion bash|zsh|fish                   completion of commands and flags, for the shell's start file
 
@@ -35,8 +36,8 @@ Flags beat the environment, the environment beats the file. Yes-or-no flags: --f
 command, shows the traceback of an error.
 
 exit codes: 0 done, 1 any other failure, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left,
-6 run directory, 7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 130 stopped (the same command
-goes on after both)"""
+6 run directory, 7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 10 the cloud refused, 130 stopped
+(the same command goes on after 9 and 130)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -193,7 +193,7 @@ def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_pat
         "kept. Make room and run the same command again, which goes on from there"
     ]
     assert "second 0" in lines
-    assert lines[lines.index("parts") - 1 :] == ["merged.parquet", "parts", "run.json"]
+    assert lines[lines.index("parts") - 1 :] == ["merged.parquet", "parts", "report.html", "run.json"]
     import pyarrow.parquet as pq
 
     table = pq.read_table(tmp_path / "merged.parquet")

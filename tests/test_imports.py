@@ -169,6 +169,15 @@ def test_an_actor_does_not_import_the_driver(path: Path) -> None:
     assert not {name for name in names if name.split(".")[0] == "jobs"}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "cluster").glob("*.py")), ids=lambda p: p.stem)
+def test_a_cluster_module_imports_nothing_of_ours_but_the_errors(path: Path) -> None:
+    """It also runs in `ray up` and in the autoscaler, where nothing of a run belongs."""
+    names = imported(path)
+    assert {name for name in names if name.split(".")[0] in ("rollout_ray", "actors", "jobs")} <= {
+        f"rollout_ray.errors{end}" for end in ("", ".CloudError", ".ConfigError")
+    }
+
+
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
     assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "metrics", "pool", "slots", "tenancy"}

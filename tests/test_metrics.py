@@ -17,8 +17,8 @@ from tests.conftest import ROOT, clean_environment, free_port, run_alone
 DASHBOARD = ROOT / "cluster" / "grafana.json"
 EXPORTED = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS}
 
-# The head and the driver report every half second instead of every ten. The probe waits for the metrics of a run that
-# goes on, keeps what it saw, and lets the run stop.
+# The head and the driver report every half second instead of every ten. The probe waits for the metrics and the
+# progress of a run, keeps what it saw, and lets the run stop.
 SCRIPT = """
 export RAY_metrics_report_interval_ms=500 RAY_AUTH_MODE=token
 ray start --head --port={gcs} --dashboard-port={dashboard} --metrics-export-port={metrics} --num-cpus=2 >head.log 2>&1
@@ -29,7 +29,8 @@ import pathlib, time, urllib.request
 deadline = time.monotonic() + 60
 wanted = {names!r}
 text = ""
-while time.monotonic() < deadline and not all(name in text for name in wanted):
+log = pathlib.Path("run.log")
+while time.monotonic() < deadline and not (all(name in text for name in wanted) and " left; " in log.read_text()):
     try:
         text = urllib.request.urlopen("http://127.0.0.1:{metrics}/metrics", timeout=5).read().decode()
     except OSError:

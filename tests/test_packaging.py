@@ -34,6 +34,12 @@ def test_the_gpu_extra_brings_vllm(wheel: Path) -> None:
         assert f"Requires-Dist: {needed}" in metadata, needed
 
 
+def test_the_node_provider_is_where_ray_looks_for_it(wheel: Path) -> None:
+    """`ray up` and the autoscaler import it by its name, from whatever folder they run in."""
+    with zipfile.ZipFile(wheel) as archive:
+        assert {"cluster/lambda_provider.py", "cluster/lambda.yaml", "cluster/local.yaml"} <= set(archive.namelist())
+
+
 def test_the_installed_package_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", str(site), str(wheel)]

@@ -125,7 +125,7 @@ def test_the_command_line_writes_reports_of_runs_files_and_rescored_files(run: R
     copy = altered(merged_path(run), tmp_path / "copy.parquet", lambda rows: None)
     done = rollout("rescore", copy, "--beta", "0")
     (page,) = tmp_path.glob("copy-*-report.html")
-    assert done.returncode == 0 and done.stdout.rstrip().endswith(str(page)), done.stderr
+    assert done.returncode == 0 and f"report: {page}\n" in done.stdout, done.stderr
     facts = blocks(page)["facts"]
     assert facts["reward"]["beta"] == 0 and facts["rescored_from"] and facts["sessions"] == []
     for arguments, cause in [

@@ -57,13 +57,13 @@ def test_a_whole_run_into_a_bucket(store: Store, local_ray: None) -> None:
     objects = store.objects("whole/")
     assert pq.read_table(io.BytesIO(objects["merged.parquet"])).equals(rollouts.table())
     happened = [event["event"] for event in rollouts.run.events()]
-    assert [kind for kind in happened if kind not in ("engine_idle", "given_back")] == [
+    assert [kind for kind in happened if kind not in ("engine_idle", "given_back", "load")] == [
         "begun", "placed", *["engine_started"] * 2, "finished",
     ]  # fmt: skip
     checked = verify(f"s3://{BUCKET}/whole")
     assert checked.agrees and checked.trajectories == 320
     kinds = {re.sub(r"[0-9a-f]{16,}-?", "*", name) for name in objects}
-    assert kinds == {"run.json", "merged.parquet", "events-*.jsonl", "parts/part-**.parquet"}
+    assert kinds == {"run.json", "merged.parquet", "report.html", "events-*.jsonl", "parts/part-**.parquet"}
     assert not any(SECRET.encode() in content for content in objects.values())
 
 
@@ -79,7 +79,14 @@ def test_the_endpoint_may_stand_in_the_uri(store: Store, local_ray: None, monkey
 def test_a_file_uri_is_a_local_directory(tmp_path: Path, local_ray: None) -> None:
     rollouts = collect(demo_rows(5), simulated(f"file://{tmp_path}/run"))
     assert len(keys(rollouts)) == 40
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.json", "parts", "events.jsonl", "merged.parquet", "logs"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "run.json",
+        "parts",
+        "events.jsonl",
+        "merged.parquet",
+        "report.html",
+        "logs",
+    }
     assert pq.read_table(rollouts.path).num_rows == 5
 
 

@@ -1,0 +1,258 @@
+"""Lambda Cloud's API: one method a call, paced, retried where a retry can do no harm, its errors named.
+
+Owns HTTP, the key, and what an answer means. It decides nothing: what to launch and what to end is the caller's.
+Invariant: a launch that may have happened is never sent again from here; it raises LambdaError with `uncertain` set.
+The calls are those of Lambda's OpenAPI 1.10.0 (https://cloud.lambda.ai/api/v1/openapi.json).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from cluster.lambda_pace import Pace
+from rollout_ray.errors import CloudError
+
+log = logging.getLogger(__name__)
+
+API_URL = "https://cloud.lambda.ai/api/v1"
+KEY_VARIABLE = "LAMBDA_API_KEY"
+KEY_FILE = "~/.lambda_cloud/api_key"
+USER_AGENT = "rollout-ray/0.1"
+TRIES = 6
+MOST_BACKOFF = 32  # request intervals
+
+ENDED = frozenset({"terminated", "preempted"})
+GONE = ENDED | {"terminating"}
+NO_CAPACITY = "instance-operations/launch/insufficient-capacity"
+NO_SUCH_OBJECT = "global/object-does-not-exist"
+
+REMEDIES = {
+    NO_CAPACITY: "wait, add fallback_instance_types, or move the cluster to a region that has some (rollout cluster check "
+    "lists them)",
+    "instance-operations/launch/file-system-in-wrong-region": "name a file system of the cluster's region, or change "
+    "provider.region",
+    "global/quota-exceeded": "end instances that are not needed, or ask Lambda to raise the quota",
+    "global/invalid-api-key": f"put a key that is in use into {KEY_FILE} (mode 0600) or {KEY_VARIABLE}",
+    "global/account-inactive": "activate the account at https://cloud.lambda.ai",
+    "global/invalid-address": "complete the billing address at https://cloud.lambda.ai",
+    "global/forbidden": "use a key whose owner may do this",
+    "global/invalid-parameters": "run rollout cluster check on the YAML",
+    NO_SUCH_OBJECT: "run rollout cluster check on the YAML: a name in it does not exist",
+    "global/conflict": "wait until the other operation on the instance is done",
+    "global/duplicate": "choose another name",
+    "rate-limit": "fewer clusters at once should use one account, or raise request_interval_s and launch_interval_s",
+    "blocked": "the request was stopped before it reached the API, which says nothing about the key: try from another "
+    "network",
+    "moved": "give the API's new address as provider.api_url",
+}
+LATER = "try again in a few minutes; https://status.lambda.ai tells of outages"
+
+
+class LambdaError(CloudError):
+    """A call that failed for good. `code` is Lambda's, or ours where it gave none (rate-limit, blocked, moved, network,
+    server, nonsense); `uncertain`: it may have taken effect nevertheless; `refused`: it has not, and may be tried again
+    at once."""
+
+    def __init__(self, what: str, code: str, message: str, uncertain: bool = False, refused: bool = False) -> None:
+        super().__init__(f"Lambda: {what} failed: {message} ({code}); {REMEDIES.get(code, LATER)}")
+        self.code, self.uncertain, self.refused = code, uncertain, refused
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What we keep of an instance. Addresses and tags may be missing while it boots. The answer's jupyter_token, a
+    secret, is left where it is."""
+
+    id: str
+    status: str
+    name: str = ""
+    ip: str | None = None
+    private_ip: str | None = None
+    instance_type: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_answer(cls, data: Mapping[str, Any]) -> Instance:
+        return cls(
+            id=data["id"],
+            status=data["status"],
+            name=data.get("name") or "",
+            ip=data.get("ip"),
+            private_ip=data.get("private_ip"),
+            instance_type=data["instance_type"]["name"],
+            tags={tag["key"]: tag["value"] for tag in data.get("tags") or []},
+        )
+
+
+def file_key(path: str) -> str:
+    """The key in the file. Raises CloudError where it is missing, or others may read it."""
+    file = Path(path).expanduser()
+    try:
+        mode = file.stat().st_mode
+        key = file.read_text().strip()
+    except OSError as error:
+        raise CloudError(
+            f"no Lambda API key: {file} cannot be read ({error.strerror}); put the key there, chmod it 600, or set "
+            f"{KEY_VARIABLE}"
+        ) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise CloudError(f"{file} holds a key and others may read it; chmod 600 {file}")
+    return _checked(key, str(file))
+
+
+def api_key(path: str) -> str:
+    """The key: of the environment, else of the file. Raises CloudError where there is none."""
+    key = os.environ.get(KEY_VARIABLE)
+    return _checked(key, KEY_VARIABLE) if key else file_key(path)
+
+
+def _checked(key: str, place: str) -> str:
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise CloudError(f"{place} holds no Lambda API key; it is one line of letters, digits and signs")
+    return key
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Sets the header. Given as `auth`, no ~/.netrc replaces it; the key stands in no representation."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def hidden(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self._key, "***")
+
+
+class LambdaClient:
+    """The API under one key. Thread-safe: it holds no connection."""
+
+    def __init__(
+        self,
+        key: str,
+        pace: Pace,
+        api_url: str = API_URL,
+        timeout_s: float = 30.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._auth = _Bearer(key)
+        self._url, self._timeout_s, self._sleep = api_url.rstrip("/"), timeout_s, sleep
+        self.pace = pace
+
+    def instances(self) -> list[Instance]:
+        """Every instance of the account, whichever cluster it belongs to."""
+        what = "listing instances"
+        listed = self._safe(what, "GET", "/instances")
+        try:
+            return [Instance.from_answer(one) for one in listed]
+        except (KeyError, TypeError) as error:
+            raise LambdaError(what, "nonsense", "an entry is not an instance") from error
+
+    def launch(self, body: Mapping[str, Any]) -> str:
+        """Launches one instance, and returns its id. Waits while the rate limit refuses it; raises LambdaError."""
+        what = f"launching {body['instance_type_name']} in {body['region_name']}"
+
+        def once() -> Any:
+            return self._call(what, "POST", "/instance-operations/launch", body, launch=True)
+
+        data = self._again(once, lambda error: error.refused, self.pace.launch_s)
+        try:
+            return str(data["instance_ids"][0])
+        except (KeyError, IndexError, TypeError) as error:
+            raise LambdaError(what, "nonsense", "the answer holds no instance id", uncertain=True) from error
+
+    def terminate(self, ids: Sequence[str]) -> None:
+        """Ends the instances. Ending one twice does no harm, so this is retried like a read."""
+        self._safe(f"ending {', '.join(ids)}", "POST", "/instance-operations/terminate", {"instance_ids": list(ids)})
+
+    def instance_types(self) -> dict[str, Any]:
+        """Name -> {instance_type: {price_cents_per_hour, specs, ..}, regions_with_capacity_available: [{name, ..}]}."""
+        return dict(self._safe("reading the catalogue", "GET", "/instance-types"))
+
+    def regions(self) -> list[str]:
+        return [one["name"] for one in self._safe("listing regions", "GET", "/regions")]
+
+    def ssh_keys(self) -> dict[str, str]:
+        """Name -> public key."""
+        return {one["name"]: one["public_key"] for one in self._safe("listing SSH keys", "GET", "/ssh-keys")}
+
+    def file_systems(self) -> dict[str, dict[str, Any]]:
+        """Name -> {mount_point, region: {name, ..}, ..}."""
+        return {one["name"]: one for one in self._safe("listing file systems", "GET", "/file-systems")}
+
+    # HTTP
+
+    def _safe(self, what: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """A call that may be repeated: it is, until an answer comes that is one."""
+        return self._again(
+            lambda: self._call(what, method, path, body), lambda e: e.refused or e.uncertain, self.pace.request_s
+        )
+
+    def _again(self, once: Callable[[], Any], may: Callable[[LambdaError], bool], unit_s: float) -> Any:
+        for attempt in range(TRIES):
+            try:
+                return once()
+            except LambdaError as error:
+                if attempt == TRIES - 1 or not may(error):
+                    raise
+                log.info("%s; trying again", error)
+            # Apart from one another: several machines may use the account.
+            self._sleep(unit_s * min(2**attempt, MOST_BACKOFF) * random.uniform(1.0, 2.0))
+        raise AssertionError("unreachable")
+
+    def _call(self, what: str, method: str, path: str, body: Mapping[str, Any] | None, launch: bool = False) -> Any:
+        """One request. Returns the answer's data; raises LambdaError."""
+        self.pace.wait(launch)
+        try:
+            answer = requests.request(
+                method,
+                self._url + path,
+                json=body,
+                auth=self._auth,
+                headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
+                timeout=self._timeout_s,
+                allow_redirects=False,  # a redirected POST can become a GET
+            )
+        except requests.RequestException as error:
+            raise LambdaError(what, "network", type(error).__name__, uncertain=True) from None
+        return self._data(what, answer)
+
+    def _data(self, what: str, answer: requests.Response) -> Any:
+        status = answer.status_code
+        try:
+            content = answer.json()
+        except requests.JSONDecodeError:
+            content = None
+        if status == 429:
+            raise LambdaError(what, "rate-limit", "too many requests", refused=True)
+        if 300 <= status < 400:
+            raise LambdaError(what, "moved", f"HTTP {status}")
+        if isinstance(content, dict) and "data" in content and status < 300:
+            return content["data"]
+        error = content.get("error") if isinstance(content, dict) else None
+        if isinstance(error, dict) and "code" in error:
+            code = self._shown(error["code"])
+            uncertain = status >= 500 or code.startswith("provider/") or code == "global/internal-error"
+            raise LambdaError(what, code, self._shown(error.get("message", f"HTTP {status}")), uncertain=uncertain)
+        if status == 403:
+            raise LambdaError(what, "blocked", "HTTP 403 without an answer of the API")
+        if status >= 500:
+            raise LambdaError(what, "server", f"HTTP {status}", uncertain=True)
+        raise LambdaError(what, "nonsense", f"HTTP {status} with an unknown answer", uncertain=status < 300)
+
+    def _shown(self, text: object) -> str:
+        """Words of the answer, as one harmless line: without control characters, and without the key."""
+        return self._auth.hidden("".join(c if c.isprintable() else "?" for c in str(text)))[:300]

@@ -1,0 +1,117 @@
+"""The instances of one cluster as Lambda lists them, kept for a few seconds, corrected by what was just launched or ended.
+
+Owns that cache. Every thread of the autoscaler reads from it; one at a time asks Lambda, and what is known already can be
+read meanwhile. It launches and ends nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
+
+from cluster.lambda_api import ENDED, GONE, Instance, LambdaClient, LambdaError
+
+log = logging.getLogger(__name__)
+
+MOST_AGE = 5  # request intervals that a listing is used for
+SETTLE = 60  # request intervals within which a listing may not yet show what was done
+
+
+class LambdaFleet:
+    """The instances whose tag names the cluster `name`."""
+
+    def __init__(self, client: LambdaClient, name: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._name, self._now = client, name, now
+        self._most_age_s = MOST_AGE * client.pace.request_s
+        self.settle_s = SETTLE * client.pace.request_s
+        self._state, self._asking = threading.Lock(), threading.Lock()
+        self._began = float("-inf")  # when the listing that is in use was asked for
+        self._listed: dict[str, Instance] = {}
+        self._live: dict[str, Instance] = {}
+        self._known: dict[str, Instance] = {}  # every instance ever seen, as last seen
+        self._launched: dict[str, float] = {}  # id -> when, until a listing shows it
+        self._ended: dict[str, float] = {}  # id -> when
+
+    def live(self, fresh: bool = False) -> dict[str, Instance]:
+        """Instances that are booting, active or unhealthy, by id; with `fresh` from a listing that begins after this
+        call. Raises LambdaError."""
+        self._look(fresh)
+        with self._state:
+            return dict(self._live)
+
+    def one(self, instance_id: str) -> Instance | None:
+        """The instance if it is live, by the last listing that could be had: a node is not given up because Lambda does
+        not answer for a while."""
+        try:
+            self._look(fresh=False)
+        except LambdaError as error:
+            log.warning("%s; the last listing is used", error)
+        with self._state:
+            return self._live.get(instance_id)
+
+    def still_listed(self) -> dict[str, Instance]:
+        """Instances that Lambda itself does not call ended, those that are about to end included. Raises LambdaError."""
+        self._look(fresh=True)
+        with self._state:
+            return {one.id: one for one in self._listed.values() if one.status not in ENDED}
+
+    def known(self, instance_id: str) -> Instance | None:
+        """The instance as last seen, which may be long ago; asks nobody."""
+        with self._state:
+            return self._known.get(instance_id)
+
+    def launched(self, instance: Instance) -> None:
+        """An instance that listings may not show yet."""
+        with self._state:
+            self._launched[instance.id] = self._now()
+            self._known[instance.id] = self._live[instance.id] = instance
+
+    def ended(self, ids: Iterable[str]) -> None:
+        """Instances that listings may still show as alive."""
+        with self._state:
+            for one in ids:
+                self._ended[one] = self._now()
+                self._launched.pop(one, None)
+                self._live.pop(one, None)
+
+    def _look(self, fresh: bool) -> None:
+        asked = self._now()
+        if self._is_current(asked, fresh):
+            return
+        with self._asking:
+            if self._is_current(asked, fresh):  # another thread has asked meanwhile
+                return
+            began = self._now()
+            listed = self._client.instances()
+            with self._state:
+                self._take(listed, began)
+
+    def _is_current(self, asked: float, fresh: bool) -> bool:
+        with self._state:
+            return self._began >= (asked if fresh else asked - self._most_age_s)
+
+    def _take(self, listed: Iterable[Instance], began: float) -> None:
+        current: dict[str, Instance] = {}
+        for one in listed:
+            before = self._known.get(one.id)
+            tags = {**(before.tags if before else {}), **one.tags}  # an answer need not repeat them all
+            if tags.get(TAG_RAY_CLUSTER_NAME) == self._name:
+                current[one.id] = dataclasses.replace(one, tags=tags)
+                self._launched.pop(one.id, None)
+        self._listed = dict(current)
+        for one_id, when in list(self._launched.items()):
+            if began - when < self.settle_s:
+                current[one_id] = self._known[one_id]
+            else:
+                del self._launched[one_id]
+        gone = {k: dataclasses.replace(v, status="terminated") for k, v in self._known.items() if k not in current}
+        self._known |= gone | current
+        # One that is listed as alive long after its end was asked for is alive: whoever asked must ask again.
+        self._ended = {k: when for k, when in self._ended.items() if began - when < self.settle_s}
+        self._live = {k: v for k, v in current.items() if v.status not in GONE and k not in self._ended}
+        self._began = began
