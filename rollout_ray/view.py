@@ -117,6 +117,7 @@ class RunView:
     last_generated: float = 0.0
     behind_seconds: float = 0.0
     _sample_at: float = 0.0
+    _sampled: tuple[dict[str, Any], dict[str, Any]] | None = None
     _behind_since: float | None = None
     _ebb: float | None = None
 
@@ -158,8 +159,9 @@ class RunView:
         self._behind_since = now if behind else None
 
     def sample(self) -> dict[str, Any] | None:
-        """The load, as fields of an event, where it is time for one: questions saved, draws made, and by engine the state,
-        the sequences decoded, those that wait, the tokens made so far and the share of the KV cache in use."""
+        """The load, as fields of an event, where it is time for one, and until the first token where something has
+        changed: questions saved, draws made, and by engine the state, the sequences decoded, those that wait, the tokens
+        made so far and the share of the KV cache in use."""
         now = time.monotonic()
         if now < self._sample_at:
             return None
@@ -176,6 +178,9 @@ class RunView:
         }
         tokens = sum(engine.stats.generated_tokens for engine in self.engines.values())
         totals = {"questions": self.before + self.committed, "draws": self.generated_draws, "generated_tokens": tokens}
+        earlier, self._sampled = self._sampled, (totals, engines)
+        if not tokens and earlier == self._sampled:
+            return None
         return totals | ({"engines": engines} if len(engines) <= MOST_SAMPLED else {})
 
     def account(self) -> SessionAccount:

@@ -223,11 +223,14 @@ class When(Plain):
 def test_a_killed_actor_is_replaced_and_no_row_is_lost(tmp_path: Path, local_ray: None, actor: str) -> None:
     others = set(worker_pids(actor))
 
-    def kill_one() -> None:
-        victims = set(worker_pids(actor)) - others
-        os.kill(victims.pop(), signal.SIGKILL)
+    def victims() -> set[int]:
+        return set(worker_pids(actor)) - others
 
-    progress = When(lambda view: view.generated_draws >= 200, kill_one)
+    def kill_one() -> None:
+        os.kill(victims().pop(), signal.SIGKILL)
+
+    # A scorer's process may be starting while the first draws come.
+    progress = When(lambda view: view.generated_draws >= 200 and bool(victims()), kill_one)
     cfg = simulated(tmp_path / "run", 2, speed=60_000)
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert progress.done
