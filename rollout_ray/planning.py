@@ -41,8 +41,8 @@ def make_plan(
     """The plan of a run of this config.
 
     `on` names GPUs (`8xH100`) in place of this machine's; `earlier` is the directory of a finished run whose speed and
-    lengths are taken; `probe` is a number of questions to run first for them, 0 as many as fill the engines once and a
-    half.
+    lengths are taken; `probe` is a number of questions to run first for them, 0 as many as fill the engines three
+    times.
     Raises ConfigError, DatasetError or PlacementError where the run could not be, and all that `collect` does in a probe.
     """
     if cfg.data.dataset is None:
@@ -130,7 +130,7 @@ def _probed(
     from rollout_ray.collect import collect
 
     places = (placement.engine.max_num_seqs or 256) * placement.replicas
-    count = wanted or max(8, -(-3 * places // (2 * sum(arm.samples for arm in arms))))
+    count = wanted or max(8, -(-3 * places // sum(arm.samples for arm in arms)))
     rows = _spread(questions, count)
     with tempfile.TemporaryDirectory(prefix="rollout-probe-") as folder:
         output = cfg.output.model_copy(update={"output_dir": folder})

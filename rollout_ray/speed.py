@@ -16,6 +16,7 @@ GPU_START_S = 45.0  # an engine's start with what it compiles in the cache: 27 t
 # Shares of the data sheet that a 7B model reaches on an H200 (vLLM 0.26, 1,024 sequences, profiled): a decoding step takes
 # 32 ms, of which 51% multiply matrices and 33% read keys and values.
 COMPUTE_SHARE, READ_SHARE = 0.7, 0.9
+TAIL_LOST = 0.25
 STEP_S = 0.001  # of a step that no GPU work hides
 # An all-reduce of the tensor parallel ranks, fitted to a 7B on 2 and 8 H200s without NVLink multicast.
 REDUCE_S_PER_RANK, REDUCE_BYTES_PER_S = 30e-6, 100e9
@@ -63,7 +64,8 @@ def from_run(finished: Mapping[str, Any], bytes_per_trajectory: float | None, so
     served = sum(engine["decoding_seconds"] + engine["idle_seconds"] for engine in engines)
     if not (tokens and generation and served):
         return None
-    # Over the tail the batch empties, so that half of its time counts.
-    busy = served * (1 - tail / 2 / generation)
+    # Over the tail the batch empties: half of that time is lost where speed follows the batch, none where it does not.
+    lost = TAIL_LOST * tail
+    busy = served * (1 - lost / generation)
     mean = {name: arm["mean_tokens"] for name, arm in finished["arms"].items() if arm["trajectories"]}
-    return Rates(tokens / busy, account["starting_seconds"], tail / 2, source, mean, bytes_per_trajectory)
+    return Rates(tokens / busy, account["starting_seconds"], lost, source, mean, bytes_per_trajectory)
