@@ -113,7 +113,8 @@ def main() -> None:
     drawing = figures.merging_at - figures.drawing_at
     print(f"{count} trajectories, {args.replicas} simulated engines, {args.scorers} scorer(s), {os.cpu_count()} cores")
     print(f"{ended - began:.0f} s in all; {count / drawing:,.0f} trajectories/s drawn, scored and committed")
-    print(f"merge: {ended - figures.merging_at:.0f} s, {count / (ended - figures.merging_at):,.0f} trajectories/s")
+    merging, reporting = finished["time"] - figures.merging_at, ended - finished["time"]
+    print(f"merge: {merging:.0f} s, {count / merging:,.0f} trajectories/s; report: {reporting:.0f} s")
     print(f"driver: {1e6 * (figures.merging_cpu - figures.drawing_cpu) / count:.1f} us of CPU a trajectory")
     peaks = [f"driver {figures.driver / MIB:.0f}", f"merge (in the driver) {figures.merge / MIB:.0f}"]
     peaks += [f"scorer {size / MIB:.0f}" for size in figures.scorers.values()]
