@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 
-from actors.vllm_backend import CPU_MAX_NUM_SEQS
 from rollout_ray.config import RunConfig
-from rollout_ray.hardware import DEFAULT_SEQS
+from rollout_ray.hardware import CPU_SEQS, DEFAULT_SEQS
 
 MOST_STEPS = 3  # each halves what is decoded at once, so the last asks for an eighth
 SHARE_STEP = 0.75
@@ -44,7 +43,7 @@ def as_start_failure(text: str) -> Exception:
 def smaller(config: RunConfig, step: int, *, gpus: int, keep_share: bool) -> RunConfig:
     """The config of an engine with `gpus` GPUs, step number `step` (1 ..) down."""
     engine = config.engine
-    usual = DEFAULT_SEQS if gpus else CPU_MAX_NUM_SEQS
+    usual = DEFAULT_SEQS if gpus else CPU_SEQS
     less = {"max_num_seqs": max(1, (engine.max_num_seqs or usual) >> step)}
     if engine.max_num_batched_tokens:
         less["max_num_batched_tokens"] = max(256, engine.max_num_batched_tokens >> step)

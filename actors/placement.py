@@ -17,6 +17,7 @@ from rollout_ray.model_size import ModelSize
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+ENGINES_PER_SCORER = 4
 CPU_REPLICAS = 2  # on the CPU two one-core engines beat one of two cores; more of them only share memory bandwidth
 
 
@@ -81,6 +82,11 @@ def choose_placement(
     replicas = wanted or room
     note = f"{replicas} engine(s) of {size} GPU(s) each, the nodes have {have}; {layout.reason}"
     return Placement(replicas, size, 1, note, layout.engine)
+
+
+def scorers_for(config: RunConfig, replicas: int) -> int:
+    """How many scoring actors that many engines get."""
+    return config.resources.scorers or max(1, replicas // ENGINES_PER_SCORER)
 
 
 def live_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:

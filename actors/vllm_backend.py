@@ -25,14 +25,14 @@ from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.engine_stats import EngineStats
 from rollout_ray.errors import ConfigError
-from rollout_ray.hardware import DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
+from rollout_ray.hardware import CPU_SEQS, DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
 from rollout_ray.models import model_folder
 from rollout_ray.records import Arm, Draw, Prompt
 
 log = logging.getLogger(__name__)
 
 
-CPU_MAX_NUM_SEQS, CPU_MAX_NUM_BATCHED_TOKENS = 256, 4096
+CPU_MAX_NUM_BATCHED_TOKENS = 4096
 WORKER = "actors.worker.Worker"  # by name: the module imports vLLM
 RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
 
@@ -68,7 +68,7 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
     """Keyword arguments of vLLM's EngineArgs, with every choice made that the config left open."""
     engine, model = config.engine, config.model
     on_gpu = gpus > 0
-    max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_MAX_NUM_SEQS)
+    max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_SEQS)
     checkpoint = _checkpoint(config).get_text_config()
     limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
     max_model_len = engine.max_model_len or arms.default_max_model_len(config)

@@ -19,17 +19,16 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.gpus import smallest_of
+from actors.gpus import smallest, smallest_of
 from actors.placement import Node, Placement, choose_placement, live_nodes
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import PlacementError
-from rollout_ray.hardware import Gpu, named
+from rollout_ray.hardware import CPU_SEQS, Gpu, named
 from rollout_ray.model_size import model_size
 
 log = logging.getLogger(__name__)
 
 HEAD = "node:__internal_head__"  # a resource that only the head has
-CPU_SEQS = 256  # what an engine without GPUs decodes at once where max_num_seqs is unset
 
 
 def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
@@ -47,7 +46,7 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
     if cfg.engine.backend == "vllm" and any(node.gpus for node in (*up, *coming)):
         with_gpus = [node["NodeID"] for node in nodes if node["Resources"].get("GPU")]
         known = [smallest_of(with_gpus) if with_gpus else None, gpu_to_come(config)]
-        gpu = min((one for one in known if one), key=lambda one: one.memory_gib, default=None)
+        gpu = smallest(known)
         model = model_size(cfg) if gpu else None
     if not coming:
         return choose_placement(up, cfg, gpu, model)
@@ -101,8 +100,7 @@ def gpu_to_come(config: Mapping[str, Any] | None) -> Gpu | None:
         for name in (*marked, (kind.get("labels") or {}).get("ray.io/accelerator-type", "")):
             with suppress(PlacementError):
                 found.append(named(f"1x{name}")[-1])
-    smallest = min(found, key=lambda kind: kind.memory_gib, default=None)
-    return Gpu(smallest.name, smallest.memory_gib) if smallest else None
+    return smallest(Gpu(kind.name, kind.memory_gib) for kind in found)
 
 
 def _amount(kind: Mapping[str, Any], resource: str) -> int:

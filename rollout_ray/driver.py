@@ -20,7 +20,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
-from actors.placement import draining_nodes
+from actors.placement import draining_nodes, scorers_for
 from actors.scorer import Receipt, ScorerActor
 from rollout_ray.autoscaling import beside_the_driver, placed
 from rollout_ray.checkpoints import Policy
@@ -42,7 +42,6 @@ from rollout_ray.view import EngineView, RunView
 
 log = logging.getLogger(__name__)
 
-ENGINES_PER_SCORER = 4
 MOST_UNSCORED = 4096  # draws; or twice what the engines decode at once, where that is more
 
 
@@ -116,7 +115,7 @@ class _Session:
         placement = fleet.placement
         log.info(placement.note)
         events.write("placed", note=placement.note)
-        lanes = cfg.resources.scorers or max(1, placement.replicas // ENGINES_PER_SCORER)
+        lanes = scorers_for(cfg, placement.replicas)
         draws = sum(arm.samples for arm in arms)
         self._missing = len(questions) - len(done)
         self._scheduler = Scheduler(

@@ -15,6 +15,7 @@ from rollout_ray.model_size import ModelSize
 
 GIB = 2**30
 DEFAULT_SEQS, DEFAULT_BATCHED_TOKENS = 1024, 16384
+CPU_SEQS = 256  # what an engine without GPUs decodes at once where max_num_seqs is unset
 CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, graphs and NCCL's buffers of a GPU
 PROMPT_TOKENS = 1024  # that a prompt has at most, for the choices here
 SHARE_OF_LENGTH = 8  # most sequences are far shorter than the longest, and few are at their end at once

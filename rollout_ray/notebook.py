@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from rollout_ray.live import Live
 from rollout_ray.progress import Plain, Progress, Silent
 from rollout_ray.redaction import shown
-from rollout_ray.summary import Summary, summary_lines
+from rollout_ray.summary import ARM_HEADINGS, Summary, arm_cells, summary_lines
 
 
 def progress_here() -> Progress:
@@ -29,18 +29,10 @@ def progress_here() -> Progress:
 
 def summary_html(summary: Summary, path: str) -> str:
     """The summary by arm as an HTML table, then the rest in sentences and the file's path."""
-    headings = ("arm", "trajectories", "accuracy", "mean reward", "mean tokens", "truncated")
-    rows = [
-        (
-            name, str(arm.trajectories), "-" if arm.accuracy is None else f"{100 * arm.accuracy:.1f}%",
-            "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}", f"{arm.mean_tokens:.0f}", str(arm.truncated),
-        )
-        for name, arm in summary.arms.items()
-    ]  # fmt: skip
-    body = "".join(_row("td", row) for row in rows)
+    body = "".join(_row("td", (name, *arm_cells(arm))) for name, arm in summary.arms.items())
     lines = [f"{summary.questions} questions, {summary.trajectories} trajectories", *summary_lines(summary), path]
     below = "<br>".join(escape(shown(line)) for line in lines)
-    return f"<table><thead>{_row('th', headings)}</thead><tbody>{body}</tbody></table><p>{below}</p>"
+    return f"<table><thead>{_row('th', ARM_HEADINGS)}</thead><tbody>{body}</tbody></table><p>{below}</p>"
 
 
 def _row(cell: str, texts: tuple[str, ...]) -> str:

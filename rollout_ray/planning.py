@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from actors.backend import Refused
 from actors.gpus import all_here, smallest
-from actors.placement import Node, Placement, choose_placement
+from actors.placement import Node, Placement, choose_placement, scorers_for
 from rollout_ray.arms import chat_messages, resolve_arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError, DatasetError
-from rollout_ray.hardware import Gpu, Layout, kind_of, lay_out, longest_sequence, named
+from rollout_ray.hardware import CPU_SEQS, Gpu, Layout, kind_of, lay_out, longest_sequence, named
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.model_size import ModelSize, model_size
 from rollout_ray.models import check_model, model_folder
@@ -65,7 +65,7 @@ def make_plan(
             size, gpu, layout, placement, len(questions) * sum(a.samples for a in arms), prompts.mean, output
         )
         rates = replace(sheet, mean_tokens=rates.mean_tokens if rates else {})
-    lanes = cfg.resources.scorers or max(1, placement.replicas // 4)
+    lanes = scorers_for(cfg, placement.replicas)
     plan = Plan(
         name=questions.source.name,
         questions=len(questions),
@@ -129,7 +129,7 @@ def _probed(
     """What a run over some of the questions, evenly spread over the input, measures."""
     from rollout_ray.collect import collect
 
-    places = (placement.engine.max_num_seqs or 256) * placement.replicas
+    places = (placement.engine.max_num_seqs or CPU_SEQS) * placement.replicas
     count = wanted or max(8, -(-3 * places // sum(arm.samples for arm in arms)))
     rows = _spread(questions, count)
     with tempfile.TemporaryDirectory(prefix="rollout-probe-") as folder:

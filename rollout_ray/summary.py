@@ -19,6 +19,8 @@ from rollout_ray.redaction import shown
 if TYPE_CHECKING:
     from rich.table import Table
 
+ARM_HEADINGS = ("arm", "trajectories", "accuracy", "mean reward", "mean tokens", "truncated")
+
 
 @dataclass
 class ArmSummary:
@@ -176,15 +178,20 @@ def summary_table(summary: Summary) -> Table:
     from rich.text import Text
 
     table = Table(title=f"{summary.questions} questions, {summary.trajectories} trajectories")
-    table.add_column("arm")
-    for heading in ("trajectories", "accuracy", "mean reward", "mean tokens", "truncated"):
+    table.add_column(ARM_HEADINGS[0])
+    for heading in ARM_HEADINGS[1:]:
         table.add_column(heading, justify="right")
     for name, arm in summary.arms.items():
-        table.add_row(
-            Text(shown(name)), str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward),
-            f"{arm.mean_tokens:.0f}", str(arm.truncated),
-        )  # fmt: skip
+        table.add_row(Text(shown(name)), *arm_cells(arm))
     return table
+
+
+def arm_cells(arm: ArmSummary) -> tuple[str, ...]:
+    """What stands under ARM_HEADINGS beside an arm's name."""
+    return (
+        str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward), f"{arm.mean_tokens:.0f}",
+        str(arm.truncated),
+    )  # fmt: skip
 
 
 def summary_lines(summary: Summary) -> list[str]:

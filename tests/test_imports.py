@@ -30,7 +30,7 @@ PURE: dict[str, set[str]] = {
     "answers": {"normal_form"},
     "demo_questions": set(),
     "models": {"config", "errors"},
-    "model_size": {"config", "models"},
+    "model_size": {"checkpoints", "config", "models"},
     "hardware": {"arms", "config", "errors", "model_size"},
     "speed": {"hardware", "model_size"},
     "plan": {"config", "hardware", "records", "redaction", "speed"},
