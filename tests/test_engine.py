@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor
-from actors.vllm_backend import engine_arguments, environment
+from actors.vllm_arguments import engine_arguments, environment, graph_sizes
 from rollout_ray.arms import resolve_arms
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
@@ -296,6 +298,22 @@ def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:
     ready(actor, cfg)
     with pytest.raises(RayActorError):
         exchange_all(actor, [request(0, Question("q", "x", None), cfg)])
+
+
+@given(most=st.integers(1, 5000))
+def test_a_batch_of_any_size_has_a_graph_near_its_own(most: int) -> None:
+    sizes = graph_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[-1] == most
+    for batch in range(1, most + 1):
+        padded = next(size for size in sizes if size >= batch)
+        assert padded - batch < max(8, min(64, batch / 4))
+
+
+def test_graphs_named_by_the_user_are_not_ours() -> None:
+    ours = engine_arguments(config(engine={"max_num_seqs": 512}), gpus=1)
+    assert ours["cudagraph_capture_sizes"] == graph_sizes(512)
+    theirs = engine_arguments(config(engine={"extra": {"max_cudagraph_capture_size": 64}}), gpus=1)
+    assert theirs["max_cudagraph_capture_size"] == 64 and "cudagraph_capture_sizes" not in theirs
 
 
 def test_deterministic_asks_for_batch_invariant_kernels_which_only_gpus_have() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from actors.vllm_backend import engine_arguments, environment
+from actors.vllm_arguments import engine_arguments, environment
 from rollout_ray.arms import chat_messages, resolve_arms
 from rollout_ray.config import RunConfig
 from rollout_ray.fleet import FORWARDED
