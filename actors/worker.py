@@ -6,6 +6,7 @@ or one of vLLM's own. What surrounds it (requests, prefix cache, checks) is vllm
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
             return super().load_model(*args, **kwargs)
 
     def determine_available_memory(self, *args: Any, **kwargs: Any) -> Any:
-        with self._rollout_compile_once(), self._rollout_phase("compile"):
+        with self._rollout_compile_once(), self._rollout_phase("compile"), self._rollout_one_triton_cache():
             return super().determine_available_memory(*args, **kwargs)
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +74,18 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
             turn = await_turn(envs.VLLM_CACHE_ROOT, f"{current_platform.get_device_name()} {config.compute_hash()}")
         with turn:
             yield
+
+    @contextmanager
+    def _rollout_one_triton_cache(self) -> Iterator[None]:
+        """Has the Triton kernels that are compiled after the model's graph kept in one place. vLLM's first start keeps them
+        with the graph that it has just compiled, and a start that finds the graph compiled looks elsewhere: the second one
+        would make them all again, which took an H200 21 s."""
+        from vllm import envs
+
+        variable = "TRITON_CACHE_DIR"
+        place = os.environ.get(variable) or os.path.join(envs.VLLM_CACHE_ROOT, "rollout_ray", "triton")
+        yield
+        os.environ[variable] = place
 
     def rollout_load_weights(self, path: str) -> None:
         """Loads the checkpoint in the folder `path` into the present tensors, which compiled graphs go on to use."""
