@@ -17,7 +17,7 @@ from rollout_ray.model_size import ModelSize
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-ENGINES_PER_SCORER = 4
+ENGINES_PER_SCORER = 2
 CPU_REPLICAS = 2  # on the CPU two one-core engines beat one of two cores; more of them only share memory bandwidth
 
 

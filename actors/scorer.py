@@ -46,6 +46,11 @@ class ScorerActor:
         """What Ray's dashboard and logs call it."""
         return f"scorer-{self._lane}"
 
+    def prepare(self) -> None:
+        """Does beforehand, while the engines start, what the first batch would wait for."""
+        self._grader.prepare()
+        part_table([])
+
     def score(self, batch: Sequence[Generated], wanted: Set[int]) -> Receipt:
         """Takes the finished pieces of the questions `wanted` (ordinals); commits a part where enough questions, or
         seconds, have gathered."""

@@ -136,6 +136,8 @@ class _Session:
         place = beside_the_driver() if self._fleet.placement.scales else "DEFAULT"
         options = {"num_cpus": 0, "scheduling_strategy": place}
         actor = ray.remote(ScorerActor).options(**options).remote(lane, self._run, self._cfg, self._arms)
+        if self._fleet.placement.gpus:  # else the engines' own start needs the cores
+            actor.prepare.remote()
         return _Scorer(lane, actor, deaths=deaths)
 
     # The loop

@@ -75,6 +75,10 @@ class Grader:
             self._threads.shutdown()
         self._threads, self._children, self._idle = None, [], queue.SimpleQueue()
 
+    def prepare(self) -> None:
+        """Starts the children now: each imports sympy, for which the first symbolic comparison would wait."""
+        list(self._pool().map(_Child.prepare, self._children))
+
     def grade(self, gold_answer: str | None, text: str) -> Grade:
         """Grades one text; see `grade_many`."""
         return self.grade_many([(gold_answer, text)])[0]
@@ -211,6 +215,10 @@ class _Child:
     def __init__(self, timeout_s: int, memory_mib: int) -> None:
         self._timeout_s, self._memory_mib = timeout_s, memory_mib
         self._process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Starts the process. Raises GradingError where it cannot be started."""
+        self._running()
 
     def compare(self, gold: str, answer: str) -> Verdict:
         """Asks the process, which is replaced where it died, fell silent past all its alarms (timeout) or outgrew its

@@ -141,6 +141,16 @@ def test_plain_numbers_start_no_child() -> None:
         assert child_pids() == before
 
 
+def test_a_prepared_grader_has_its_children_already() -> None:
+    others = child_pids()
+    with Grader(children=2) as grader:
+        grader.prepare()
+        prepared = child_pids() - others
+        assert len(prepared) == 2
+        assert grader.grade("\\sqrt{8}", "\\boxed{2\\sqrt{2}}").status == "correct"
+        assert child_pids() - others == prepared
+
+
 def test_a_killed_child_is_replaced_and_the_comparison_made_again() -> None:
     others = child_pids()
     with Grader() as grader:
