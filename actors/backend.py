@@ -17,13 +17,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One request that a backend has done with. `num_tokens` counts output tokens."""
+    """One request that a backend has done with. `num_tokens` counts output tokens; `unread` is what its text is still to be
+    made of."""
 
     key: str
     text: str
     num_tokens: int
     finish_reason: FinishReason
     error: str | None = None
+    unread: Any = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """What generates. One thread calls all but `info`, `encode`, `check` and `stats`, which another may call at the same
-    time.
+    """What generates. One thread calls all but `info`, `encode`, `check`, `stats` and `read`, which others may call at the
+    same time.
 
-    `check` raises where the backend can no longer finish what it holds. `begin` prepares for a run's requests, and raises
+    `check` raises where the backend can no longer finish what it holds. `step` decodes one step and returns what it
+    finished, to which `read` gives the text. `begin` prepares for a run's requests, and raises
     ConfigError where an adapter cannot be served; `abort` forgets requests, whatever their state. `update_weights` loads
     other weights of the same shape while there are no requests, and leaves the backend broken where it raises. `stats`
     counts since the start; `steps` and `idle_seconds` in it are left to engine.py, and what waits there is added there.
@@ -64,6 +67,8 @@ class Backend(Protocol):
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None: ...
 
     def step(self) -> list[Finished]: ...
+
+    def read(self, finished: Sequence[Finished]) -> list[Finished]: ...
 
     def abort(self, keys: Sequence[str]) -> None: ...
 

@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
@@ -41,9 +42,11 @@ CLOSE_S = 30.0  # that a backend may take to end
 def room(max_num_seqs: int, held: int, waiting: int, short: bool) -> int:
     """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
     at once and an eighth more, so that a freed place never waits for us. While it is `short` of KV cache it is kept an
-    eighth ahead of what it does decode. The rest stays in the inbox, from where it can be given back."""
-    ahead = max(1, max_num_seqs // 8)
-    return max(0, ahead - waiting if short else max_num_seqs + ahead - held)
+    eighth ahead of what it does decode. The rest stays in the inbox, from where it can be given back. No more than an
+    eighth comes between two steps: the second would wait for it."""
+    eighth = max(1, max_num_seqs // 8)
+    free = eighth - waiting if short else max_num_seqs + eighth - held
+    return min(max(0, free), eighth)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class EngineActor:
         self._inbox: deque[tuple[str, list[int], int, str]] = deque()  # key, prompt tokens, draw, question id
         self._open: dict[PieceKey, _Open] = {}
         self._prompt_lengths: dict[str, int] = {}
+        self._unread: SimpleQueue[Sequence[Finished]] = SimpleQueue()
         self._done: list[Generated] = []
         self._unfinished = 0
         self._finished_since = 0  # draws finished since the last exchange
@@ -142,7 +146,8 @@ class EngineActor:
             text = f"{type(error).__name__}: {error}"
             raise as_start_failure(f"{text} ({cause})" if cause and cause not in text else text) from error
         self._backend = backend
-        threading.Thread(target=self._loop, name=f"{self._name} loop", daemon=True).start()
+        for work in (self._loop, self._read):
+            threading.Thread(target=work, name=f"{self._name} {work.__name__}", daemon=True).start()
         self._info = replace(backend.info(), node=ray.get_runtime_context().get_node_id())
         return self._info
 
@@ -346,14 +351,29 @@ class EngineActor:
                 self._steps += bool(held)
                 if finished:
                     held.difference_update(one.key for one in finished)
-                    self._deliver(finished)
+                    self._unread.put(finished)
         except BaseException as error:
             log.exception("engine %s broke", self._name)
-            with self._changed:
-                self._failure = error
-                if self._task:
-                    self._task[1].set_exception(error)
-                self._changed.notify_all()
+            self._break(error)
+
+    def _read(self) -> None:
+        """Delivers what the backend finished, once it has its text. In a thread of its own: the next step does not wait."""
+        backend = self._ready()
+        try:
+            while True:
+                self._deliver(backend.read(self._unread.get()))
+        except BaseException as error:
+            log.exception("engine %s broke", self._name)
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """Leaves the engine of no use: whoever waits for it is told why."""
+        with self._changed:
+            self._failure = self._failure or error
+            task, self._task = self._task, None
+            if task:
+                task[1].set_exception(error)
+            self._changed.notify_all()
 
     def _run_task(self) -> None:
         """Runs what another thread waits for. A ConfigError leaves the backend as it was; any other breaks the loop."""

@@ -134,8 +134,8 @@ def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
 
 
 def test_a_backend_is_given_an_eighth_more_than_it_decodes() -> None:
-    assert room(64, held=0, waiting=0, short=False) == 72
-    assert room(64, held=60, waiting=0, short=False) == 12 and room(64, held=80, waiting=16, short=False) == 0
+    assert room(64, held=0, waiting=0, short=False) == 8  # no more at a time
+    assert room(64, held=66, waiting=0, short=False) == 6 and room(64, held=80, waiting=16, short=False) == 0
     # With KV cache for 20 it keeps 8 waiting; the rest can be given back to others.
     assert room(64, held=25, waiting=5, short=True) == 3 and room(64, held=72, waiting=52, short=True) == 0
 

@@ -1,4 +1,4 @@
-"""One engine without Ray, under several settings: what each choice of vllm_backend.py costs or gains.
+"""One engine without Ray, under several settings: what each choice of vllm_arguments.py costs or gains.
 
     python -m jobs.benchmark.settings RUN.json --variant now '{}' --variant eager '{"engine": {"enforce_eager": true}}'
 
@@ -47,7 +47,7 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     handed_in = time.perf_counter()
     tokens = steps = 0
     while waiting:
-        finished = backend.step()
+        finished = backend.read(backend.step())
         steps += 1
         waiting -= len(finished)
         tokens += sum(one.num_tokens for one in finished)
