@@ -41,7 +41,7 @@ def measure(
     last one), generation (first request handed in to last answer), total (process start to parquet written), process
     (to its end). Then trajectories, tokens (output tokens), tokens_per_second (of generation), total_tokens_per_second,
     tokens_per_engine_second (each engine's generation counted from its own start, which need not be the others'), and
-    gpu_generation and gpu_run: mean percent busy of each GPU in use, None where it cannot be told.
+    gpu_generation and gpu_run: mean percent busy of each GPU in use, None where it cannot be told; and phases, see Account.
     """
     if gpus:
         gpus.await_release(RELEASE_S)
@@ -64,6 +64,7 @@ def measure(
         "tokens_per_engine_second": tokens / sum(account["ended"] - max(r, account["began"]) for r in account["ready"]),
         "gpu_generation": mean_busy(samples, account["began"], account["ended"]),
         "gpu_run": mean_busy(samples, began, account["written"]),
+        "phases": account["phases"],
     }
 
 

@@ -28,8 +28,10 @@ def ours(workload: dict[str, Any], output: str) -> Account:
     os.replace(rollouts.path, output)
     written = time.monotonic()
     since = time.monotonic() - time.time()  # events have the time of day
-    ready = [event["time"] + since for event in rollouts.run.events() if event["event"] == "engine_started"]
-    return Account(ready, min(ready), min(ready) + rollouts.summary.generation_seconds, written)
+    started = [event for event in rollouts.run.events() if event["event"] == "engine_started"]
+    ready = [event["time"] + since for event in started]
+    ended = min(ready) + rollouts.summary.generation_seconds
+    return Account(ready, min(ready), ended, written, [event["phases"] for event in started])
 
 
 SYSTEMS: dict[str, Callable[[dict[str, Any], str], Account]] = {
