@@ -1,9 +1,9 @@
 """The engine actor: holds one backend (vLLM, or the simulated one) and keeps it decoding without a pause.
 
-Owns the loop that feeds and steps the backend, and the exchange with the driver: requests in, finished pieces out. The
-generations themselves go into Ray's object store for the scoring actors; the driver gets references and counts. It
-decides neither what to draw next (scheduler.py) nor what an answer is worth. An engine may outlive a run: what an earlier
-one left is dropped when the next begins, and every key carries its run's number, so that nothing of it comes out later.
+Owns the threads that feed and step the backend, and the exchange with the driver: requests in, finished pieces out; what
+is in work is pieces.py's. The generations themselves go into Ray's object store for the scoring actors; the driver gets
+references and counts. It decides neither what to draw next (scheduler.py) nor what an answer is worth. An engine may
+outlive a run: what an earlier one left is dropped when the next begins.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import logging
 import os
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,11 @@ from actors.backend import Backend, BackendInfo, Finished, Refused
 from actors.leash import Leash, end_process
 from actors.logs import redirect_output, root_cause
 from actors.memory import as_start_failure
+from actors.pieces import Pieces, Waiting
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.engine_stats import EngineStats, IdleClock
 from rollout_ray.errors import ConfigError
-from rollout_ray.normal_form import encodable
 from rollout_ray.records import Arm, Completion, Draw, Generated, RolloutRequest, draws_of, sampling_seed
 from rollout_ray.scheduler import Cut, PieceKey
 
@@ -79,14 +79,6 @@ class Card:
     note: Any
 
 
-@dataclass
-class _Open:
-    """A piece in work: its completions by draw, and how many are still to come."""
-
-    request: RolloutRequest
-    completions: dict[int, Completion] = field(default_factory=dict)
-
-
 class EngineActor:
     """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
     time; between two runs also `update_weights`. `policy` says which weights the config names."""
@@ -111,16 +103,10 @@ class EngineActor:
         self._draws: tuple[Draw, ...] = ()
         self._backend: Backend | None = None
         self._info: BackendInfo | None = None
-        self._run = 0  # number of the present run, the first part of every key
         self._task: tuple[Callable[[], None], Future[None]] | None = None
         self._changed = threading.Condition()
-        self._inbox: deque[tuple[str, list[int], int, str]] = deque()  # key, prompt tokens, draw, question id
-        self._open: dict[PieceKey, _Open] = {}
-        self._prompt_lengths: dict[str, int] = {}
+        self._pieces = Pieces()
         self._unread: SimpleQueue[Sequence[Finished]] = SimpleQueue()
-        self._done: list[Generated] = []
-        self._unfinished = 0
-        self._finished_since = 0  # draws finished since the last exchange
         self._steps = 0
         self._idle = IdleClock()
         self._told = EngineStats()  # what the driver knows of what was counted
@@ -169,11 +155,7 @@ class EngineActor:
     def drop(self) -> None:
         """Drops all that the present run still has here."""
         with self._changed:
-            self._run += 1
-            self._inbox.clear()
-            self._open.clear()
-            self._prompt_lengths.clear()
-            self._done, self._unfinished, self._finished_since = [], 0, 0
+            self._pieces.drop()
             self._told = self._counted()
             self._changed.notify_all()
 
@@ -219,21 +201,20 @@ class EngineActor:
 
         for request in requests:
             self._accept(request)
-        returned = self._give_back(recalled)
         began = time.monotonic()
-        backend = self._ready()
+        backend, pieces = self._ready(), self._pieces
         backend.check()
         many = max(1, backend.info().max_num_seqs // 8)
         with self._changed:
-            while self._failure is None and self._unfinished and not returned and self._finished_since < many:
-                left = began + (coalesce_s if self._done else wait_s) - time.monotonic()
+            returned = pieces.give_back(recalled)
+            while self._failure is None and pieces.unfinished and not returned and pieces.finished < many:
+                left = began + (coalesce_s if pieces.complete else wait_s) - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
             if self._failure is not None:
                 raise self._failure
-            done, self._done, self._finished_since = self._done, [], 0
-            unfinished, steps = self._unfinished, self._steps
+            done, unfinished, steps = pieces.hand_over(), pieces.unfinished, self._steps
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted
         lanes: dict[int, list[Generated]] = defaultdict(list)
@@ -254,8 +235,9 @@ class EngineActor:
         if self._backend is None:
             return EngineStats()
         now = self._backend.stats()
-        waiting = now.waiting + len(self._inbox)
-        return replace(now, waiting=waiting, steps=self._steps, idle_seconds=self._idle.seconds())
+        return replace(
+            now, waiting=now.waiting + self._pieces.waiting, steps=self._steps, idle_seconds=self._idle.seconds()
+        )
 
     def stop(self) -> None:
         """Ends the backend's own processes; the actor is of no use afterwards."""
@@ -276,51 +258,26 @@ class EngineActor:
     def _accept(self, request: RolloutRequest) -> None:
         """Tokenizes a request's prompts and queues its draws; a prompt that is refused is finished here."""
         backend = self._ready()
-        piece = (request.ordinal, request.first)
-        opened = _Open(request)
-        queued: list[tuple[str, list[int], int, str]] = []
-        prompts: dict[str | None, list[int] | Refused] = {}
+        prompts: dict[int, list[int]] = {}
+        failed: dict[int, Completion] = {}
+        known: dict[str | None, list[int] | Refused] = {}
         for number in range(request.first, request.stop):
             system_prompt = self._draws[number].arm.system_prompt
-            if system_prompt not in prompts:
+            if system_prompt not in known:
                 try:
                     if request.question.fault:
                         raise Refused(request.question.fault)
-                    prompts[system_prompt] = backend.encode(request.question.prompt, system_prompt)
+                    known[system_prompt] = backend.encode(request.question.prompt, system_prompt)
                 except Refused as refused:
-                    prompts[system_prompt] = refused
-            tokens = prompts[system_prompt]
+                    known[system_prompt] = refused
+            tokens = known[system_prompt]
             if isinstance(tokens, Refused):
-                opened.completions[number] = self._failed(number, 0, str(tokens))
+                failed[number] = Completion(number, "", 0, 0, "error", self._name, str(tokens), self._policy.version)
             else:
-                queued.append((f"{self._run}.{piece[0]}.{piece[1]}.{number}", tokens, number, request.question.question_id))
+                prompts[number] = tokens
         with self._changed:
-            self._open[piece] = opened
-            self._unfinished += len(request) - len(opened.completions)
-            self._prompt_lengths.update((key, len(tokens)) for key, tokens, *_ in queued)
-            self._inbox.extend(queued)
-            self._close_if_complete(piece)
+            self._pieces.add(request, prompts, failed)
             self._changed.notify_all()
-
-    def _give_back(self, wanted: int) -> tuple[Cut, ...]:
-        """Takes the last draws out of the inbox again, and with them what stands behind them in their pieces."""
-        cuts: dict[PieceKey, int] = {}
-        with self._changed:
-            for _ in range(min(wanted, len(self._inbox))):
-                key = self._inbox.pop()[0]
-                _, ordinal, first, number = map(int, key.split("."))
-                del self._prompt_lengths[key]
-                cuts[ordinal, first] = number
-                self._unfinished -= 1
-            for piece, cut in cuts.items():
-                opened = self._open[piece]
-                if cut == opened.request.first:
-                    del self._open[piece]
-                    continue
-                opened.request = replace(opened.request, stop=cut)
-                opened.completions = {number: done for number, done in opened.completions.items() if number < cut}
-                self._close_if_complete(piece)
-        return tuple(cuts.items())
 
     def _loop(self) -> None:
         backend = self._ready()
@@ -330,23 +287,21 @@ class EngineActor:
         try:
             while True:
                 with self._changed:
-                    while not (self._inbox or held or self._task):
+                    while not (self._pieces.waiting or held or self._task):
                         self._idle.idle()
                         self._changed.wait()
                     self._idle.busy()
-                    run = self._run
+                    run = self._pieces.run
                     has = len(held) if run == current else 0
                     free = room(most, has, stats.waiting, has > 0 and stats.short_of_memory)
-                    new = [self._inbox.popleft() for _ in range(min(free, len(self._inbox)))]
+                    new = self._pieces.take(free)
                 if run != current:
                     backend.abort(sorted(held))
                     held.clear()
                     current = run
                 if not held and not new and self._task:
                     self._run_task()
-                for entry in new:
-                    if self._submit(backend, *entry):
-                        held.add(entry[0])
+                held.update(draw.key for draw in new if self._submit(backend, draw))
                 finished = backend.step() if held else []
                 self._steps += bool(held)
                 if finished:
@@ -388,44 +343,19 @@ class EngineActor:
         self._task = None
         outcome.set_result(None)
 
-    def _submit(self, backend: Backend, key: str, tokens: list[int], number: int, question_id: str) -> bool:
+    def _submit(self, backend: Backend, waiting: Waiting) -> bool:
         """Whether the backend took the request; a refusal finishes it."""
-        draw = self._draws[number]
-        seed = sampling_seed(self._config.sampling.seed, question_id, draw.arm.name, draw.sample)
+        draw = self._draws[waiting.number]
+        seed = sampling_seed(self._config.sampling.seed, waiting.question_id, draw.arm.name, draw.sample)
         try:
-            backend.add(key, tokens, draw, seed)
+            backend.add(waiting.key, waiting.prompt, draw, seed)
         except Refused as refused:
-            self._deliver([Finished(key, "", 0, "error", str(refused))])
+            self._deliver([Finished(waiting.key, "", 0, "error", str(refused))])
             return False
         return True
 
     def _deliver(self, finished: Sequence[Finished]) -> None:
         with self._changed:
             for one in finished:
-                run, ordinal, first, number = map(int, one.key.split("."))
-                if run != self._run:
-                    continue
-                self._open[ordinal, first].completions[number] = Completion(
-                    draw=number,
-                    full_text=encodable(one.text),
-                    num_prompt_tokens=self._prompt_lengths.pop(one.key),
-                    num_tokens=one.num_tokens,
-                    finish_reason=one.finish_reason,
-                    engine=self._name,
-                    error=one.error,
-                    policy_version=self._policy.version,
-                )
-                self._unfinished -= 1
-                self._finished_since += 1
-                self._close_if_complete((ordinal, first))
+                self._pieces.finish(one, self._name, self._policy.version)
             self._changed.notify_all()
-
-    def _close_if_complete(self, piece: PieceKey) -> None:
-        opened = self._open[piece]
-        if len(opened.completions) == len(opened.request):
-            del self._open[piece]
-            in_order = tuple(opened.completions[n] for n in range(opened.request.first, opened.request.stop))
-            self._done.append(Generated(opened.request, in_order))
-
-    def _failed(self, number: int, prompt_tokens: int, reason: str) -> Completion:
-        return Completion(number, "", prompt_tokens, 0, "error", self._name, reason, self._policy.version)
