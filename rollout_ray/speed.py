@@ -12,7 +12,7 @@ from typing import Any
 from rollout_ray.hardware import Kind
 from rollout_ray.model_size import ModelSize
 
-GPU_START_S = 45.0  # an engine's start with what it compiles in the cache: 27 to 55 s on H200 hosts
+GPU_START_S = 35.0  # an engine's start with what it compiles in the cache: 26 to 41 s on H200 hosts
 # Shares of the data sheet that a 7B model reaches on an H200 (vLLM 0.26, 1,024 sequences, profiled): a decoding step takes
 # 32 ms, of which 51% multiply matrices and 33% read keys and values.
 COMPUTE_SHARE, READ_SHARE = 0.7, 0.9

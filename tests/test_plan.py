@@ -44,7 +44,7 @@ def test_a_plan_for_gpus_that_are_elsewhere(capsys: pytest.CaptureFixture[str], 
         "200 in ", "8 draws a question, 1,600 trajectories", "16 engine(s) of 1 GPU(s) each, the nodes have 8, 8",
         "the model fits one", "weights take 13.5", "1024 sequences, at most 16384 tokens a step",
         "512 tokens on an average (assumed: half of max_tokens)", "by the data sheet of H100 (within a third)",
-        "starting 45 s", "GPU-hours", "at $48.00 an hour", "guessed by their characters",
+        "starting 35 s", "GPU-hours", "at $48.00 an hour", "guessed by their characters",
         "warning: 1,600 trajectories fill 10% of the engines' places; fewer --replicas would do",
     ):  # fmt: skip
         assert words in out, words
