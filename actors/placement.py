@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 ENGINES_PER_SCORER = 2
+MOST_SCORERS = 16  # of 300 MiB each, at times all on the head; each scores what dozens of engines draw
 CPU_REPLICAS = 2  # on the CPU two one-core engines beat one of two cores; more of them only share memory bandwidth
 
 
@@ -86,7 +87,7 @@ def choose_placement(
 
 def scorers_for(config: RunConfig, replicas: int) -> int:
     """How many scoring actors that many engines get."""
-    return config.resources.scorers or max(1, replicas // ENGINES_PER_SCORER)
+    return config.resources.scorers or min(MOST_SCORERS, max(1, replicas // ENGINES_PER_SCORER))
 
 
 def live_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:

@@ -261,7 +261,7 @@ class ResourcesConfig(Section):
         ge=1,
         description="Engines, at most where nodes come and go; unset: as many as the GPUs hold, on the CPU at most two.",
     )
-    scorers: int | None = Field(None, ge=1, description="Scoring actors; unset: one for two engines.")
+    scorers: int | None = Field(None, ge=1, description="Scoring actors; unset: one for two engines, at most 16.")
     ray_address: str | None = Field(
         None, description="Ray cluster to use ('auto', host:port); unset: RAY_ADDRESS, else a local Ray."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.placement import Node, choose_placement, live_nodes
+from actors.placement import Node, choose_placement, live_nodes, scorers_for
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import PlacementError
 
@@ -60,6 +60,11 @@ def test_without_gpus_it_says_that_it_runs_on_the_cpu() -> None:
 
 def test_simulated_engines_need_no_machine() -> None:
     assert choose([Node(1, 0)], replicas=50, backend="simulated") == (50, 0, 1)
+
+
+def test_scorers_follow_the_engines_up_to_what_one_machine_holds() -> None:
+    assert [scorers_for(RunConfig(), engines) for engines in (1, 2, 8, 32, 1000)] == [1, 1, 4, 16, 16]
+    assert scorers_for(RunConfig.model_validate({"resources": {"scorers": 40}}), 8) == 40
 
 
 def test_dead_nodes_do_not_count() -> None:
