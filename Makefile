@@ -37,7 +37,7 @@ lint: $(VENV)/.test-ready
 
 # Most tests wait for engines and nodes to start, so three at once take half the time on two cores.
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 chaos: $(VENV)/.test-ready
 	$(BIN)/python -m tests.chaos

@@ -27,6 +27,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 AWAIT_JOB_AGENT = "for _ in $(seq 60); do ray job submit -- true >/dev/null 2>&1 && break; sleep 0.5; done"
 
 
+# Files of few but long tests, which pytest-xdist would leave for the end, one process at work and two idle.
+LONGEST_FIRST = (
+    "test_readme.py",
+    "test_job.py",
+    "test_same_rows.py",
+    "test_elastic.py",
+    "test_fleet.py",
+    "test_hand_on_jobs.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def demo_rows(count: int, seed: int = 1) -> list[dict[str, str]]:
     """Questions that the demo model was not trained on, as an input."""
     problems = itertools.islice(generate_problems(seed, "test"), count)
