@@ -39,14 +39,19 @@ log = logging.getLogger(__name__)
 CLOSE_S = 30.0  # that a backend may take to end
 
 
+def eighth(max_num_seqs: int) -> int:
+    """Of a batch: what an engine is kept ahead by, and what is worth a hand-over."""
+    return max(1, max_num_seqs // 8)
+
+
 def room(max_num_seqs: int, held: int, waiting: int, short: bool) -> int:
     """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
     at once and an eighth more, so that a freed place never waits for us. While it is `short` of KV cache it is kept an
     eighth ahead of what it does decode. The rest stays in the inbox, from where it can be given back. No more than an
     eighth comes between two steps: the second would wait for it."""
-    eighth = max(1, max_num_seqs // 8)
-    free = eighth - waiting if short else max_num_seqs + eighth - held
-    return min(max(0, free), eighth)
+    ahead = eighth(max_num_seqs)
+    free = ahead - waiting if short else max_num_seqs + ahead - held
+    return min(max(0, free), ahead)
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ class EngineActor:
         began = time.monotonic()
         backend, pieces = self._ready(), self._pieces
         backend.check()
-        many = max(1, backend.info().max_num_seqs // 8)
+        many = eighth(backend.info().max_num_seqs)
         with self._changed:
             returned = pieces.give_back(recalled)
             while self._failure is None and pieces.unfinished and not returned and pieces.finished < many:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from actors.backend import Finished
 from rollout_ray.normal_form import encodable
@@ -28,10 +28,11 @@ class Waiting:
 
 @dataclass
 class _Open:
-    """A piece in work: its completions by draw, and how many are still to come."""
+    """A piece in work: the prompts of its draws, in tokens, and the completions that are there."""
 
     request: RolloutRequest
-    completions: dict[int, Completion] = field(default_factory=dict)
+    prompts: Mapping[int, list[int]]
+    completions: dict[int, Completion]
 
 
 class Pieces:
@@ -42,7 +43,6 @@ class Pieces:
         self.run = self.unfinished = self.finished = 0
         self._inbox: deque[Waiting] = deque()
         self._open: dict[PieceKey, _Open] = {}
-        self._prompt_lengths: dict[str, int] = {}
         self._done: list[Generated] = []
 
     @property
@@ -61,16 +61,14 @@ class Pieces:
         self.unfinished = self.finished = 0
         self._inbox.clear()
         self._open.clear()
-        self._prompt_lengths.clear()
         self._done = []
 
     def add(self, request: RolloutRequest, prompts: Mapping[int, list[int]], failed: Mapping[int, Completion]) -> None:
         """Takes on a piece: the prompt of each draw, or what became of it already."""
         piece = (request.ordinal, request.first)
-        self._open[piece] = _Open(request, dict(failed))
+        self._open[piece] = _Open(request, prompts, dict(failed))
         for number, prompt in prompts.items():
             key = f"{self.run}.{request.ordinal}.{request.first}.{number}"
-            self._prompt_lengths[key] = len(prompt)
             self._inbox.append(Waiting(key, prompt, number, request.question.question_id))
         self.unfinished += len(prompts)
         self._close_if_complete(piece)
@@ -84,9 +82,7 @@ class Pieces:
         them in their pieces."""
         cuts: dict[PieceKey, int] = {}
         for _ in range(min(wanted, len(self._inbox))):
-            key = self._inbox.pop().key
-            _, piece, number = _read(key)
-            del self._prompt_lengths[key]
+            _, piece, number = _read(self._inbox.pop().key)
             cuts[piece] = number
             self.unfinished -= 1
         for piece, cut in cuts.items():
@@ -104,10 +100,11 @@ class Pieces:
         run, piece, number = _read(one.key)
         if run != self.run:
             return
-        self._open[piece].completions[number] = Completion(
+        opened = self._open[piece]
+        opened.completions[number] = Completion(
             draw=number,
             full_text=encodable(one.text),
-            num_prompt_tokens=self._prompt_lengths.pop(one.key),
+            num_prompt_tokens=len(opened.prompts[number]),
             num_tokens=one.num_tokens,
             finish_reason=one.finish_reason,
             engine=engine,
