@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rollout_ray import RunConfig
 from rollout_ray.demo_questions import generate_problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,15 +29,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 AWAIT_JOB_AGENT = "for _ in $(seq 60); do ray job submit -- true >/dev/null 2>&1 && break; sleep 0.5; done"
 
 
-# Files of few but long tests, which pytest-xdist would leave for the end, one process at work and two idle.
-LONGEST_FIRST = (
-    "test_readme.py",
-    "test_job.py",
-    "test_same_rows.py",
-    "test_elastic.py",
-    "test_fleet.py",
-    "test_hand_on_jobs.py",
-)
+# Files that take minutes and come late in the alphabet: at the end one process would be at work and two idle.
+LONGEST_FIRST = ("test_readme.py", "test_job.py", "test_fleet.py", "test_elastic.py", "test_pool.py", "test_run.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +42,17 @@ def demo_rows(count: int, seed: int = 1) -> list[dict[str, str]]:
     """Questions that the demo model was not trained on, as an input."""
     problems = itertools.islice(generate_problems(seed, "test"), count)
     return [{"prompt": p.question, "gold_answer": p.answer} for p in problems]
+
+
+def simulated_greedy(output: Path, layout: str = "questions", **sections: Any) -> RunConfig:
+    """A run of one simulated engine that is over in a moment, under one arm; `sections` replace whole ones."""
+    values: dict[str, Any] = {
+        "engine": {"backend": "simulated", "simulated": {"sim_tokens_per_second": 1e6}},
+        "arms": {"arm_set": "greedy"},
+        "output": {"output_dir": str(output), "layout": layout},
+        "resources": {"replicas": 1},
+    }
+    return RunConfig.model_validate(values | sections)
 
 
 def clean_environment() -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""A run with a local model leaves no trace on the network, watched on a link that catches whatever leaves the machine."""
+"""A run with a local model leaves no trace on the network, watched on a link that catches whatever leaves the machine, and
+its own Ray listens to no other machine."""
 
 from __future__ import annotations
 
@@ -71,3 +72,32 @@ def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
     assert "tcp 203.0.113.7:443" in (tmp_path / "seen").read_text(), "the link must catch what does leave"
     seen = set((tmp_path / "seen-by-run").read_text().splitlines()) - {"watching"}
     assert seen <= CLOUD_DETECTION
+
+
+LISTENERS = """
+set -e
+ip link add inside type veth peer name outside
+for link in inside outside; do ip link set $link up; done
+ip addr add 198.51.100.2/24 dev inside
+ip route add default dev inside
+{python} -m rollout_ray.run --dataset {folder}/q.parquet --output_dir {folder}/run --backend simulated \\
+  --sim_tokens_per_second 3000 --replicas 1 >{folder}/log 2>&1 &
+driver=$!
+until grep -q engine_started {folder}/run/events.jsonl 2>/dev/null; do kill -0 $driver; sleep 0.2; done
+cat /proc/net/tcp /proc/net/tcp6 >{folder}/sockets
+kill -TERM $driver
+wait $driver || true
+"""
+LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace with a link in it needs root")
+def test_a_local_ray_listens_on_this_machine_only(tmp_path: Path) -> None:
+    prepare_demo(60, 1, tmp_path / "q.parquet")
+    script = LISTENERS.format(folder=tmp_path, python=sys.executable)
+    done = run_alone(script, ROOT, clean_environment() | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
+    lines = [line.split() for line in (tmp_path / "sockets").read_text().splitlines()]
+    listening = [line[1].split(":") for line in lines if len(line) > 3 and line[3] == "0A"]
+    assert len(listening) > 3, "Ray listens somewhere"
+    assert not [(address, int(port, 16)) for address, port in listening if address not in LOOPBACK]

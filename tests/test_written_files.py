@@ -1,0 +1,97 @@
+"""What is written is whole, and never over the input, the run itself or a device."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from rollout_ray import collect
+from rollout_ray.errors import ConfigError, DatasetError, LedgerError
+from rollout_ray.export import export
+from rollout_ray.files import write_whole
+from rollout_ray.ledger import RunDirectory
+from rollout_ray.prepare import prepare_demo, prepare_gsm8k
+from tests.conftest import ROOT, clean_environment, simulated_greedy
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file"
+    write_whole(target, lambda stream: stream.write(b"old") and None)
+
+    def fails(stream: Any) -> None:
+        stream.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_whole(target, fails)
+    assert [p.name for p in target.parent.iterdir()] == ["file"] and target.read_bytes() == b"old"
+    script = (
+        "import os, signal, sys\nfrom rollout_ray.files import write_whole\n"
+        "def dies(stream):\n    stream.write(b'half'); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole(sys.argv[1], dies)"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(target)], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL and target.read_bytes() == b"old"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> RunDirectory:
+    """A run of bad bytes and odd numbers, merged."""
+    broken = pa.array([b"\xff", b"What is 2 + 2?"], pa.binary()).view(pa.string())
+    table = pa.table({"prompt": broken, "gold_answer": [float("nan"), 4.0]})
+    return collect(table, simulated_greedy(tmp_path_factory.mktemp("finished") / "run", sampling={"n_samples": 50})).run
+
+
+def test_an_export_is_json_whatever_the_rows_hold(tmp_path: Path, finished: RunDirectory) -> None:
+    assert export([finished.uri], tmp_path / "out.jsonl").rows == 2
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["question"], row["gold_answer"]) for row in rows] == [(None, None), ("What is 2 + 2?", 4.0)]
+
+
+def test_an_export_spares_its_own_run_and_devices(tmp_path: Path, finished: RunDirectory) -> None:
+    before = Path(finished.path("merged.parquet")).read_bytes()
+    (tmp_path / "link").symlink_to(finished.path("merged.parquet"))
+    for target in (*map(finished.path, ("merged.parquet", "run.json", "parts/x.parquet")), tmp_path / "link"):
+        with pytest.raises(LedgerError, match="is a file of the run itself; export to another name"):
+            export([finished.uri], target)
+    for target in ("/dev/null", str(tmp_path)):
+        with pytest.raises(LedgerError, match="is no regular file; give another place"):
+            export([finished.uri], target)
+    assert Path(finished.path("merged.parquet")).read_bytes() == before and Path("/dev/null").is_char_device()
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, finished: RunDirectory) -> None:
+    """A limit on the size of files stands in for the disk."""
+    (tmp_path / "out.jsonl").write_text("old")
+    command = f"ulimit -f 4; exec {sys.executable} -m rollout_ray.run"
+    for words, code in ((f"export {finished.uri} out.jsonl", 6), ("prepare demo 5000 out.jsonl", 3)):
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {words}"], cwd=tmp_path, env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code and "out.jsonl cannot be written: " in done.stderr, done.stderr
+        assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"] and (tmp_path / "out.jsonl").read_text() == "old"
+
+
+def test_prepare_spares_its_input(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"question": "a\u2028b", "answer": "so #### 7"}\n')
+    with pytest.raises(DatasetError, match="is the input itself; give another output"):
+        prepare_gsm8k(source, tmp_path / "." / "in.jsonl")
+    assert prepare_gsm8k(source, tmp_path / "out.parquet") == 1
+    for answer in ("3", '"no gold"', "null", '"x #### \\ud800"'):
+        source.write_text(f'{{"question": "a", "answer": {answer}}}\n')
+        with pytest.raises(DatasetError, match=r"in.jsonl, line 1: a GSM8K row has a question"):
+            prepare_gsm8k(source, tmp_path / "out.parquet")
+    with pytest.raises(ConfigError, match="-3 questions cannot be made"):
+        prepare_demo(-3, 1, tmp_path / "out.parquet")
