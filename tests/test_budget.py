@@ -12,6 +12,8 @@ from rollout_ray.budget import seconds_of
 from rollout_ray.config_sources import load_config
 from rollout_ray.errors import BudgetSpent, ConfigError
 from rollout_ray.ledger import RunDirectory
+from rollout_ray.progress import Silent
+from rollout_ray.view import RunView
 from tests.conftest import demo_rows
 
 
@@ -36,21 +38,32 @@ def test_a_budget_does_not_make_another_run() -> None:
     assert load_config(["--budget", "$5", "--price_per_hour", "2"]).digest() == RunConfig().digest()
 
 
+class AnHourLater(Silent):
+    """Moves the session's beginning an hour back once some questions are saved."""
+
+    moved = False
+
+    def update(self, view: RunView) -> None:
+        if view.committed and not self.moved:
+            view.began -= 3600
+            self.moved = True
+
+
 def test_a_run_stops_at_its_budget_and_the_same_call_goes_on(tmp_path: Path, local_ray: None) -> None:
     values: dict[str, Any] = {
-        "engine": {"backend": "simulated", "simulated": {"sim_tokens_per_second": 8_000}},
-        "resources": {"budget": "12s"},
+        "engine": {"backend": "simulated", "simulated": {"sim_tokens_per_second": 2_000}},
+        "resources": {"budget": "1h"},
         "output": {"output_dir": str(tmp_path / "run"), "flush_seconds": 0.3},
     }
-    with pytest.raises(BudgetSpent, match=r"the budget of 12s is spent with [1-9]\d* of 300 questions .*goes on") as spent:
-        collect(demo_rows(300), RunConfig.model_validate(values))
+    with pytest.raises(BudgetSpent, match=r"the budget of 1h is spent with [1-9]\d* of 300 questions .*goes on") as spent:
+        collect(demo_rows(300), RunConfig.model_validate(values), progress=AnHourLater())
     assert spent.value.exit_code == 9
     run = RunDirectory(str(tmp_path / "run"))
     stopped = run.events()[-1]
     assert stopped["event"] == "stopped" and stopped["spent"] and 0 < stopped["committed"] < 300
     assert stopped["committed"] == len(run.done_ids())
     account = stopped["account"]
-    assert 11.5 < sum(account[f"{phase}_seconds"] for phase in ("starting", "generation", "scoring")) < 20
+    assert sum(account[f"{phase}_seconds"] for phase in ("starting", "generation", "scoring")) > 3600
     values["resources"] = {}
     values["engine"]["simulated"] = {"sim_tokens_per_second": 1e6}
     rollouts = collect(demo_rows(300), RunConfig.model_validate(values))
