@@ -15,6 +15,7 @@ from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
 from rollout_ray.hardware import CPU_SEQS, DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
+from rollout_ray.model_size import size_of
 from rollout_ray.models import model_folder
 
 CPU_MAX_NUM_BATCHED_TOKENS = 4096
@@ -142,12 +143,11 @@ def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, l
     """
     if config.engine.kv_cache_gib is not None:
         return int(config.engine.kv_cache_gib * 2**30)
-    layers = getattr(checkpoint, "num_hidden_layers", None)
-    heads = getattr(checkpoint, "num_attention_heads", None)
-    if not (layers and heads):
+    # A family may have names of its own (n_layer) for what size_of asks for.
+    written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
+    size = size_of(written, config)
+    if size is None:
         return 2**30
-    kv_heads = getattr(checkpoint, "num_key_value_heads", None) or heads
-    head_size = getattr(checkpoint, "head_dim", None) or checkpoint.hidden_size // heads
-    bytes_per_token: int = 2 * layers * kv_heads * head_size * (4 if config.engine.dtype == "float32" else 2)
+    bytes_per_token = size.kv_bytes_per_token
     many = min(max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
     return max(many, 2 * longest * bytes_per_token)

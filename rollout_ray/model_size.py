@@ -66,14 +66,15 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
         return None
     output = vocabulary * hidden
     parameters = attention + feed_forward + output * (1 if text.get("tie_word_embeddings") else 2)
-    dtype = config.engine.dtype if config.engine.dtype != "auto" else str(text.get("dtype") or text.get("torch_dtype"))
-    each = BYTES.get(dtype.removeprefix("torch."), 2.0)
+    each = BYTES.get(config.engine.dtype, 2.0)  # auto: vLLM loads float32 as bfloat16 as well
     stored = stored_bytes if config.engine.load_format != "dummy" else 0
     quantization = config.engine.extra.get("quantization")
     if quantization:
         weights = parameters * QUANTIZED_BYTES.get(quantization, 1.0)
-    elif stored and (config.engine.dtype == "auto" or "quantization_config" in written):
+    elif stored and "quantization_config" in written:
         weights = float(stored)
+    elif stored and config.engine.dtype == "auto":
+        weights = stored * each / BYTES.get(_stored_dtype(written, text), 2.0)
     else:
         weights = parameters * each
     kv_each = 1.0 if "fp8" in str(config.engine.extra.get("kv_cache_dtype", "")) else each
@@ -93,6 +94,12 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
         vocabulary=vocabulary,
         max_position_embeddings=text.get("max_position_embeddings"),
     )
+
+
+def _stored_dtype(*configs: dict[str, Any]) -> str:
+    """What the first of a checkpoint's configs that says so names, in the old spelling or the new; else nothing."""
+    said = (config.get(name) for config in configs for name in ("dtype", "torch_dtype"))
+    return str(next(filter(None, said), "")).removeprefix("torch.")
 
 
 def _feed_forward(text: dict[str, Any], layers: int, hidden: int, inner: int) -> tuple[int, int]:

@@ -7,19 +7,15 @@ from typing import Any
 
 import pytest
 import ray
-from hypothesis import given
-from hypothesis import strategies as st
 from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.backend import BackendInfo
 from actors.engine import EngineActor
-from actors.vllm_arguments import engine_arguments, environment, graph_sizes
 from rollout_ray.arms import resolve_arms
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.engine_stats import EngineStats
-from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
 from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
 from tests.conftest import demo_rows
@@ -298,27 +294,3 @@ def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:
     ready(actor, cfg)
     with pytest.raises(RayActorError):
         exchange_all(actor, [request(0, Question("q", "x", None), cfg)])
-
-
-@given(most=st.integers(1, 5000))
-def test_a_batch_of_any_size_has_a_graph_near_its_own(most: int) -> None:
-    sizes = graph_sizes(most)
-    assert sizes == sorted(set(sizes)) and sizes[-1] == most
-    for batch in range(1, most + 1):
-        padded = next(size for size in sizes if size >= batch)
-        assert padded - batch < max(8, min(64, batch / 4))
-
-
-def test_graphs_named_by_the_user_are_not_ours() -> None:
-    ours = engine_arguments(config(engine={"max_num_seqs": 512}), gpus=1)
-    assert ours["cudagraph_capture_sizes"] == graph_sizes(512)
-    theirs = engine_arguments(config(engine={"extra": {"max_cudagraph_capture_size": 64}}), gpus=1)
-    assert theirs["max_cudagraph_capture_size"] == 64 and "cudagraph_capture_sizes" not in theirs
-
-
-def test_deterministic_asks_for_batch_invariant_kernels_which_only_gpus_have() -> None:
-    cfg = config(engine={"deterministic": True})
-    assert environment(cfg, gpus=1, threads=1)["VLLM_BATCH_INVARIANT"] == "1"
-    assert "VLLM_BATCH_INVARIANT" not in environment(config(), gpus=1, threads=1)
-    with pytest.raises(ConfigError, match="deterministic needs a GPU"):
-        engine_arguments(cfg, gpus=0)

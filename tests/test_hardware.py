@@ -80,6 +80,8 @@ def test_a_dtype_or_a_quantization_changes_the_size(tmp_path: Path) -> None:
         return size.weight_bytes
 
     assert weights({}) == 1000
+    (tmp_path / "config.json").write_text(json.dumps(MODELS["7B"] | {"torch_dtype": "float32"}))
+    assert weights({}) == 500  # vLLM loads it as bfloat16
     parameters = weights({"load_format": "dummy"}) // 2
     assert weights({"dtype": "float32"}) == 4 * parameters
     assert weights({"extra": {"quantization": "fp8"}}) == parameters

@@ -1,0 +1,69 @@
+"""What vLLM is started with: the choices that the config leaves open. Nothing is started here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.vllm_arguments import engine_arguments, environment, graph_sizes
+from rollout_ray import RunConfig
+from rollout_ray.errors import ConfigError
+
+
+def config(**engine: Any) -> RunConfig:
+    return RunConfig.model_validate({"engine": {"max_model_len": 512} | engine})
+
+
+@given(most=st.integers(1, 5000))
+def test_a_batch_of_any_size_has_a_graph_near_its_own(most: int) -> None:
+    sizes = graph_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[-1] == most
+    for batch in range(1, most + 1):
+        padded = next(size for size in sizes if size >= batch)
+        assert padded - batch < max(8, min(64, batch / 4))
+
+
+def test_graphs_named_by_the_user_are_not_ours() -> None:
+    ours = engine_arguments(config(max_num_seqs=512), gpus=1)
+    assert ours["cudagraph_capture_sizes"] == graph_sizes(512)
+    theirs = engine_arguments(config(extra={"max_cudagraph_capture_size": 64}), gpus=1)
+    assert theirs["max_cudagraph_capture_size"] == 64 and "cudagraph_capture_sizes" not in theirs
+
+
+def test_deterministic_asks_for_batch_invariant_kernels_which_only_gpus_have() -> None:
+    cfg = config(deterministic=True)
+    assert environment(cfg, gpus=1, threads=1)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in environment(config(), gpus=1, threads=1)
+    with pytest.raises(ConfigError, match="deterministic needs a GPU"):
+        engine_arguments(cfg, gpus=0)
+
+
+LLAMA = {
+    "model_type": "llama", "num_hidden_layers": 3, "hidden_size": 256, "vocab_size": 100, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_layer": 3, "n_embd": 256, "vocab_size": 100, "n_head": 4, "n_positions": 2048}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "dtype", "bytes_per_token"),
+    [
+        (LLAMA, "auto", 2 * 3 * 2 * 64 * 2),
+        (LLAMA | {"torch_dtype": "float32"}, "auto", 2 * 3 * 2 * 64 * 2),  # which vLLM loads as bfloat16
+        (LLAMA, "float32", 2 * 3 * 2 * 64 * 4),
+        (GPT2, "auto", 2 * 3 * 4 * 64 * 2),
+    ],
+)
+def test_a_cpu_engine_gets_a_kv_cache_for_a_quarter_of_its_longest_batch(
+    checkpoint: dict[str, Any], dtype: str, bytes_per_token: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint))
+    cfg = RunConfig.model_validate(
+        {"model": {"model_path": str(tmp_path)}, "engine": {"max_model_len": 512, "max_num_seqs": 64, "dtype": dtype}}
+    )
+    assert engine_arguments(cfg, gpus=0)["kv_cache_memory_bytes"] == 64 * 512 // 4 * bytes_per_token
