@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.driver import MOST_UNSCORED
 from rollout_ray.errors import EngineError, RolloutError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory
+from rollout_ray.scorers import MOST_UNSCORED
 from rollout_ray.view import RunView
 from tests.conftest import demo_rows
 from tests.test_collect import When, keys, simulated, worker_pids

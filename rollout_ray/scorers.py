@@ -1,0 +1,179 @@
+"""The scoring actors of a session: what each of them holds, and what becomes of it when one dies.
+
+Owns the scorers and the calls to them. What a commit or a loss means for the run is driver.py's. It holds references,
+receipts and counters, never a generation.
+Invariant: a payload is kept until every question in it is committed, so that a scorer can be replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+
+from actors.placement import Placement
+from actors.scorer import Receipt, ScorerActor
+from rollout_ray.autoscaling import beside_the_driver
+from rollout_ray.config import RunConfig
+from rollout_ray.errors import RolloutError
+from rollout_ray.ledger import EventLog, RunDirectory
+from rollout_ray.records import Arm, RolloutRequest
+from rollout_ray.slots import reason_of
+
+log = logging.getLogger(__name__)
+
+MOST_UNSCORED = 4096  # draws; or twice what the engines decode at once, where that is more
+
+
+@dataclass
+class Scorer:
+    """One scoring actor. `payloads` maps a payload to its requests that are not committed yet; `calls` maps a call in
+    flight to its payload and draws (None and 0 for a flush); `unscored` counts the draws of all calls in flight;
+    `deaths` those of its lane since something was committed."""
+
+    lane: int
+    actor: Any
+    payloads: dict[Any, list[RolloutRequest]] = field(default_factory=dict)
+    calls: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+    unscored: int = 0
+    deaths: int = 0
+    waiting: int = 0
+    last_receipt: float = field(default_factory=time.monotonic)
+
+
+class Answer(NamedTuple):
+    """What came of a call: a receipt, or requests whose payload was lost with the engine that made it, or neither."""
+
+    receipt: Receipt | None = None
+    lost: tuple[RolloutRequest, ...] = ()
+
+
+class Scorers:
+    """A scoring actor for each of `lanes`."""
+
+    def __init__(
+        self, cfg: RunConfig, arms: tuple[Arm, ...], run: RunDirectory, events: EventLog, placement: Placement, lanes: int
+    ) -> None:
+        self._cfg, self._arms, self._run, self._events, self._placement = cfg, arms, run, events, placement
+        self.most_unscored = MOST_UNSCORED
+        self._scorers = [self._start(lane) for lane in range(lanes)]
+
+    def _start(self, lane: int, deaths: int = 0) -> Scorer:
+        place = beside_the_driver() if self._placement.scales else "DEFAULT"
+        options = {"num_cpus": 0, "scheduling_strategy": place}
+        actor = ray.remote(ScorerActor).options(**options).remote(lane, self._run, self._cfg, self._arms)
+        if self._placement.gpus:  # else the engines' own start needs the cores
+            actor.prepare.remote()
+        return Scorer(lane, actor, deaths=deaths)
+
+    @property
+    def unscored(self) -> int:
+        """Draws that wait to be scored."""
+        return sum(scorer.unscored for scorer in self._scorers)
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits to be scored that nothing new shall be drawn."""
+        return self.unscored >= self.most_unscored
+
+    def calls(self) -> dict[Any, Scorer]:
+        """The calls in flight, and whose each is."""
+        return {call: scorer for scorer in self._scorers for call in scorer.calls}
+
+    def unread(self) -> set[Any]:
+        """The payloads that a scorer may still have to fetch from the engine that made them."""
+        return {payload for scorer in self._scorers for payload, _ in scorer.calls.values()}
+
+    def score(self, lane: int, payload: Any, requests: list[RolloutRequest]) -> None:
+        """Passes a payload on, which is a reference to a list[Generated] of these requests."""
+        self._score(self._scorers[lane], payload, requests)
+
+    def _score(self, scorer: Scorer, payload: Any, requests: list[RolloutRequest]) -> None:
+        scorer.payloads[payload] = requests
+        draws = sum(map(len, requests))
+        scorer.unscored += draws
+        scorer.calls[scorer.actor.score.remote(payload, frozenset(r.ordinal for r in requests))] = payload, draws
+
+    def flush(self) -> None:
+        """Has every scorer commit what is complete."""
+        for scorer in self._scorers:
+            _flush(scorer)
+
+    def flush_due(self, *, last: bool) -> None:
+        """Asks for a part where questions have waited long enough, or nothing more is to come."""
+        now = time.monotonic()
+        for scorer in self._scorers:
+            late = now - scorer.last_receipt >= self._cfg.output.flush_seconds
+            if scorer.waiting and not scorer.calls and (late or last):
+                _flush(scorer)
+
+    def answered(self, scorer: Scorer, call: Any) -> Answer:
+        """Takes up a call that has ended. A scorer that died is replaced.
+
+        Raises RolloutError where scorers of a lane die one after the other without a commit, and what a scorer raised.
+        """
+        payload, draws = scorer.calls.pop(call)
+        scorer.unscored -= draws
+        try:
+            receipt: Receipt = ray.get(call)
+        except RayActorError as error:
+            self._died(scorer, error)
+            return Answer()
+        except RayError as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, ObjectLostError):
+                raise _as_rollout_error(error) from error
+            lost = tuple(scorer.payloads.pop(payload, ()))
+            self._events.write("payload_lost", draws=draws, error=type(error).__name__)
+            return Answer(lost=lost)
+        scorer.waiting, scorer.last_receipt = receipt.waiting, time.monotonic()
+        if receipt.committed:
+            scorer.deaths = 0
+            _forget(scorer, frozenset(receipt.committed))
+        return Answer(receipt)
+
+    def _died(self, scorer: Scorer, error: Exception) -> None:
+        """A new scorer gets every payload that holds an uncommitted question."""
+        if scorer is not self._scorers[scorer.lane]:
+            return  # a second call of a scorer that was replaced already
+        reason = reason_of(error)
+        self._events.write("scorer_died", lane=scorer.lane, error=reason)
+        ray.kill(scorer.actor)
+        if scorer.deaths >= self._cfg.resources.max_engine_deaths:
+            raise RolloutError(
+                f"scorer-{scorer.lane} died {scorer.deaths + 1} times in a row and nothing could be committed: {reason} "
+                "Look for memory that ran out; the same command goes on from what is complete"
+            )
+        log.warning("scorer-%d died and is started again: %s", scorer.lane, reason)
+        replacement = self._start(scorer.lane, scorer.deaths + 1)
+        self._scorers[scorer.lane] = replacement
+        for payload, requests in scorer.payloads.items():
+            self._score(replacement, payload, requests)
+
+    def close(self) -> None:
+        for scorer in self._scorers:
+            ray.kill(scorer.actor)
+
+
+def _flush(scorer: Scorer) -> None:
+    scorer.calls[scorer.actor.flush.remote()] = None, 0
+
+
+def _forget(scorer: Scorer, committed: Set[int]) -> None:
+    """Drops the requests of committed questions, and payloads that hold nothing else."""
+    for payload, requests in list(scorer.payloads.items()):
+        requests[:] = [r for r in requests if r.ordinal not in committed]
+        if not requests:
+            del scorer.payloads[payload]
+
+
+def _as_rollout_error(error: RayTaskError) -> RolloutError:
+    """What a scorer raised, by its own name where that is one of ours (the storage's failures are)."""
+    cause: Any = error.cause
+    if isinstance(cause, RolloutError):
+        return cause
+    return RolloutError(f"a scorer failed: {cause}")
