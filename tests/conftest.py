@@ -18,6 +18,7 @@ import pytest
 from rollout_ray import RunConfig
 from rollout_ray.demo_questions import generate_problems
 
+HANG_S = 1000.0  # on a busy machine a test takes twice its time; what takes longer than this hangs
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
@@ -63,7 +64,7 @@ def clean_environment() -> dict[str, str]:
     return kept | {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def rollout(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def rollout(*arguments: str, cwd: Path | None = None, timeout: float = HANG_S) -> subprocess.CompletedProcess[str]:
     """Runs `python -m rollout_ray.run` as a process of its own and waits for it."""
     return subprocess.run(
         [sys.executable, "-m", "rollout_ray.run", *arguments],
@@ -77,7 +78,12 @@ def rollout(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
 
 
 def run_alone(
-    script: str, cwd: Path, environment: dict[str, str], timeout: float, unshared: Sequence[str] = (), capture: bool = True
+    script: str,
+    cwd: Path,
+    environment: dict[str, str],
+    timeout: float = HANG_S,
+    unshared: Sequence[str] = (),
+    capture: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a bash script in PID and network namespaces of its own (and the further ones that `unshared` names): `ray
     stop` sees nothing but what the script started, Ray's fixed ports are free, and whatever it leaves running ends with

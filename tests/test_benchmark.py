@@ -15,17 +15,17 @@ from jobs.benchmark.gpu import Sample, mean_busy
 from jobs.benchmark.systems import SYSTEMS
 from jobs.benchmark.workload import Job, write_workload
 from rollout_ray.prepare import prepare_demo
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import HANG_S, ROOT, clean_environment
 
 
-def module(name: str, *words: object, timeout: float = 500) -> subprocess.CompletedProcess[str]:
+def module(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", name, *map(str, words)],
         cwd=ROOT,
         env=clean_environment() | {"COLUMNS": "140"},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=HANG_S,
         check=False,
     )
 
@@ -46,7 +46,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
 def test_all_systems_on_one_small_workload(tmp_path: Path, questions: Path, tiny: Path) -> None:
     words = ["--questions", questions, "--limit", 3, "--eager-questions", 2, "--tokens", 8, "--repeats", 1]
     words += ["--model-path", tiny, "--load-format", "dummy", "--replicas", 1, "--systems", "all"]

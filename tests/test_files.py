@@ -137,7 +137,6 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_leaves_no_torn_file(tmp_pa
         f"set -e; mount -t tmpfs -o size=1500k none disk; {sys.executable} script.py {refusal}",
         tmp_path,
         clean_environment() | {"PYTHONPATH": str(ROOT)},
-        timeout=120,
         unshared=["--mount"],
     )
     assert done.returncode == 0, done.stderr
@@ -158,7 +157,6 @@ def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path
         f"mount -t tmpfs -o size=1m none disk; TMPDIR={tmp_path}/disk {sys.executable} script.py",
         tmp_path,
         clean_environment() | {"PYTHONPATH": str(ROOT)},
-        timeout=60,
         unshared=["--mount"],
     )
     said = done.stderr.splitlines()[-1]
@@ -183,7 +181,6 @@ def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_pat
         cp disk/run/merged.parquet disk/run/events.jsonl .; ls -A disk/run""",
         tmp_path,
         clean_environment() | {"PYTHONPATH": str(ROOT)},
-        timeout=200,
         unshared=["--mount"],
     )
     lines = done.stdout.splitlines()

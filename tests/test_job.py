@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo
@@ -44,7 +43,7 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
         out=tmp_path / "run",
         logs=tmp_path,
     )
-    run_alone(script, checkout, clean_environment(), timeout=280)
+    run_alone(script, checkout, clean_environment())
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("head", "refused", "job", "stopped", "client")}
     assert (tmp_path / "refused.code").read_text().strip() != "0", "a client without the token must be refused"
     assert "oken" in logs["refused"]
@@ -79,13 +78,12 @@ ray stop >/dev/null 2>&1
 """
 
 
-@pytest.mark.timeout(500)
 def test_a_submitted_job_is_followed_stopped_and_outlives_its_submitter(checkout: Path, tmp_path: Path) -> None:
     """The token is found without a variable; the exit code is the run's; a stopped job goes on where it was."""
     prepare_demo(40, 1, tmp_path / "q.parquet")
     places = {"data": tmp_path / "q.parquet", "out": tmp_path / "run", "logs": tmp_path}
     script = SUBMITTED.format(gcs=free_port(), dashboard=free_port(), **places)
-    run_alone(script, checkout, clean_environment(), timeout=450)
+    run_alone(script, checkout, clean_environment())
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("first", "stop", "second", "refused", "left")}
     codes = {name: (tmp_path / f"{name}.code").read_text().strip() for name in ("second", "refused")}
     assert codes == {"second": "0", "refused": "4"}, logs

@@ -66,7 +66,7 @@ def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
     prepare_demo(4, 1, tmp_path / "q.parquet")
     script = SCRIPT.format(dns=DNS_SERVER, metadata=METADATA, folder=tmp_path, python=sys.executable)
     environment = clean_environment() | {"SNIFFER": SNIFFER}
-    done = run_alone(script, ROOT, environment, timeout=200, unshared=("--mount",))
+    done = run_alone(script, ROOT, environment, unshared=("--mount",))
     assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
     assert "4 questions, 32 trajectories" in (tmp_path / "log").read_text()
     assert "tcp 203.0.113.7:443" in (tmp_path / "seen").read_text(), "the link must catch what does leave"
@@ -95,7 +95,7 @@ LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 def test_a_local_ray_listens_on_this_machine_only(tmp_path: Path) -> None:
     prepare_demo(60, 1, tmp_path / "q.parquet")
     script = LISTENERS.format(folder=tmp_path, python=sys.executable)
-    done = run_alone(script, ROOT, clean_environment() | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    done = run_alone(script, ROOT, clean_environment() | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
     lines = [line.split() for line in (tmp_path / "sockets").read_text().splitlines()]
     listening = [line[1].split(":") for line in lines if len(line) > 3 and line[3] == "0A"]

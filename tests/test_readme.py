@@ -15,7 +15,7 @@ from rollout_ray.config import RunConfig
 from rollout_ray.config_sources import load_config
 from rollout_ray.demo_questions import generate_problems
 from rollout_ray.models import model_folder
-from tests.conftest import AWAIT_JOB_AGENT, ROOT, clean_environment, run_alone
+from tests.conftest import AWAIT_JOB_AGENT, HANG_S, ROOT, clean_environment, run_alone
 from tests.test_merge_lora import saved_adapter
 
 README = (ROOT / "README.md").read_text()
@@ -55,14 +55,13 @@ def test_the_commands_are_the_ones_that_are_tested() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "yaml", "python"}
 
 
-@pytest.mark.timeout(620)
 def test_every_other_command_runs(clone: Path, tmp_path: Path) -> None:
     """In one shell, as a reader would; each command's exit code and output are kept."""
     commands = [c for c in COMMANDS if c not in ELSEWHERE]
     lines = [f"{{ {c}\n}} >{tmp_path}/log{n} 2>&1; echo $? >{tmp_path}/code{n}" for n, c in enumerate(commands)]
     first_job = next(n for n, c in enumerate(commands) if c.startswith("ray job submit"))
     script = "\n".join([*lines[:first_job], AWAIT_JOB_AGENT, *lines[first_job:]])
-    run_alone(script, clone, clean_environment(), timeout=600)
+    run_alone(script, clone, clean_environment())
     for number, command in enumerate(commands):
         code, log = (tmp_path / f"code{number}").read_text().strip(), (tmp_path / f"log{number}").read_text()
         needs_gpus = any(words in command for words in NEED_GPUS)
@@ -85,7 +84,7 @@ def test_a_python_block_runs(clone: Path, code: str, output: str) -> None:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -100,7 +99,7 @@ def test_make_demo(clone: Path) -> None:
             stamp.touch()
         os.utime(stamp)
     done = subprocess.run(
-        ["make", "demo"], cwd=clone, env=clean_environment(), capture_output=True, text=True, timeout=240, check=False
+        ["make", "demo"], cwd=clone, env=clean_environment(), capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100 questions, 800 trajectories" in done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import HANG_S, ROOT
 
 START = """
 import os
@@ -31,7 +31,7 @@ def test_a_first_start_leaves_triton_the_cache_that_later_starts_have(tmp_path: 
     if own:
         environment["TRITON_CACHE_DIR"] = str(tmp_path / own)
     done = subprocess.run(
-        [sys.executable, "-c", START], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=300
+        [sys.executable, "-c", START], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=HANG_S
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "torch_compile_cache").is_dir()  # it did compile

@@ -38,15 +38,12 @@ def played(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
     folder = tmp_path_factory.mktemp("fleet")
     folder.chmod(0o755)
     environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
-    done = run_alone(
-        f"python -m tests.cluster.end_to_end {checkout} {folder}", ROOT, environment, timeout=1100, unshared=["--mount"]
-    )
+    done = run_alone(f"python -m tests.cluster.end_to_end {checkout} {folder}", ROOT, environment, unshared=["--mount"])
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "report.json").read_text()), folder
 
 
-@pytest.mark.timeout(1200)
 def test_no_row_is_missing_or_doubled(played: tuple[dict[str, Any], Path]) -> None:
     report, folder = played
     merged = pq.read_table(folder / "state" / "shared" / "runs" / "fleet" / "merged.parquet")
@@ -58,7 +55,6 @@ def test_no_row_is_missing_or_doubled(played: tuple[dict[str, Any], Path]) -> No
     assert "succeeded" in report["job status"]
 
 
-@pytest.mark.timeout(1200)
 def test_nodes_come_are_replaced_and_go(played: tuple[dict[str, Any], Path]) -> None:
     report, _ = played
     assert report["alive after up"] == 1, "a worker was launched before any work"
@@ -68,7 +64,6 @@ def test_nodes_come_are_replaced_and_go(played: tuple[dict[str, Any], Path]) -> 
     assert "Exception occurred when stopping the cluster Ray runtime" not in report["down"]
 
 
-@pytest.mark.timeout(1200)
 def test_the_key_is_nowhere_but_where_it_was_put(played: tuple[dict[str, Any], Path]) -> None:
     """In files of every machine and of the shared file system, and in every process' environment and command line."""
     report, _ = played
@@ -77,6 +72,5 @@ def test_the_key_is_nowhere_but_where_it_was_put(played: tuple[dict[str, Any], P
     assert report["key after down"] == ["laptop"]
 
 
-@pytest.mark.timeout(1200)
 def test_no_process_namespace_or_mount_is_left(played: tuple[dict[str, Any], Path]) -> None:
     assert list(left_behind(played[1])) == []
