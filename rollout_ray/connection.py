@@ -25,7 +25,7 @@ from rollout_ray.models import cluster_address
 def connected(cfg: RunConfig) -> Iterator[None]:
     """Connects to the cluster that is named, else starts a local Ray and ends it afterwards.
 
-    Raises RolloutError where no cluster answers or it refuses the client.
+    Raises RolloutError where no cluster answers or it refuses the client, and where a local Ray does not come up.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
@@ -51,6 +51,12 @@ def connected(cfg: RunConfig) -> Iterator[None]:
     except ConnectionError as error:
         raise RolloutError(
             f"the Ray cluster at {address} takes no client: {error}. Check that the head's token is in ~/.ray/auth_token"
+        ) from error
+    except Exception as error:
+        if address or type(error) is not Exception:  # Ray gives its own node 30 s, and says so with a bare Exception
+            raise
+        raise RolloutError(
+            f"Ray could not be started on this machine: {error} Close what else is busy here and run the same command again"
         ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = reachable

@@ -31,8 +31,8 @@ def curve_ks(draws: int) -> list[int]:
 
 
 def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) -> list[float]:
-    """Edges of about `about` equal bins over [low, high] at multiples of 1, 2 or 5 times a power of ten; of whole
-    numbers at least 1 apart."""
+    """Edges of about `about` equal bins over [low, high], up to a billionth of a bin, at multiples of 1, 2 or 5 times
+    a power of ten; of whole numbers at least 1 apart."""
     if not high - low > 1e-6 * max(1.0, abs(low), abs(high)):  # equal, up to rounding
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / about

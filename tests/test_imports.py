@@ -110,6 +110,7 @@ DRIVERS = {
     "planning",
     "pool",
     "run",
+    "scorers",
     "slots",
     "tenancy",
     "__init__",
@@ -180,7 +181,18 @@ def test_a_cluster_module_imports_nothing_of_ours_but_the_errors(path: Path) -> 
 
 def test_only_the_driver_talks_to_ray_in_the_package() -> None:
     users = {p.stem for p in (ROOT / "rollout_ray").glob("*.py") if any(n.split(".")[0] == "ray" for n in imported(p))}
-    assert users == {"autoscaling", "connection", "driver", "elastic", "fleet", "metrics", "pool", "slots", "tenancy"}
+    assert users == {
+        "autoscaling",
+        "connection",
+        "driver",
+        "elastic",
+        "fleet",
+        "metrics",
+        "pool",
+        "scorers",
+        "slots",
+        "tenancy",
+    }
 
 
 def loaded_by(code: str) -> set[str]:

@@ -15,8 +15,9 @@ import pytest
 from rollout_ray.commands import COMMANDS
 from rollout_ray.config_sources import FLAGS
 from rollout_ray.errors import RolloutError
+from rollout_ray.prepare import prepare_demo
 from rollout_ray.run import USAGE, main
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, rollout
 from tests.mistakes import MISTAKES, Mistake, make, prepare
 
 
@@ -155,3 +156,12 @@ def test_the_other_shells_have_every_flag(shell: str, capsys: pytest.CaptureFixt
     assert all(re.search(rf"(--|-l ){flag}\b", script) for flag in FLAGS)
     if program := shutil.which(shell):
         subprocess.run([program, "-n"], input=script, text=True, check=True)
+
+
+def test_a_local_ray_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_testing_asio_delay_us", "NodeInfoGcsService.grpc_server.RegisterNode=50000000:50000000")
+    prepare_demo(1, 1, tmp_path / "q.parquet")
+    words = ["--dataset", str(tmp_path / "q.parquet"), "--output_dir", str(tmp_path / "run"), "--backend", "simulated"]
+    done = rollout(*words)
+    assert done.returncode == 1
+    assert re.search(r"^rollout: Ray could not be started on this machine: .* the same command again$", done.stderr, re.M)
