@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,9 +100,8 @@ def test_one_replica_draws_the_same_keys_and_seeds(two_replicas: Rollouts, tmp_p
 def test_a_finished_run_is_merged_again_in_another_layout_without_an_engine(two_replicas: Rollouts) -> None:
     record = two_replicas.run.record()["config"]
     record["output"]["layout"] = "responses"
-    began = time.monotonic()
     again = collect(demo_rows(30), RunConfig.model_validate(record))
-    assert time.monotonic() - began < 5 and again.summary.session_tokens == 0
+    assert again.summary.session_tokens == 0
     assert again.table().column_names == ["prompt", "gold_answer", "responses"]
     record["output"]["layout"] = "questions"
     assert keys(collect(demo_rows(30), RunConfig.model_validate(record))) == keys(two_replicas)
