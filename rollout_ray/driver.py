@@ -262,9 +262,10 @@ class _Session:
 
     def save(self) -> None:
         """Commits every question that is complete, after an interrupt."""
-        self._scorers.flush()
-        for call, scorer in self._scorers.calls().items():
-            self._scorer_answered(scorer, call)
+        for scorer in self._scorers.lanes():
+            for call in list(scorer.calls):
+                self._scorer_answered(scorer, call)
+            self.view.committed += self._scorers.save(scorer)
 
     def stopped(self, *, spent: bool) -> Interrupted:
         """What a session that ends before its work raises, once it is saved."""

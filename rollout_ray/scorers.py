@@ -91,9 +91,7 @@ class Scorers:
 
     def score(self, lane: int, payload: Any, requests: list[RolloutRequest]) -> None:
         """Passes a payload on, which is a reference to a list[Generated] of these requests."""
-        self._score(self._scorers[lane], payload, requests)
-
-    def _score(self, scorer: Scorer, payload: Any, requests: list[RolloutRequest]) -> None:
+        scorer = self._scorers[lane]
         scorer.payloads[payload] = requests
         draws = sum(map(len, requests))
         scorer.unscored += draws
@@ -149,10 +147,23 @@ class Scorers:
                 "Look for memory that ran out; the same command goes on from what is complete"
             )
         log.warning("scorer-%d died and is started again: %s", scorer.lane, reason)
-        replacement = self._start(scorer.lane, scorer.deaths + 1)
-        self._scorers[scorer.lane] = replacement
+        self._scorers[scorer.lane] = self._start(scorer.lane, scorer.deaths + 1)
         for payload, requests in scorer.payloads.items():
-            self._score(replacement, payload, requests)
+            self.score(scorer.lane, payload, requests)
+
+    def lanes(self) -> tuple[Scorer, ...]:
+        """The present scorer of each lane."""
+        return tuple(self._scorers)
+
+    def save(self, scorer: Scorer) -> int:
+        """Has a scorer commit what is complete, and waits for it; returns how many questions that were. One that cannot
+        is named in a warning, and the others' questions are saved all the same."""
+        try:
+            receipt: Receipt = ray.get(scorer.actor.flush.remote())
+        except RayError as error:
+            log.warning("scorer-%d could not save: %s", scorer.lane, error)
+            return 0
+        return len(receipt.committed)
 
     def close(self) -> None:
         for scorer in self._scorers:
