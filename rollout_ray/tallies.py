@@ -31,8 +31,8 @@ def curve_ks(draws: int) -> list[int]:
 
 
 def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) -> list[float]:
-    """Edges of about `about` equal bins over [low, high], up to a billionth of a bin, at multiples of 1, 2 or 5 times
-    a power of ten; of whole numbers at least 1 apart."""
+    """Edges of about `about` equal bins over [low, high] at multiples of 1, 2 or 5 times a power of ten; of whole
+    numbers at least 1 apart."""
     if not high - low > 1e-6 * max(1.0, abs(low), abs(high)):  # equal, up to rounding
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / about
@@ -40,7 +40,8 @@ def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) 
     step = next(power * f for f in (1, 2, 5, 10) if power * f >= raw * 0.999)
     if whole:
         step = max(1.0, step)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    rounding = 1e-9 * min(1.0, 1 / step)  # of a bin, and of a number
+    first, last = math.floor(low / step + rounding), math.ceil(high / step - rounding)
     if whole and last * step <= high:
         last += 1  # a bin holds its lower edge: the greatest number needs one of its own
     return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]

@@ -111,8 +111,7 @@ def test_edges_hold_every_value_in_few_even_bins(low: float, width: float, whole
         low, high = float(round(low)), float(round(high))
     edges = nice_edges(low, high, whole=whole)
     steps = [b - a for a, b in pairwise(edges)]
-    rounding = 1e-9 * max(1, abs(low), abs(high), steps[0])
-    assert edges[0] <= low + rounding and high - rounding <= edges[-1] and 1 <= len(steps) <= 34
+    assert edges[0] <= low + 1e-9 * (1 + abs(low)) and high - 1e-9 * (1 + abs(high)) <= edges[-1] and 1 <= len(steps) <= 34
     assert steps[0] > 0 and steps == pytest.approx([steps[0]] * len(steps), rel=1e-6)
     assert not whole or steps[0] >= 1
 
