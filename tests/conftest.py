@@ -64,7 +64,7 @@ def clean_environment() -> dict[str, str]:
     return kept | {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def rollout(*arguments: str, cwd: Path | None = None, timeout: float = HANG_S) -> subprocess.CompletedProcess[str]:
+def rollout(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs `python -m rollout_ray.run` as a process of its own and waits for it."""
     return subprocess.run(
         [sys.executable, "-m", "rollout_ray.run", *arguments],
@@ -72,7 +72,7 @@ def rollout(*arguments: str, cwd: Path | None = None, timeout: float = HANG_S) -
         env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=HANG_S,
         check=False,
     )
 

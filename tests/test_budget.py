@@ -39,11 +39,13 @@ def test_a_budget_does_not_make_another_run() -> None:
 
 
 class AnHourLater(Silent):
-    """Moves the session's beginning an hour back once some questions are saved."""
+    """Moves the session's beginning an hour back once some questions are saved, and counts the updates after that."""
 
     moved = False
+    later = 0
 
     def update(self, view: RunView) -> None:
+        self.later += self.moved
         if view.committed and not self.moved:
             view.began -= 3600
             self.moved = True
@@ -55,9 +57,10 @@ def test_a_run_stops_at_its_budget_and_the_same_call_goes_on(tmp_path: Path, loc
         "resources": {"budget": "1h"},
         "output": {"output_dir": str(tmp_path / "run"), "flush_seconds": 0.3},
     }
+    clock = AnHourLater()
     with pytest.raises(BudgetSpent, match=r"the budget of 1h is spent with [1-9]\d* of 300 questions .*goes on") as spent:
-        collect(demo_rows(300), RunConfig.model_validate(values), progress=AnHourLater())
-    assert spent.value.exit_code == 9
+        collect(demo_rows(300), RunConfig.model_validate(values), progress=clock)
+    assert spent.value.exit_code == 9 and clock.moved and clock.later == 0
     run = RunDirectory(str(tmp_path / "run"))
     stopped = run.events()[-1]
     assert stopped["event"] == "stopped" and stopped["spent"] and 0 < stopped["committed"] < 300

@@ -100,8 +100,10 @@ def test_one_replica_draws_the_same_keys_and_seeds(two_replicas: Rollouts, tmp_p
 def test_a_finished_run_is_merged_again_in_another_layout_without_an_engine(two_replicas: Rollouts) -> None:
     record = two_replicas.run.record()["config"]
     record["output"]["layout"] = "responses"
+    before = [event["event"] for event in two_replicas.run.events()]
     again = collect(demo_rows(30), RunConfig.model_validate(record))
-    assert again.summary.session_tokens == 0
+    told = [event["event"] for event in again.run.events()][len(before) :]
+    assert again.summary.session_tokens == 0 and told and not {"placed", "engine_started"} & set(told)
     assert again.table().column_names == ["prompt", "gold_answer", "responses"]
     record["output"]["layout"] = "questions"
     assert keys(collect(demo_rows(30), RunConfig.model_validate(record))) == keys(two_replicas)

@@ -20,8 +20,10 @@ from tests.conftest import ROOT
 
 ENGINES = 6  # on the head and two more nodes
 SCORERS = 3
-FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "4000", "--replicas", str(ENGINES), "--scorers", str(SCORERS))
-FLAGS += ("--flush_seconds", "3600", "--max_tokens", "400", "--part_rows", "100000")
+FLAGS = (
+    "--backend", "simulated", "--sim_tokens_per_second", "4000", "--max_tokens", "400", "--replicas", str(ENGINES),
+    "--scorers", str(SCORERS), "--flush_seconds", "3600", "--part_rows", "100000",
+)  # fmt: skip
 MANY_DRAWN = re.compile(r"\b[1-9][\d,]{2,}/[\d,]+ trajectories")
 
 
