@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rollout_ray.records import Completion, Question
 from tests.conftest import ROOT, demo_rows
-from tests.test_verify import finished
+from tests.finished_runs import finished
 
 ARMS = 8
 # A change of one filter, as a user's.

@@ -18,7 +18,7 @@ from rollout_ray.ledger import RunDirectory
 from rollout_ray.trainer_rows import TRAINER_FORMATS, Choice
 from rollout_ray.verify import verify
 from tests.conftest import demo_rows, rollout
-from tests.test_verify import CHAT, finished
+from tests.finished_runs import CHAT, finished
 
 QUESTIONS = 30
 

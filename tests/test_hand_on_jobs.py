@@ -14,7 +14,7 @@ from jobs import build_preferences, evaluate
 from rollout_ray.estimates import majority_at_k, pass_at_k
 from rollout_ray.prepare import prepare_demo
 from tests.conftest import ROOT, clean_environment, demo_rows
-from tests.test_verify import finished
+from tests.finished_runs import finished
 
 
 def test_pairs_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

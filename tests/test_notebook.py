@@ -19,7 +19,7 @@ from rollout_ray.notebook import progress_here, summary_html
 from rollout_ray.progress import Silent
 from rollout_ray.summary import ArmSummary, Summary
 from tests.conftest import ROOT, clean_environment, demo_rows
-from tests.test_verify import finished, merged_path
+from tests.finished_runs import finished, merged_path
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from rollout_ray.records import Completion, Question
 from rollout_ray.report import report_path, write_report
 from rollout_ray.report_chunks import HEAD_CHARS, MOST_BYTES, TAIL_CHARS, Chunks, cut
 from tests.conftest import demo_rows, rollout
+from tests.finished_runs import altered, finished, merged_path
 from tests.s3_store import BUCKET, running_store
-from tests.test_verify import altered, finished, merged_path
 
 
 def blocks(path: str | Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rollout_ray.ledger import RunDirectory
 from rollout_ray.records import Completion, Question
 from rollout_ray.report import write_report
 from tests.conftest import demo_rows
-from tests.test_verify import drawn, finished
+from tests.finished_runs import drawn, finished
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

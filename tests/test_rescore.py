@@ -19,7 +19,7 @@ from rollout_ray.records import Question, Trajectory
 from rollout_ray.rescore import Rescored, rescore
 from rollout_ray.verify import verify
 from tests.conftest import demo_rows, rollout
-from tests.test_verify import INPUTS, altered, finished, merged_path
+from tests.finished_runs import INPUTS, altered, finished, merged_path
 
 
 def yaml(folder: Path, text: str) -> Path:

@@ -20,7 +20,7 @@ from rollout_ray.models import model_folder
 from rollout_ray.questions import load_questions
 from rollout_ray.verify import verify
 from tests.conftest import ROOT, demo_rows
-from tests.test_verify import finished
+from tests.finished_runs import finished
 
 EXAMPLES = ROOT / "jobs" / "examples"
 CHOICES = "{{ question }}\n{% for choice in choices %}\n{{ loop.index }}. {{ choice }}\n{% endfor %}\n"

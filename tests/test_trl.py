@@ -15,7 +15,7 @@ from rollout_ray.export import export
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.models import model_folder
 from tests.conftest import demo_rows
-from tests.test_verify import finished
+from tests.finished_runs import finished
 
 ONE_STEP = {
     "max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "use_cpu": True, "report_to": [],
