@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
 from actors.leash import Leash, end_process
-from actors.logs import redirect_output, root_cause
+from actors.logs import is_second_hand, redirect_output
 from actors.memory import as_start_failure
 from actors.pieces import Pieces, Waiting
 from rollout_ray.checkpoints import Policy
@@ -101,7 +101,7 @@ class EngineActor:
         note: Any = None,
     ) -> None:
         os.environ.update(environment)
-        self._log_file = log_file if log_file and redirect_output(log_file) else None
+        self._log = redirect_output(log_file) if log_file else None
         self._name, self._config, self._gpus, self._threads = name, config, gpus, threads
         self._policy = policy or Policy(config.model.model_path, config.model.model_path)
         self._note = note
@@ -133,7 +133,7 @@ class EngineActor:
         try:
             backend = self._load()
         except Exception as error:
-            cause = root_cause(self._log_file) if self._log_file else None
+            cause = self._log.root_cause() if self._log else None
             text = f"{type(error).__name__}: {error}"
             raise as_start_failure(f"{text} ({cause})" if cause and cause not in text else text) from error
         self._backend = backend
@@ -144,7 +144,7 @@ class EngineActor:
 
     def card(self) -> Card:
         """What another job must know before it takes this engine over."""
-        return Card(self._info, self._policy, self._log_file, self._note)
+        return Card(self._info, self._policy, self._log.path if self._log else None, self._note)
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
         """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the backend cannot serve
@@ -208,7 +208,8 @@ class EngineActor:
             self._accept(request)
         began = time.monotonic()
         backend, pieces = self._ready(), self._pieces
-        backend.check()
+        if self._failure is None:  # else it is what is raised below: it says more than that a process is gone
+            backend.check()
         many = eighth(backend.info().max_num_seqs)
         with self._changed:
             returned = pieces.give_back(recalled)
@@ -328,6 +329,9 @@ class EngineActor:
 
     def _break(self, error: BaseException) -> None:
         """Leaves the engine of no use: whoever waits for it is told why."""
+        cause = self._log.root_cause() if self._log and is_second_hand(str(error)) else None
+        if cause:
+            error = RuntimeError(cause)
         with self._changed:
             self._failure = self._failure or error
             task, self._task = self._task, None
