@@ -106,10 +106,9 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
 
 
 def _of_a_reference(config: RunConfig, gpus: int, threads: int) -> dict[str, str]:
-    """The variables that ours would set, but for what on GPUs is our choice and not vLLM's: the engine in a process of its
-    own is vLLM's usual form there, and decodes faster."""
+    """The variables that ours would set, but for those that say how an engine starts: that is vLLM's to choose here."""
     variables = environment(config, gpus=gpus, threads=threads)
     if gpus:
-        variables.pop("VLLM_ENABLE_STARTUP_PLAN", None)
-        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+        for ours in ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD"):
+            variables.pop(ours, None)
     return variables
