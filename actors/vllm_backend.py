@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from actors import core_process
 from actors.backend import BackendInfo, Finished, Refused
 from actors.prompts import PromptEncoder
 from actors.readahead import read_ahead
@@ -51,6 +52,9 @@ class VllmBackend:
     def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
         self._config, self._gpus = config, gpus
         os.environ.update(environment(config, gpus=gpus, threads=threads))
+        own_process = os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
+        if own_process:
+            core_process.start_server()
         if config.engine.load_format != "dummy":
             read_ahead(model_folder(config.model.model_path))
         began = time.perf_counter()
@@ -68,6 +72,8 @@ class VllmBackend:
         gc.enable()
         # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
         sys.setswitchinterval(0.001)
+        if own_process:
+            core_process.fork_cores()
         imported = time.perf_counter()
         self._lora_request = LoRARequest
         self._served: dict[tuple[str, str], Any] = {}  # path and fingerprint of an adapter -> LoRARequest

@@ -97,25 +97,6 @@ def test_vllm_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: N
     assert [e["event"] for e in RunDirectory(str(tmp_path / "run")).events()].count("engine_shrunk") == 3
 
 
-def test_vllm_whose_own_process_was_killed_counts_as_dead(
-    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU the engine decodes in a process of its own, and vLLM itself would wait for ever for one that was killed."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    cfg = RunConfig.model_validate({"output": {"output_dir": str(tmp_path / "run")}, "resources": {"replicas": 1}})
-
-    def kill_core() -> None:
-        cores = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
-        assert len(cores) == 1
-        cores[0].kill()
-
-    progress = When(lambda view: view.generated_draws >= 100, kill_core)
-    rollouts = collect(demo_rows(60), cfg, progress=progress)
-    assert_whole(rollouts, 480)
-    (died,) = (e["error"] for e in rollouts.run.events() if e["event"] == "engine_died")
-    assert "EngineCore" in died and "ended with exit code -9" in died
-
-
 def test_a_slot_is_retired_with_the_end_of_its_log(tmp_path: Path, local_ray: None) -> None:
     cfg = changed(simulated(tmp_path / "run", 1, sim_death_rate=1.0), resources={"max_engine_deaths": 0})
     with pytest.raises(EngineError, match=r"the end of .*logs/engine-0.log: the simulated engine dies as it was told to"):
