@@ -80,6 +80,15 @@ def test_bare_engines_side_by_side_share_the_requests(tmp_path: Path, questions:
     assert len(account["ready"]) == 2 and max(account["ready"]) <= account["began"] < account["ended"]
 
 
+def test_on_gpus_a_reference_starts_its_processes_as_vllm_does(tmp_path: Path, questions: Path, tiny: Path) -> None:
+    """By itself vLLM forks a process for the engine; told to spawn it, it would import everything twice."""
+    job = Job(str(questions), 3, str(tiny), "dummy", tokens=8, gpus=1, replicas=2, eager_questions=1)
+    workload = write_workload(tmp_path / "workload.json", job)
+    for variables in (workload["environment"], workload["environment_shared"]):
+        assert not variables.keys() & {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_ENABLE_STARTUP_PLAN"}
+        assert variables.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") == "1"
+
+
 def test_a_system_that_fails_is_named_and_does_not_end_the_others(tmp_path: Path, questions: Path) -> None:
     words = ["--questions", questions, "--limit", 1, "--repeats", 1, "--model-path", "demo", "--load-format", "no_such"]
     done = module("jobs.benchmark", *words, "--systems", "bare", "seeds_eager", "--json", tmp_path / "figures.json")
