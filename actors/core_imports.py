@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import gc
+from actors.importing import uncollected
 
-# Collecting garbage while five thousand modules load costs a fifth of the import; what is frozen stays shared by the forks.
-gc.disable()
+with uncollected():
+    import vllm.v1.engine.core  # noqa: F401
 
-import vllm.v1.engine.core  # noqa: E402, F401
-
-import actors.worker  # noqa: E402, F401
-
-gc.freeze()
-gc.enable()
+    import actors.worker  # noqa: F401

@@ -6,7 +6,6 @@ vllm_arguments.py's. It uses only what vLLM 0.26 to 0.33 share, and keeps no rec
 
 from __future__ import annotations
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -18,10 +17,11 @@ from typing import Any
 
 from actors import core_process
 from actors.backend import BackendInfo, Finished, Refused
+from actors.importing import uncollected
 from actors.prompts import PromptEncoder
 from actors.readahead import read_ahead
 from actors.texts import Output, TextDecoder
-from actors.vllm_arguments import WORKER, checkpoint_config, engine_arguments, environment
+from actors.vllm_arguments import WORKER, checkpoint_config, engine_arguments, environment, has_own_process
 from actors.vllm_stats import VllmStats
 from rollout_ray import adapters
 from rollout_ray.config import RunConfig
@@ -52,24 +52,19 @@ class VllmBackend:
     def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
         self._config, self._gpus = config, gpus
         os.environ.update(environment(config, gpus=gpus, threads=threads))
-        own_process = os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
+        own_process = has_own_process(gpus)
         if own_process:
             core_process.start_server()
         if config.engine.load_format != "dummy":
             read_ahead(model_folder(config.model.model_path))
         began = time.perf_counter()
-        # Collecting garbage while five thousand modules load costs a fifth of the import and finds nothing; frozen
-        # afterwards, they do not slow the collections of the load either.
-        gc.disable()
-        from vllm import SamplingParams
-        from vllm import exceptions as vllm_exceptions
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.lora.request import LoRARequest
-        from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        gc.freeze()
-        gc.enable()
+        with uncollected():
+            from vllm import SamplingParams
+            from vllm import exceptions as vllm_exceptions
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import RequestOutputKind
+            from vllm.v1.engine.llm_engine import LLMEngine
         # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
         sys.setswitchinterval(0.001)
         if own_process:

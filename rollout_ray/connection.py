@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import ray
 from ray._private import ray_constants
 
+from actors.gpus import look_ahead
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import RolloutError
 from rollout_ray.models import cluster_address
@@ -31,6 +32,8 @@ def connected(cfg: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if cfg.engine.backend == "vllm":
+        look_ahead()  # which placing needs, and Ray's start takes longer
     address = cluster_address(cfg)
     if address:
         _check_reachable(address)

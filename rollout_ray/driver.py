@@ -18,7 +18,6 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
-from actors.gpus import look_ahead
 from actors.placement import draining_nodes, scorers_for
 from rollout_ray.autoscaling import placed
 from rollout_ray.checkpoints import Policy
@@ -59,8 +58,6 @@ def draw_missing(
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     began = time.monotonic()
-    if fleet is None and cfg.engine.backend == "vllm":
-        look_ahead()  # beside Ray's start, which takes longer
     with connected(cfg), ExitStack() as own:
         lent = fleet is not None
         if fleet is None:

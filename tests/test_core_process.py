@@ -16,7 +16,6 @@ from actors.vllm_arguments import environment
 from actors.worker import Worker
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import EngineError
-from rollout_ray.ledger import RunDirectory
 from tests.conftest import HANG_S, demo_rows
 from tests.test_collect import When, worker_pids
 from tests.test_fleet import assert_whole, changed
@@ -95,14 +94,6 @@ def test_what_failed_in_it_is_named(cfg: RunConfig, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(EngineError, match=r"every engine died; the last one, engine-0: .*an illegal memory access"):
         collect(demo_rows(30), failing)
-
-
-def test_one_without_memory_is_tried_again_smaller(cfg: RunConfig) -> None:
-    """As in the actor's process (test_fleet.py), where vLLM's words come at first hand."""
-    with pytest.raises(EngineError, match=r"engine-0 could not start: .*memory"):
-        collect(demo_rows(2), changed(cfg, engine={"kv_cache_gib": 500_000.0}))
-    events = RunDirectory(cfg.output.output_dir).events()
-    assert [event["event"] for event in events].count("engine_shrunk") == 3
 
 
 @pytest.mark.parametrize(("own_process", "workers"), [(None, "fork"), ("1", "fork"), ("0", "spawn")])

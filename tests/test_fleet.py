@@ -83,8 +83,13 @@ def test_an_engine_that_never_has_enough_memory_says_so(tmp_path: Path, local_ra
         collect(demo_rows(2), simulated(tmp_path / "run", 2, sim_memory_seqs=1))
 
 
-def test_vllm_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: None) -> None:
-    """A KV cache of half a million GiB cannot be allocated, nor can an eighth of it."""
+@pytest.mark.parametrize("own_process", ["0", "1"])
+def test_vllm_without_memory_is_tried_again_smaller(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, own_process: str
+) -> None:
+    """A KV cache of half a million GiB cannot be allocated, nor can an eighth of it. A core in a process of its own leaves
+    vLLM's words about it in the log."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
     cfg = RunConfig.model_validate(
         {
             "output": {"output_dir": str(tmp_path / "run")},
