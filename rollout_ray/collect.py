@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def _collect(
     versions = _versions()
     facts = describe(cfg, arms, questions)
     resumed = run.open(identity, _description(cfg, questions, facts, versions))
-    with EventLog(run) as events:
+    with EventLog(run) as events, ExitStack() as ray_too:
         stock = run.take_stock(set(questions.ids))
         done = stock.done
         events.write("resumed" if resumed else "begun", questions=len(questions), done=len(done))
@@ -160,8 +161,10 @@ def _collect(
             events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
+            from rollout_ray.connection import connected
             from rollout_ray.driver import draw_missing
 
+            ray_too.enter_context(connected(cfg))  # to the end: the file need not wait the seconds that Ray takes to stop
             session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, fleet)
         summary = Summary()
         metadata = {

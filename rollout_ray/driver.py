@@ -22,7 +22,6 @@ from actors.placement import draining_nodes, scorers_for
 from rollout_ray.autoscaling import placed
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
-from rollout_ray.connection import connected
 from rollout_ray.early import EarlyWarnings
 from rollout_ray.elastic import Elastic
 from rollout_ray.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted
@@ -58,7 +57,7 @@ def draw_missing(
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     began = time.monotonic()
-    with connected(cfg), ExitStack() as own:
+    with ExitStack() as own:
         lent = fleet is not None
         if fleet is None:
             placement = placed(cfg, (len(questions) - len(done)) * sum(arm.samples for arm in arms))

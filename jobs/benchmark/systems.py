@@ -26,11 +26,12 @@ def ours(workload: dict[str, Any], output: str) -> Account:
     config = RunConfig.model_validate({**workload["config"], "output": {"output_dir": run}})
     rollouts = collect(None, config)
     os.replace(rollouts.path, output)
-    written = time.monotonic()
     since = time.monotonic() - time.time()  # events have the time of day
-    started = [event for event in rollouts.run.events() if event["event"] == "engine_started"]
+    events = rollouts.run.events()
+    started = [event for event in events if event["event"] == "engine_started"]
     ready = [event["time"] + since for event in started]
     ended = min(ready) + rollouts.summary.generation_seconds
+    written = events[-1]["time"] + since  # the file is there; Ray is ended after it, as a reference's engine is
     return Account(ready, min(ready), ended, written, [event["phases"] for event in started])
 
 

@@ -112,8 +112,10 @@ def _side_by_side(workload: Workload, engine: dict[str, Any], output: str, repli
             raise RuntimeError(f"an engine ended with exit code {failed[0]}")
         running = [process for process in running if process.exitcode is None]
     told = [accounts.get() for _ in processes]
+    ended = time.monotonic()
     pd.concat([pd.read_parquet(share.output) for share in shares], ignore_index=True).to_parquet(output)
-    written = time.monotonic()
+    merging = time.monotonic() - ended
+    written = max(account.written for account in told) + merging  # how the processes end is not part of it, as with one
     ready = [moment for account in told for moment in account.ready]
     return Account(ready, min(a.began for a in told), max(a.ended for a in told), written)
 
