@@ -31,20 +31,32 @@ class Receipt:
 
 
 class ScorerActor:
-    """One scoring actor; the driver sends it every piece of the questions of its lane."""
+    """One scoring actor; the driver sends it every piece of the questions of its lane, in one run after the other."""
 
-    def __init__(self, lane: int, run: RunDirectory, config: RunConfig, arms: Sequence[Arm]) -> None:
-        self._lane, self._run, self._config = lane, run, config
-        self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward))
-        self._grader = Grader(timeout_s=config.scoring.grade_timeout_s, memory_mib=config.scoring.grader_memory_mib)
-        self._pieces: dict[int, list[Generated]] = {}
-        self._complete: dict[int, ScoredQuestion] = {}
-        self._held_bytes = 0
-        self._oldest = time.monotonic()
+    def __init__(self, lane: int) -> None:
+        """`begin` comes before everything else."""
+        self._lane = lane
+        self._limits: dict[str, int] = {}
+        self._grader = Grader()
 
     def __repr__(self) -> str:
         """What Ray's dashboard and logs call it."""
         return f"scorer-{self._lane}"
+
+    def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm]) -> Receipt:
+        """Takes up a run; whatever is left of an earlier one is dropped, but for the grading children."""
+        self._run, self._config = run, config
+        self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward))
+        limits = {"timeout_s": config.scoring.grade_timeout_s, "memory_mib": config.scoring.grader_memory_mib}
+        if limits != self._limits:
+            self._grader.close()
+            self._limits, self._grader = limits, Grader(**limits)
+        self._grader.forget()
+        self._pieces: dict[int, list[Generated]] = {}
+        self._complete: dict[int, ScoredQuestion] = {}
+        self._held_bytes = 0
+        self._oldest = time.monotonic()
+        return Receipt((), Summary(), 0)
 
     def prepare(self) -> None:
         """Does beforehand, while the engines start, what the first batch would wait for."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
 
-    from rollout_ray.fleet import Fleet
+    from rollout_ray.driver import Lent
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,8 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     return collect_on(None, dataset, cfg or RunConfig(), progress)
 
 
-def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Progress | None) -> Rollouts:
-    """`collect` on the engines of `fleet`, which holds the weights that `cfg` names; None: on engines for this run."""
+def collect_on(lent: Lent | None, dataset: Any, cfg: RunConfig, progress: Progress | None) -> Rollouts:
+    """`collect` on the engines of a pool, which hold the weights that `cfg` names; None: on engines for this run."""
     began = time.monotonic()
     dataset = cfg.data.dataset if dataset is None else dataset
     if dataset is None:
@@ -106,7 +106,7 @@ def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Prog
     arms = resolve_arms(cfg)
     check_adapters(cfg, arms)
     load_reward(cfg.scoring.reward)
-    policy = fleet.policy if fleet else policy_of(cfg)
+    policy = lent.fleet.policy if lent else policy_of(cfg)
     questions = load_questions(dataset, cfg.data)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
@@ -117,7 +117,7 @@ def collect_on(fleet: Fleet | None, dataset: Any, cfg: RunConfig, progress: Prog
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
     run = RunDirectory(cfg.output.output_dir)
     with run.lease():
-        return _collect(cfg, arms, questions, run, progress or progress_here(), began, fleet, policy)
+        return _collect(cfg, arms, questions, run, progress or progress_here(), began, lent, policy)
 
 
 def policy_of(cfg: RunConfig) -> Policy:
@@ -144,7 +144,7 @@ def _collect(
     run: RunDirectory,
     progress: Progress,
     began: float,
-    fleet: Fleet | None,
+    lent: Lent | None,
     policy: Policy,
 ) -> Rollouts:
     """The run itself, under the lease."""
@@ -165,7 +165,7 @@ def _collect(
             from rollout_ray.driver import draw_missing
 
             ray_too.enter_context(connected(cfg))  # to the end: the file need not wait the seconds that Ray takes to stop
-            session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, fleet)
+            session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, lent)
         summary = Summary()
         metadata = {
             "schema_version": SCHEMA_VERSION,

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence, Set
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -32,12 +33,20 @@ from rollout_ray.progress import Progress
 from rollout_ray.questions import QuestionSet
 from rollout_ray.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.scheduler import Scheduler
-from rollout_ray.scorers import Scorer, Scorers
+from rollout_ray.scorers import IdleScorers, Scorer, Scorers
 from rollout_ray.slots import Slot, reason_of
 from rollout_ray.summary import Summary
 from rollout_ray.view import EngineView, RunView
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What a pool lends to a run: its engines, and the scoring actors of the run before."""
+
+    fleet: Fleet
+    scorers: IdleScorers
 
 
 def draw_missing(
@@ -49,21 +58,21 @@ def draw_missing(
     events: EventLog,
     progress: Progress,
     policy: Policy,
-    fleet: Fleet | None,
+    lent: Lent | None,
 ) -> Summary:
-    """Draws, scores and commits every question that is not in `done`; returns what this session did. Without a `fleet`,
-    which a pool lends, engines that hold `policy` are started, and ended afterwards.
+    """Draws, scores and commits every question that is not in `done`; returns what this session did. Where nothing is
+    `lent`, engines that hold `policy` are started, and ended afterwards.
 
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     began = time.monotonic()
     with ExitStack() as own:
-        lent = fleet is not None
+        fleet, idle = (lent.fleet, lent.scorers) if lent else (None, None)
         if fleet is None:
             placement = placed(cfg, (len(questions) - len(done)) * sum(arm.samples for arm in arms))
             fleet = Fleet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
             own.callback(fleet.close)
-        session = _Session(cfg, arms, questions, done, run, events, fleet, lent)
+        session = _Session(cfg, arms, questions, done, run, events, fleet, idle)
         session.view.began = began
         try:
             with progress:
@@ -88,7 +97,7 @@ class _Session:
         run: RunDirectory,
         events: EventLog,
         fleet: Fleet,
-        lent: bool,
+        idle: IdleScorers | None,
     ) -> None:
         self._cfg, self._arms, self._run, self._events, self._fleet = cfg, tuple(arms), run, events, fleet
         placement = fleet.placement
@@ -107,8 +116,8 @@ class _Session:
         self._next_look = 0.0
         self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
         fleet.attach(cfg, arms, self.view.engines, events)
-        self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent)
-        self._scorers = Scorers(cfg, self._arms, run, events, placement, lanes)
+        self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent=idle is not None)
+        self._scorers = Scorers(cfg, self._arms, run, events, placement, lanes, idle)
 
     # The loop
 

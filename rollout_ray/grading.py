@@ -75,6 +75,10 @@ class Grader:
             self._threads.shutdown()
         self._threads, self._children, self._idle = None, [], queue.SimpleQueue()
 
+    def forget(self) -> None:
+        """Drops the verdicts that are remembered: what once ran out of time need not do so again."""
+        self._known.clear()
+
     def prepare(self) -> None:
         """Starts the children now: each imports sympy, for which the first symbolic comparison would wait."""
         list(self._pool().map(_Child.prepare, self._children))

@@ -31,6 +31,7 @@ from rollout_ray.progress import Progress
 
 if TYPE_CHECKING:
     from actors.placement import Placement
+    from rollout_ray.driver import Lent
     from rollout_ray.fleet import Fleet
     from rollout_ray.tenancy import Tenancy
 
@@ -46,9 +47,12 @@ class RolloutPool:
             rollouts = pool.collect(dataset, {"output": {"output_dir": "runs/step-0"}})
             pool.update_weights("checkpoints/step-1")
 
-    The engines start when the `with` block is entered, or at the first use. Those of a pool without a name end with the
-    block. Those of a pool with a `name` are found again by the next job on the same cluster that gives the name; they
-    outlive the block, and end when no job has used them for `resources.pool_idle_seconds`, or at once with `close()`.
+    The engines start when the `with` block is entered, or at the first use. The scoring actors of one collection serve the
+    next, but where the reward is a function of your own, which may be another by then.
+
+    Engines of a pool without a name end with the block. Those of a pool with a `name` are found again by the next job on
+    the same cluster that gives the name; they outlive the block, and end when no job has used them for
+    `resources.pool_idle_seconds`, or at once with `close()`.
     """
 
     def __init__(self, cfg: RunConfig, name: str | None = None) -> None:
@@ -58,7 +62,7 @@ class RolloutPool:
         check_model(cfg)
         check_adapters(cfg, resolve_arms(cfg))
         self._cfg, self._name = cfg, name
-        self._fleet: Fleet | None = None
+        self._lent: Lent | None = None
         self._tenancy: Tenancy | None = None
         self._stack = ExitStack()
 
@@ -72,12 +76,12 @@ class RolloutPool:
     @property
     def policy_version(self) -> int:
         """How often the weights were updated since the engines were first started."""
-        return self._open().policy.version
+        return self._open().fleet.policy.version
 
     @property
     def weights(self) -> str:
         """The folder or hub id of the weights that the engines hold."""
-        return self._open().policy.path
+        return self._open().fleet.policy.path
 
     def collect(
         self, dataset: Any = None, cfg: RunConfig | Mapping[str, Any] | None = None, *, progress: Progress | None = None
@@ -88,8 +92,8 @@ class RolloutPool:
         "runs/2"}}. Raises ConfigError where it needs other engines, and what `rollout_ray.collect` raises.
         """
         run_cfg = cfg if isinstance(cfg, RunConfig) else changed(self._cfg.model_dump(exclude_unset=True), cfg or {})
-        fleet = self._open()
-        return collect_on(fleet, dataset, self._fitted(run_cfg, fleet.policy), progress)
+        lent = self._open()
+        return collect_on(lent, dataset, self._fitted(run_cfg, lent.fleet.policy), progress)
 
     def update_weights(self, path: str) -> int:
         """Loads the checkpoint in the folder `path`, of the shape of the present one, into every engine without a restart;
@@ -98,7 +102,7 @@ class RolloutPool:
         Raises ConfigError where there is no such folder, or it has another shape, and EngineError where no engine can load
         it; the old weights then stay in use.
         """
-        fleet = self._open()
+        fleet = self._open().fleet
         path = str(Path(path).resolve())
         if not Path(path).is_dir():
             raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
@@ -112,24 +116,28 @@ class RolloutPool:
 
     def close(self) -> None:
         """Ends the engines at once, those of a named pool too, even where another job started them."""
-        if self._fleet is None and self._name is not None:
+        if self._lent is None and self._name is not None:
             self._take()
         if self._tenancy:
             self._tenancy.end_all()
-        if self._fleet:
-            self._fleet.close()
+        if self._lent:
+            self._lent.fleet.close()
         self._leave()
 
     # Beginning and end
 
-    def _open(self) -> Fleet:
-        if self._fleet is None:
+    def _open(self) -> Lent:
+        if self._lent is None:
+            from rollout_ray.driver import Lent
+            from rollout_ray.scorers import IdleScorers
+
             try:
-                self._fleet = self._start()
+                self._lent = Lent(self._start(), IdleScorers())
             except BaseException:
                 self._leave()
                 raise
-        return self._fleet
+            self._stack.callback(self._lent.scorers.close)
+        return self._lent
 
     def _start(self) -> Fleet:
         from rollout_ray.autoscaling import placed
@@ -175,7 +183,7 @@ class RolloutPool:
         return self._tenancy
 
     def _leave(self) -> None:
-        self._fleet = self._tenancy = None
+        self._lent = self._tenancy = None
         self._stack.close()
 
     # What the engines can serve

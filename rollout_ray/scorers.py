@@ -33,7 +33,7 @@ MOST_UNSCORED = 4096  # draws; or twice what the engines decode at once, where t
 @dataclass
 class Scorer:
     """One scoring actor. `payloads` maps a payload to its requests that are not committed yet; `calls` maps a call in
-    flight to its payload and draws (None and 0 for a flush); `unscored` counts the draws of all calls in flight;
+    flight to its payload and draws (None and 0 where it has none); `unscored` counts the draws of all calls in flight;
     `deaths` those of its lane since something was committed."""
 
     lane: int
@@ -53,23 +53,55 @@ class Answer(NamedTuple):
     lost: tuple[RolloutRequest, ...] = ()
 
 
+class IdleScorers:
+    """Scoring actors between two runs, by lane: each has imported what grading needs, which takes seconds."""
+
+    def __init__(self) -> None:
+        self._actors: dict[int, Any] = {}
+
+    def take(self, lane: int) -> Any | None:
+        """The lane's actor, if there is one."""
+        return self._actors.pop(lane, None)
+
+    def keep(self, lane: int, actor: Any) -> None:
+        """Holds an actor with no call in flight for the next run."""
+        self._actors[lane] = actor
+
+    def close(self) -> None:
+        """Ends them."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+
+
 class Scorers:
-    """A scoring actor for each of `lanes`."""
+    """A scoring actor for each of `lanes`, `idle` ones where there are any."""
 
     def __init__(
-        self, cfg: RunConfig, arms: tuple[Arm, ...], run: RunDirectory, events: EventLog, placement: Placement, lanes: int
+        self,
+        cfg: RunConfig,
+        arms: tuple[Arm, ...],
+        run: RunDirectory,
+        events: EventLog,
+        placement: Placement,
+        lanes: int,
+        idle: IdleScorers | None,
     ) -> None:
         self._cfg, self._arms, self._run, self._events, self._placement = cfg, arms, run, events, placement
+        self._idle = idle if cfg.scoring.reward is None else None  # the user's function may be another by the next run
         self.most_unscored = MOST_UNSCORED
         self._scorers = [self._start(lane) for lane in range(lanes)]
 
     def _start(self, lane: int, deaths: int = 0) -> Scorer:
-        place = beside_the_driver() if self._placement.scales else "DEFAULT"
-        options = {"num_cpus": 0, "scheduling_strategy": place}
-        actor = ray.remote(ScorerActor).options(**options).remote(lane, self._run, self._cfg, self._arms)
+        actor = self._idle.take(lane) if self._idle else None
+        if actor is None:
+            place = beside_the_driver() if self._placement.scales else "DEFAULT"
+            actor = ray.remote(ScorerActor).options(num_cpus=0, scheduling_strategy=place).remote(lane)
+        scorer = Scorer(lane, actor, deaths=deaths)
+        scorer.calls[actor.begin.remote(self._run, self._cfg, self._arms)] = None, 0
         if self._placement.gpus:  # else the engines' own start needs the cores
             actor.prepare.remote()
-        return Scorer(lane, actor, deaths=deaths)
+        return scorer
 
     @property
     def unscored(self) -> int:
@@ -166,8 +198,12 @@ class Scorers:
         return len(receipt.committed)
 
     def close(self) -> None:
+        """Ends the actors, but for those that are kept: one with a call in flight might yet commit to this run."""
         for scorer in self._scorers:
-            ray.kill(scorer.actor)
+            if self._idle is not None and not scorer.calls:
+                self._idle.keep(scorer.lane, scorer.actor)
+            else:
+                ray.kill(scorer.actor)
 
 
 def _flush(scorer: Scorer) -> None:
