@@ -201,11 +201,11 @@ class _Session:
         behind nothing new is drawn, so that what waits for them is bounded. What it holds beyond its share is asked
         back, from one that leaves all of it."""
         work: list[RolloutRequest] = []
-        recalled = unfinished if slot.leaving else 0
+        recalled, soon = (unfinished if slot.leaving else 0), False
         if not (slot.leaving or self._scorers.behind):
             work = self._scheduler.assign(slot.name, unfinished, time.monotonic())
-            recalled = self._scheduler.recall(slot.name)
-        self._fleet.exchange(slot, work, unfinished + sum(map(len, work)), recalled)
+            recalled, soon = self._scheduler.recall(slot.name), self._scheduler.asks_soon(slot.name)
+        self._fleet.exchange(slot, work, unfinished + sum(map(len, work)), recalled, soon=soon)
 
     def _supply_idle_engines(self) -> None:
         if self._scheduler.pending:

@@ -202,14 +202,17 @@ class Fleet:
                 "engine_adopted", engine=slot.name, policy_version=self.policy.version, max_num_seqs=info.max_num_seqs
             )
 
-    def exchange(self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int, recalled: int) -> None:
+    def exchange(
+        self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int, recalled: int, *, soon: bool = False
+    ) -> None:
         """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished and for
-        `recalled` draws that it has not begun."""
+        `recalled` draws that it has not begun; `soon` even where that is nothing."""
         if not self._views[slot.name].unfinished:  # it was idle until now
             slot.progress_at = time.monotonic()
         self._show(slot, "running" if unfinished else "idle", unfinished)
         if unfinished:
-            slot.call = slot.actor.exchange.remote(work, HEARTBEAT_S, COALESCE_S, recalled)
+            wait_s = COALESCE_S if soon else HEARTBEAT_S
+            slot.call = slot.actor.exchange.remote(work, wait_s, COALESCE_S, recalled)
 
     def answered(self, slot: Slot, exchange: Exchange) -> None:
         """Notes whether the engine still decodes."""

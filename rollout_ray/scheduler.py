@@ -2,10 +2,11 @@
 
 Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete.
 An engine is kept supplied by credit (1.25 x its max_num_seqs unfinished) and never holds more than its share, by speed,
-of all that is still to be decoded anywhere; so hand-outs shrink with the queue, engines end together, and a question
-with many draws is split rather than left to one. Once nothing is pending, an engine beyond its share gives back what it
-has not begun. Credit and share count what is still to be decoded, not what is still to be delivered: a question waits
-for its longest draw, and an engine that were refilled only then would idle half of its places on long-tailed lengths.
+of all that is still to be decoded anywhere, nor takes more than that part of what is pending at once; so hand-outs
+shrink with the queue, engines end together, and a question with many draws is split rather than left to one. Once
+nothing is pending, an engine beyond its share gives back what it has not begun. Credit and share count what is still to
+be decoded, not what is still to be delivered: a question waits for its longest draw, and an engine that were refilled
+only then would idle half of its places on long-tailed lengths.
 Every call costs a time that depends on the pieces that it moves and not on the number of engines.
 """
 
@@ -39,6 +40,7 @@ class _Engine:
     decoded: int = 0
     seconds: float = 0.0
     speed: float | None = None
+    asks_soon: bool = False
 
     def tells(self, unfinished: int, now: float) -> None:
         """Learns the speed. What an engine does with fewer draws than it could decode at once tells nothing."""
@@ -98,7 +100,9 @@ class Scheduler:
         self._decodes(engine, unfinished)
         credit = math.ceil(CREDIT * engine.max_num_seqs) - unfinished
         share = self._share(engine) if unfinished else max(self._share(engine), SMALLEST_SLICE)
-        left = min(credit, share - unfinished)
+        wanted = min(credit, share - unfinished)
+        left = min(wanted, self._part(engine)) if unfinished else wanted
+        engine.asks_soon = left < wanted and unfinished + left < engine.max_num_seqs
         handed: list[RolloutRequest] = []
         free = self._suspects_at_once
         if self._suspects:
@@ -118,6 +122,11 @@ class Scheduler:
         self.pending -= draws
         self._decodes(engine, unfinished + draws)
         return handed
+
+    def asks_soon(self, name: str) -> bool:
+        """Whether engine `name` has room for more and was given its part of it only: the others may have ended as many
+        draws meanwhile, and it shall ask again once they have told."""
+        return self._engines[name].asks_soon
 
     def recall(self, name: str) -> int:
         """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share."""
@@ -150,12 +159,21 @@ class Scheduler:
             self._known_speed += sign * engine.speed
 
     def _share(self, engine: _Engine) -> int:
-        """Draws of all that is still to be decoded that the engine can do while the others do theirs. One whose speed is
-        not known, or that is not there yet, counts as an average one."""
+        """Draws of all that is still to be decoded that the engine can do while the others do theirs."""
+        return math.ceil((self.pending + self._unfinished) * self._fraction(engine))
+
+    def _part(self, engine: _Engine) -> int:
+        """Draws of what is pending that the engine may take at once, of which the others leave as much to it: guided
+        self-scheduling (Polychronopoulos and Kuck 1987). Draws of one length end together, and the first engine to say
+        so would else take what the others are about to ask for."""
+        return max(SMALLEST_SLICE, math.ceil(self.pending * self._fraction(engine)))
+
+    def _fraction(self, engine: _Engine) -> float:
+        """The engine's part of all engines' speed. One whose speed is not known, or that is not there yet, counts as an
+        average one."""
         engines = max(1, self.expected_engines, len(self._engines))
         mean = self._known_speed / self._known if self._known else 1.0
-        speed = mean if engine.speed is None else engine.speed
-        return math.ceil((self.pending + self._unfinished) * speed / (mean * engines))
+        return (mean if engine.speed is None else engine.speed) / (mean * engines)
 
     def complete(self, name: str, pieces: Iterable[PieceKey]) -> list[RolloutRequest]:
         """Engine `name` has delivered these pieces; returns what they were. Raises KeyError for one it does not hold."""

@@ -218,6 +218,7 @@ def test_an_engine_that_others_have_overtaken_gives_back_what_it_holds_beyond_it
         scheduler.assign(name, 0, 0.0)
     while scheduler.pending:
         scheduler.assign("fast", 40, 1.0)
+    scheduler.assign("fast", 80, 1.0)
     assert scheduler.recall("slow") == 0  # it holds 80, and the two of them 160 or more
     scheduler.assign("fast", 0, 2.0)
     assert scheduler.recall("slow") == 40
@@ -246,6 +247,35 @@ def test_a_slow_engine_stops_getting_more_before_the_others_do() -> None:
         for tenth in range(5):
             fast_last = second if scheduler.assign("fast", 72, second + tenth / 5) else fast_last
     assert scheduler.pending == 0 and slow_last < fast_last
+
+
+def test_the_first_engine_to_end_a_batch_leaves_the_others_their_part_of_the_rest() -> None:
+    """The other's draws have ended as well by then; it has only not said so yet."""
+    scheduler = make(500, 8, expected_engines=2)
+    held = dict.fromkeys(("first", "second"), 0)
+
+    def ask(name: str) -> int:
+        got = sum(map(len, scheduler.assign(name, held[name], 9.0)))
+        held[name] += got
+        return got
+
+    for name in held:
+        scheduler.add_engine(name, 1024)
+        assert ask(name) == 1280 and not scheduler.asks_soon(name)
+    held = dict.fromkeys(held, 256)  # both have ended what they decoded
+    assert ask("first") == (4000 - 2 * 1280) / 2
+    assert scheduler.asks_soon("first")
+    while scheduler.pending:
+        assert ask("second") + ask("first")
+    assert held == {"first": 976, "second": 976}
+    assert not any(map(scheduler.asks_soon, held))
+
+
+@pytest.mark.parametrize("scenario", ["one length: 500 x 8 on 2", "one length: 1,500 x 8"])
+def test_engines_whose_draws_end_together_get_equal_parts(scenario: str) -> None:
+    outcome = mean_of(scenario)
+    assert outcome.seconds < 1.15 * outcome.bound  # one engine of all takes a third batch else: 1.16 and 1.55
+    assert outcome.idle < 0.07
 
 
 def mean_of(scenario: str) -> Outcome:

@@ -90,6 +90,7 @@ class _Engine:
         self.done: list[PieceKey] = []
         self.returned: list[Cut] = []
         self.finished_since = 0
+        self.wait_s = HEARTBEAT_S
         self._most_running, self._many = work.most_running, max(1, work.places // 8)
         self._places, self._given = work.places, 0  # draws that the backend has been given and has not ended
         self._position = 0.0  # steps since the start
@@ -125,7 +126,7 @@ class _Engine:
         """Decodes until then; for ever means until an answer is due."""
         began, running = self.now, self._running
         while True:
-            limit = began + (COALESCE_S if self.done else HEARTBEAT_S) if until == math.inf else until
+            limit = began + (COALESCE_S if self.done else self.wait_s) if until == math.inf else until
             count = len(running)
             if self.now >= limit:
                 return
@@ -220,6 +221,7 @@ class _Run:
         began = time.process_time()
         handed = self.scheduler.assign(engine.name, unfinished, now)
         recalled = self.scheduler.recall(engine.name)
+        engine.wait_s = COALESCE_S if self.scheduler.asks_soon(engine.name) else HEARTBEAT_S
         self.scheduler_s += time.process_time() - began
         self.handouts += len(handed)
         engine.run(now)
