@@ -161,11 +161,12 @@ def _collect(
             events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
+            starting = time.monotonic()
             from rollout_ray.connection import connected
             from rollout_ray.driver import draw_missing
 
             ray_too.enter_context(connected(cfg))  # to the end: the file need not wait the seconds that Ray takes to stop
-            session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, lent)
+            session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, lent, starting)
         summary = Summary()
         metadata = {
             "schema_version": SCHEMA_VERSION,

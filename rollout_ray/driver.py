@@ -59,13 +59,14 @@ def draw_missing(
     progress: Progress,
     policy: Policy,
     lent: Lent | None,
+    began: float,
 ) -> Summary:
     """Draws, scores and commits every question that is not in `done`; returns what this session did. Where nothing is
-    `lent`, engines that hold `policy` are started, and ended afterwards.
+    `lent`, engines that hold `policy` are started, and ended afterwards. The caller is connected to Ray; the budget and the
+    time of starting count from `began` (monotonic clock, s), when it set about that.
 
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
-    began = time.monotonic()
     with ExitStack() as own:
         fleet, idle = (lent.fleet, lent.scorers) if lent else (None, None)
         if fleet is None:

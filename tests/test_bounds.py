@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from actors.engine import room
@@ -15,9 +17,10 @@ from actors.vllm_stats import VllmStats
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.bounds import EngineAccount, SessionAccount, account_lines, bound_by
 from rollout_ray.engine_stats import EngineStats, IdleClock
+from rollout_ray.ledger import RunDirectory
 from rollout_ray.progress import Silent
 from rollout_ray.view import RunView
-from tests.conftest import demo_rows
+from tests.conftest import demo_rows, rollout
 
 ENGINE = EngineAccount(
     decoding_seconds=95.0, idle_seconds=5.0, generated_tokens=90_000, steps=1_000, prompt_tokens=1_000,
@@ -131,6 +134,17 @@ def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
     assert finished["account"] == simulated.summary.account.to_dict()
     assert finished["bound_by"] == simulated.summary.bound_by
     assert summary_lines(simulated.summary)[-1] == simulated.summary.bound_by != ""
+
+
+def test_the_start_of_ray_is_part_of_starting(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(demo_rows(2)), tmp_path / "questions.parquet")
+    words = ["--dataset", str(tmp_path / "questions.parquet"), "--backend", "simulated", "--quiet"]
+    done = rollout(*words, "--output_dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    events = RunDirectory(str(tmp_path / "run")).events()
+    begun, started = (next(e["time"] for e in events if e["event"] == kind) for kind in ("begun", "engine_started"))
+    # From the one to the other, but for the moments between an event and the clock's reading beside it.
+    assert events[-1]["summary"]["account"]["starting_seconds"] > started - begun - 0.5
 
 
 def test_a_backend_is_given_an_eighth_more_than_it_decodes() -> None:

@@ -44,13 +44,6 @@ def assert_whole(rollouts: Rollouts, questions: int) -> None:
         assert row.seed == sampling_seed(42, row.question_id, row.arm, row.sample)
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> Callable[[], Path]:
-    """A new output folder at each call."""
-    numbers = iter(range(100))
-    return lambda: tmp_path / f"run-{next(numbers)}"
-
-
 def test_the_second_collection_starts_no_engine(folders: Callable[[], Path], local_ray: None) -> None:
     before = set(worker_pids("EngineActor"))
     with RolloutPool(simulated(folders(), 2, sim_start_seconds=1.0)) as pool:

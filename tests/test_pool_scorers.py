@@ -19,13 +19,6 @@ from tests.test_pool import assert_whole, at, await_that, events
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Callable[[], Path]:
-    """A new output folder at each call."""
-    numbers = iter(range(100))
-    return lambda: tmp_path / f"run-{next(numbers)}"
-
-
-@pytest.fixture
 def scorers(local_ray: None) -> Callable[[], set[int]]:
     """The processes of this test's scoring actors."""
     before = set(worker_pids("ScorerActor"))
