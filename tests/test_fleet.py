@@ -37,8 +37,8 @@ def assert_whole(rollouts: Rollouts, trajectories: int) -> None:
 
 def test_an_engine_that_no_longer_decodes_counts_as_dead(tmp_path: Path, local_ray: None) -> None:
     cfg = changed(simulated(tmp_path / "run", 2, sim_hang_rate=0.01), resources={"engine_hang_seconds": 3.0})
-    rollouts = collect(demo_rows(50), cfg)
-    assert_whole(rollouts, 400)
+    rollouts = collect(demo_rows(100), cfg)  # of 800 draws one hangs an engine, but for 3 runs in 10,000
+    assert_whole(rollouts, 800)
     died = [e["error"] for e in rollouts.run.events() if e["event"] == "engine_died"]
     assert died and all("no decoding step for" in error for error in died)
     assert rollouts.summary.engine_deaths == len(died)
