@@ -1,15 +1,13 @@
-"""The engine actor: holds one backend (vLLM, or the simulated one) and keeps it decoding without a pause.
+"""The engine: holds one backend (vLLM, or the simulated one) and keeps it decoding without a pause.
 
-Owns the threads that feed and step the backend, and the exchange with the driver: requests in, finished pieces out; what
-is in work is pieces.py's. The generations themselves go into Ray's object store for the scoring actors; the driver gets
-references and counts. It decides neither what to draw next (scheduler.py) nor what an answer is worth. An engine may
-outlive a run: what an earlier one left is dropped when the next begins.
+Owns the threads that feed and step the backend, and the exchange: requests in, finished pieces out; what is in work is
+pieces.py's. It decides neither what to draw next (scheduler.py) nor what an answer is worth, and knows nothing of Ray
+(engine_actor.py). An engine may outlive a run: what an earlier one left is dropped when the next begins.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import defaultdict
@@ -17,11 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
-from actors.leash import Leash, end_process
-from actors.logs import is_second_hand, redirect_output
+from actors.logs import Log, is_second_hand
 from actors.memory import as_start_failure
 from actors.pieces import Pieces, Waiting
 from rollout_ray.checkpoints import Policy
@@ -31,12 +28,7 @@ from rollout_ray.errors import ConfigError
 from rollout_ray.records import Arm, Completion, Draw, Generated, RolloutRequest, draws_of, sampling_seed
 from rollout_ray.scheduler import Cut, PieceKey
 
-if TYPE_CHECKING:
-    from ray import ObjectRef
-
 log = logging.getLogger(__name__)
-
-CLOSE_S = 30.0  # that a backend may take to end
 
 
 def eighth(max_num_seqs: int) -> int:
@@ -56,7 +48,8 @@ def room(max_num_seqs: int, held: int, waiting: int, short: bool) -> int:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What an engine hands over: the pieces it finished, and per lane a reference to their list[Generated].
+    """What an engine hands over: the pieces it finished, and per lane their list[Generated] (from the actor, a reference to
+    it).
 
     `returned` names pieces of which it gives draws back, and the first of them: the piece keeps those before it.
     `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces; `steps` counts all
@@ -65,7 +58,7 @@ class Exchange:
     """
 
     pieces: tuple[PieceKey, ...]
-    payloads: dict[int, ObjectRef[list[Generated]]]
+    payloads: Mapping[int, Any]
     returned: tuple[Cut, ...]
     unfinished: int
     tokens: int
@@ -73,41 +66,18 @@ class Exchange:
     stats: EngineStats
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a job that finds an engine of a named pool must know of it. `info` is None where it is not, or could not be,
-    started; `note` is what the job that started it left for later ones."""
-
-    info: BackendInfo | None
-    policy: Policy
-    log_file: str | None
-    note: Any
-
-
-class EngineActor:
-    """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
-    time; between two runs also `update_weights`. `policy` says which weights the config names."""
+class Engine:
+    """One engine. `start` is called once, `begin` for each run, and then `exchange` again and again, one call at a time;
+    between two runs also `update_weights`. `policy` says which weights the config names, `output` where this process
+    writes what it says."""
 
     def __init__(
-        self,
-        name: str,
-        config: RunConfig,
-        gpus: int,
-        threads: int,
-        environment: Mapping[str, str],
-        log_file: str | None = None,
-        policy: Policy | None = None,
-        leash: Leash | None = None,
-        note: Any = None,
+        self, name: str, config: RunConfig, gpus: int, threads: int, policy: Policy, output: Log | None = None
     ) -> None:
-        os.environ.update(environment)
-        self._log = redirect_output(log_file) if log_file else None
         self._name, self._config, self._gpus, self._threads = name, config, gpus, threads
-        self._policy = policy or Policy(config.model.model_path, config.model.model_path)
-        self._note = note
+        self._policy, self._log = policy, output
         self._draws: tuple[Draw, ...] = ()
         self._backend: Backend | None = None
-        self._info: BackendInfo | None = None
         self._task: tuple[Callable[[], None], Future[None]] | None = None
         self._changed = threading.Condition()
         self._pieces = Pieces()
@@ -116,20 +86,10 @@ class EngineActor:
         self._idle = IdleClock()
         self._told = EngineStats()  # what the driver knows of what was counted
         self._failure: BaseException | None = None
-        if leash:
-            leash.watch(self._end)
-
-    def __repr__(self) -> str:
-        """What Ray's dashboard and logs call it."""
-        return self._name
 
     def start(self) -> BackendInfo:
-        """Loads the backend and starts its loop, once. Raises NoMemory where memory was short, else RuntimeError with the
+        """Loads the backend and starts its loop. Raises NoMemory where memory was short, else RuntimeError with the
         backend's own words."""
-        import ray
-
-        if self._info:
-            return self._info
         try:
             backend = self._load()
         except Exception as error:
@@ -139,14 +99,9 @@ class EngineActor:
         self._backend = backend
         for work in (self._loop, self._read):
             threading.Thread(target=work, name=f"{self._name} {work.__name__}", daemon=True).start()
-        self._info = replace(backend.info(), node=ray.get_runtime_context().get_node_id())
-        return self._info
+        return backend.info()
 
-    def card(self) -> Card:
-        """What another job must know before it takes this engine over."""
-        return Card(self._info, self._policy, self._log.path if self._log else None, self._note)
-
-    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
         """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the backend cannot serve
         an adapter, and what broke the engine, where it is broken."""
         backend = self._ready()
@@ -154,8 +109,6 @@ class EngineActor:
         self.drop()
         self._in_loop(lambda: backend.begin(config, arms))
         self._config, self._draws = config, draws_of(arms)
-        assert self._info is not None
-        return self._info
 
     def drop(self) -> None:
         """Drops all that the present run still has here."""
@@ -202,8 +155,6 @@ class EngineActor:
         short pause gathers many pieces into one hand-over), at once when an eighth of the batch is to be refilled or
         the engine is idle, and after `wait_s` in any case. Raises what broke the engine, once it is broken.
         """
-        import ray
-
         for request in requests:
             self._accept(request)
         began = time.monotonic()
@@ -228,7 +179,7 @@ class EngineActor:
             lanes[generated.request.lane].append(generated)
         return Exchange(
             pieces=tuple((g.request.ordinal, g.request.first) for g in done),
-            payloads={lane: ray.put(batch) for lane, batch in lanes.items()},
+            payloads=lanes,
             returned=returned,
             unfinished=unfinished,
             tokens=sum(c.num_tokens for g in done for c in g.completions),
@@ -244,17 +195,6 @@ class EngineActor:
         return replace(
             now, waiting=now.waiting + self._pieces.waiting, steps=self._steps, idle_seconds=self._idle.seconds()
         )
-
-    def stop(self) -> None:
-        """Ends the backend's own processes; the actor is of no use afterwards."""
-        if self._backend:
-            self._backend.close()
-
-    def _end(self) -> None:
-        """Ends the engine from within; a backend that cannot be closed does not hold it up."""
-        threading.Timer(CLOSE_S, end_process).start()
-        self.stop()
-        end_process()
 
     def _ready(self) -> Backend:
         if self._backend is None:

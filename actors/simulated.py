@@ -109,6 +109,3 @@ class SimulatedBackend:
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
         self._running = [entry for entry in self._running if entry[1] not in gone]
         heapq.heapify(self._running)
-
-    def close(self) -> None:
-        """Nothing to end."""

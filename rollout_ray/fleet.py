@@ -17,7 +17,9 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
-from actors.engine import EngineActor, Exchange
+from actors.engine import Exchange
+from actors.engine_actor import EngineActor
+from actors.engine_process import server_here
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
 from actors.placement import Placement, release, reserve
@@ -136,9 +138,10 @@ class Fleet:
             ray.remote(EngineActor)
             .options(**options)
             .remote(
-                slot.name, cfg, self.placement.gpus, self.placement.threads, forwarded, slot.log, self.policy, leash, note
+                slot.name, cfg, self.placement.gpus, self.placement.threads, forwarded, slot.log, self.policy, leash, note,
+                server_here(),
             )
-        )
+        )  # fmt: skip
         slot.call, slot.started, slot.begun, slot.adopted = slot.actor.start.remote(), False, False, False
         slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
         self._show(slot, "starting")

@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 
+from actors.engine_process import EngineLost
+
 
 @dataclass
 class Slot:
@@ -53,7 +55,7 @@ def end(slot: Slot) -> None:
 
 def was_killed(error: Exception) -> bool:
     """Whether a process ended under the engine, as against an exception that it raised."""
-    return isinstance(error, (ray.exceptions.RayActorError, TimeoutError))
+    return isinstance(error, (ray.exceptions.RayActorError, EngineLost, TimeoutError))
 
 
 def reason_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.backend import BackendInfo
-from actors.engine import Card
+from actors.engine_actor import Card
 from actors.leash import NAMESPACE, Leash, Tether
 from rollout_ray.checkpoints import Policy
 from rollout_ray.errors import ConfigError, EngineError

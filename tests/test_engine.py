@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.backend import BackendInfo
-from actors.engine import EngineActor
+from actors.engine_actor import EngineActor
 from rollout_ray.arms import resolve_arms
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig

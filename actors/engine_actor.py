@@ -1,0 +1,134 @@
+"""The engine actor: what Ray and the driver see of an engine (engine.py).
+
+Owns what an engine has to do with Ray: finished generations go into the object store for the scoring actors, and the driver
+gets references and counts; one of a named pool ends once no job uses it. The engine itself is here, or in a process that
+has imported vLLM already (engine_process.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from actors.backend import BackendInfo
+from actors.engine import Engine, Exchange
+from actors.engine_process import Order, fork_engine
+from actors.leash import Leash, end_process
+from actors.logs import redirect_output
+from actors.vllm_arguments import environment as variables
+from rollout_ray.checkpoints import Policy
+from rollout_ray.config import RunConfig
+from rollout_ray.records import Arm, RolloutRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a job that finds an engine of a named pool must know of it. `info` is None where it is not, or could not be,
+    started; `note` is what the job that started it left for later ones."""
+
+    info: BackendInfo | None
+    policy: Policy
+    log_file: str | None
+    note: Any
+
+
+class EngineActor:
+    """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
+    time; between two runs also `update_weights`. `policy` says which weights the config names, `server` where a process can
+    be had on this machine that has imported vLLM."""
+
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        gpus: int,
+        threads: int,
+        environment: Mapping[str, str],
+        log_file: str | None = None,
+        policy: Policy | None = None,
+        leash: Leash | None = None,
+        note: Any = None,
+        server: str | None = None,
+    ) -> None:
+        os.environ.update(environment)
+        output = redirect_output(log_file) if log_file else None
+        self._policy = policy or Policy(config.model.model_path, config.model.model_path)
+        self._make = partial(Engine, name, config, gpus, threads, self._policy, output)
+        self._needs = None if config.engine.backend == "simulated" else variables(config, gpus=gpus, threads=threads)
+        self._name, self._log_file, self._note, self._server = name, log_file, note, server
+        self._info: BackendInfo | None = None
+        self._engine: Callable[..., Any] | None = None
+        if leash:
+            leash.watch(end_process)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and logs call it."""
+        return self._name
+
+    def start(self) -> BackendInfo:
+        """Loads the engine, once. Raises NoMemory where memory was short, else RuntimeError with the backend's words."""
+        import ray
+
+        if self._info is None:
+            began = time.perf_counter()
+            self._engine = self._made()
+            waited = time.perf_counter() - began
+            info: BackendInfo = self._call("start")
+            self._info = replace(
+                info,
+                node=ray.get_runtime_context().get_node_id(),
+                import_seconds=info.import_seconds + waited,
+                phases={name: took + waited if name == "import" else took for name, took in info.phases.items()},
+            )
+        return self._info
+
+    def _made(self) -> Callable[..., Any]:
+        """The engine, as a function of the name of a method and its arguments."""
+        if self._server and self._needs is not None:
+            order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), sys.path, self._make)
+            if process := fork_engine(order, self._server):
+                return process.call
+        engine = self._make()
+        return lambda method, *arguments: getattr(engine, method)(*arguments)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        if self._engine is None:
+            raise RuntimeError(f"engine {self._name} was given work before it was started")
+        return self._engine(method, *arguments)
+
+    def card(self) -> Card:
+        """What another job must know before it takes this engine over."""
+        return Card(self._info, self._policy, self._log_file, self._note)
+
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
+        """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the engine cannot serve
+        an adapter, and what broke it, where it is broken."""
+        self._call("begin", config, arms)
+        assert self._info is not None
+        return self._info
+
+    def drop(self) -> None:
+        """Drops all that the present run still has here."""
+        self._call("drop")
+
+    def update_weights(self, policy: Policy) -> float:
+        """Loads other weights of the same shape, and drops the present run; returns the seconds that it took. The engine is
+        of no use where this raises."""
+        seconds: float = self._call("update_weights", policy)
+        self._policy = policy
+        return seconds
+
+    def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0) -> Exchange:
+        """Engine.exchange, with references for payloads."""
+        import ray
+
+        answer: Exchange = self._call("exchange", requests, wait_s, coalesce_s, recalled)
+        return replace(answer, payloads={lane: ray.put(batch) for lane, batch in answer.payloads.items()})
