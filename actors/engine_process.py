@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 from actors.engine import Engine
@@ -120,24 +121,50 @@ def server_here() -> str | None:
 
 
 def _serve(fd: int) -> None:
-    """The whole life of the server, which listens at the socket `fd`. It has one thread, as what is forked must."""
+    """The whole life of the server, which listens at the socket `fd`. It has one thread, as what is forked must.
+
+    It keeps an end of each engine's socket, so as to end the engine with its actor whatever that is at, and closes it with
+    the engine, for the actor to know.
+    """
     with uncollected():
         import vllm.v1.engine.llm_engine  # noqa: F401
 
         import actors.vllm_backend
         import actors.worker  # noqa: F401
-    context = multiprocessing.get_context("fork")
+    context, poll = multiprocessing.get_context("fork"), select.poll()
     listener, driver = socket.socket(fileno=fd), sys.stdin.fileno()
-    while driver not in wait([listener, driver]):
-        link, _ = listener.accept()
-        context.Process(target=_forked, args=(listener, link), name="engine").start()
-        link.close()
-    os._exit(0)
+    poll.register(listener, select.POLLIN)
+    poll.register(driver, select.POLLIN)
+    engines: dict[int, tuple[socket.socket, ForkProcess]] = {}  # by the numbers of their sockets and of their sentinels
+    while True:
+        for number, _ in poll.poll():
+            if number == driver:  # it has ended
+                os._exit(0)
+            if number == fd:
+                link, _ = listener.accept()
+                open_here = [listener, *(other for other, _ in engines.values())]
+                process = context.Process(target=_forked, args=(open_here, link), name="engine")
+                process.start()
+                poll.register(link, 0)  # that its other end was closed is told unasked
+                poll.register(process.sentinel, select.POLLIN)
+                engines[link.fileno()] = engines[process.sentinel] = link, process
+                continue
+            link, process = engines.pop(number)  # of two that end at once the socket is told first, as it was registered
+            poll.unregister(number)
+            if number == process.sentinel:
+                process.join()
+                if link.fileno() in engines:
+                    poll.unregister(link)
+                    del engines[link.fileno()]
+                link.close()
+            else:
+                process.kill()
 
 
-def _forked(listener: socket.socket, link: socket.socket) -> None:
+def _forked(open_here: Sequence[socket.socket], link: socket.socket) -> None:
     """The whole life of a process of the server. What it prints goes where its actor's output goes."""
-    listener.close()
+    for one in open_here:
+        one.close()
     _, outputs, _, _ = socket.recv_fds(link, 1, 2)
     for number, output in enumerate(outputs, 1):
         os.dup2(output, number)
@@ -165,7 +192,7 @@ def _forked(listener: socket.socket, link: socket.socket) -> None:
 
 
 def _end_with(fd: int) -> None:
-    """Ends this process once the other end of its socket is closed, whatever it is at."""
+    """Ends this process once the other end of its socket is closed: the server may have ended before."""
     poll = select.poll()
     poll.register(fd, 0)  # that it was closed is told unasked
     poll.poll()
@@ -174,4 +201,6 @@ def _end_with(fd: int) -> None:
 
 def _portable(error: Exception) -> Exception:
     """An error of ours itself; of another only its words, since not every class of error can be sent."""
-    return error if isinstance(error, (RolloutError, NoMemory)) else RuntimeError(f"{type(error).__name__}: {error}")
+    if isinstance(error, (RolloutError, NoMemory)) or type(error) is RuntimeError:
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")

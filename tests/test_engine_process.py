@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ QUESTIONS = 30
 class Run:
     """A run from the command line, with a Ray and a server of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flags: Sequence[str]) -> None:
         self.output = folder / "run"
         questions = folder / "questions.parquet"
         pq.write_table(pa.Table.from_pylist(demo_rows(QUESTIONS)), questions)
         command = [sys.executable, "-m", "rollout_ray.run", "--quiet", "--dataset", str(questions), "--ignore_eos"]
-        command += ["--max_tokens", "160", "--replicas", "2", "--output_dir", str(self.output)]
+        command += ["--max_tokens", "160", "--replicas", "2", "--output_dir", str(self.output), *flags]
         self.process = psutil.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.server = await_that(self._server, HANG_S)
 
@@ -79,11 +79,11 @@ class Run:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], Run]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def started() -> Run:
-        runs.append(Run(tmp_path))
+    def started(*flags: str) -> Run:
+        runs.append(Run(tmp_path, flags))
         return runs[-1]
 
     yield started
@@ -98,7 +98,7 @@ def log_of(process: psutil.Process) -> str:
     return os.readlink(f"/proc/{process.pid}/fd/1")
 
 
-def test_an_engine_whose_process_or_actor_was_killed_is_replaced(start: Callable[[], Run]) -> None:
+def test_an_engine_whose_process_or_actor_was_killed_is_replaced(start: Callable[..., Run]) -> None:
     run = start()
     first, second = run.engines()
     (actor,) = [one for one in run.actors() if log_of(one) == log_of(second)]
@@ -111,7 +111,16 @@ def test_an_engine_whose_process_or_actor_was_killed_is_replaced(start: Callable
     assert len(died) == 2 and "the engine's process ended" in died[lost]
 
 
-def test_nothing_outlives_a_driver_that_was_killed_and_a_run_goes_on_without_a_server(start: Callable[[], Run]) -> None:
+def test_an_engine_that_no_longer_answers_is_ended_with_its_process(start: Callable[..., Run]) -> None:
+    run = start("--engine_hang_seconds", "5")
+    stopped, _ = run.engines()
+    stopped.suspend()
+    assert not psutil.wait_procs([stopped], timeout=HANG_S)[1]
+    run.ends_whole()
+    assert "no decoding step for" in next(e["error"] for e in run.events() if e["event"] == "engine_died")
+
+
+def test_nothing_outlives_a_driver_that_was_killed_and_a_run_goes_on_without_a_server(start: Callable[..., Run]) -> None:
     run = start()
     left = [*run.engines(), run.server]
     run.process.kill()
