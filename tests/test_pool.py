@@ -93,7 +93,7 @@ def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray:
     def kill_one() -> None:
         os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
 
-    with RolloutPool(simulated(folders(), 2, speed=60_000)) as pool:
+    with RolloutPool(simulated(folders(), 2, speed=30_000)) as pool:  # the other engine has work for longer than a start
         pool.collect(demo_rows(10), at(folders()))
         if not during:
             kill_one()
