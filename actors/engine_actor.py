@@ -10,23 +10,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.backend import BackendInfo
 from actors.engine import Engine, Exchange
-from actors.engine_process import Order, fork_engine
+from actors.engine_process import EngineProcess, Order, fork_engine
 from actors.leash import Leash, end_process
 from actors.logs import redirect_output
 from actors.vllm_arguments import environment as variables
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.records import Arm, RolloutRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,12 @@ class EngineActor:
         output = redirect_output(log_file) if log_file else None
         self._policy = policy or Policy(config.model.model_path, config.model.model_path)
         self._make = partial(Engine, name, config, gpus, threads, self._policy, output)
-        self._needs = None if config.engine.backend == "simulated" else variables(config, gpus=gpus, threads=threads)
-        self._name, self._log_file, self._note, self._server = name, log_file, note, server
+        self._fork: Callable[[], EngineProcess | None] | None = None
+        if server and config.engine.backend == "vllm":
+            needs = variables(config, gpus=gpus, threads=threads)
+            order = Order(needs, {**os.environ, **needs}, os.getcwd(), sys.path, self._make)
+            self._fork = partial(fork_engine, order, server)
+        self._name, self._log_file, self._note = name, log_file, note
         self._info: BackendInfo | None = None
         self._engine: Callable[..., Any] | None = None
         if leash:
@@ -92,10 +93,8 @@ class EngineActor:
 
     def _made(self) -> Callable[..., Any]:
         """The engine, as a function of the name of a method and its arguments."""
-        if self._server and self._needs is not None:
-            order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), sys.path, self._make)
-            if process := fork_engine(order, self._server):
-                return process.call
+        if self._fork and (process := self._fork()):
+            return process.call
         engine = self._make()
         return lambda method, *arguments: getattr(engine, method)(*arguments)
 

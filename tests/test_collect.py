@@ -195,14 +195,19 @@ def test_a_reward_of_ones_own(tmp_path: Path, local_ray: None) -> None:
         collect(demo_rows(4), RunConfig.model_validate(values))
 
 
+def workers(of: psutil.Process, *names: str) -> list[psutil.Process]:
+    """Ray workers of that process's own Ray that show one of `names`, an actor's class or its own name, as their title."""
+    found = []
+    for process in of.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(tuple(f"ray::{name}" for name in names)):
+                found.append(process)
+    return found
+
+
 def worker_pids(name: str) -> list[int]:
     """Ray workers of this process's own Ray that show the actor class `name` as their title."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if " ".join(process.cmdline()).startswith(f"ray::{name}"):
-                found.append(process.pid)
-    return found
+    return [process.pid for process in workers(psutil.Process(), name)]
 
 
 class When(Plain):

@@ -3,7 +3,6 @@ behind, whichever is killed. Real vLLM on the CPU."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import stat
@@ -28,6 +27,7 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.errors import ConfigError
 from rollout_ray.records import Question, RolloutRequest
 from tests.conftest import HANG_S, clean_environment, demo_rows, simulated_greedy
+from tests.test_collect import workers
 from tests.test_pool import await_that
 
 QUESTIONS = 30
@@ -55,14 +55,6 @@ class Run:
         await_that(lambda: sum(e["event"] == "engine_started" for e in self.events()) >= 2, HANG_S)
         found = self.server.children()
         assert len(found) == 2
-        return found
-
-    def actors(self) -> list[psutil.Process]:
-        found = []
-        for process in self.process.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if " ".join(process.cmdline()).startswith(("ray::engine-", "ray::EngineActor")):
-                    found.append(process)
         return found
 
     def events(self) -> list[dict[str, Any]]:
@@ -101,7 +93,7 @@ def log_of(process: psutil.Process) -> str:
 def test_an_engine_whose_process_or_actor_was_killed_is_replaced(start: Callable[..., Run]) -> None:
     run = start()
     first, second = run.engines()
-    (actor,) = [one for one in run.actors() if log_of(one) == log_of(second)]
+    (actor,) = [one for one in workers(run.process, "engine-", "EngineActor") if log_of(one) == log_of(second)]
     lost = Path(log_of(first)).stem
     first.kill()
     actor.kill()
