@@ -1,51 +1,60 @@
-"""The process that vLLM's engine core runs in, where it has one of its own: forked from a server that has imported vLLM.
+"""The process that vLLM's engine core has to itself on GPUs: that it ends with the process that made it.
 
-Owns how that process is made, and that it ends with the actor. vLLM itself would start a new one (spawn), since a Ray
-actor has threads that a fork must not copy; that one would import everything once more. The server has one thread, and
-imports while the actor does. Workers of a replica on several GPUs are then forked from the engine core, as vLLM does by
-itself outside of Ray.
+vLLM makes it (by a fork, where it may); nothing of vLLM's would end it, and free its GPU, where its maker is killed. Owns
+only that. Workers of a replica over several GPUs end with it by themselves.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import ctypes
 import os
-import threading
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+import signal
+from multiprocessing import parent_process
+from multiprocessing.context import BaseContext, ForkContext, ForkProcess, SpawnContext, SpawnProcess
+from typing import TYPE_CHECKING
 
-PRELOAD = "actors.core_imports"
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess as _Process
+else:
+    _Process = object
 
 
-class CoreProcess(ForkServerProcess):
-    """A process that does not outlive the one that asked for it, however that ends; its parent is the server."""
-
+class _EndsWithMaker(_Process):
     def run(self) -> None:
-        threading.Thread(target=_end_with_parent, name="end with the actor", daemon=True).start()
+        maker = parent_process()
+        assert maker is not None
+        # Told by the kernel, since a thread of this process would not run while a kernel of CUDA's hangs.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != maker.pid:  # it has ended already
+            os._exit(1)
         super().run()
 
 
-class CoreContext(ForkServerContext):
-    """What vLLM makes its engine core's process with."""
-
-    Process = CoreProcess
+class _Forked(_EndsWithMaker, ForkProcess):
+    pass
 
 
-def start_server() -> None:
-    """Starts the server, which takes the environment as it is now, and returns at once."""
-    multiprocessing.set_forkserver_preload([PRELOAD])
-    forkserver.ensure_running()
+class _Spawned(_EndsWithMaker, SpawnProcess):
+    pass
 
 
-def fork_cores() -> None:
-    """Has vLLM make its engine core's process with the server."""
+class _ForkingCores(ForkContext):
+    Process = _Forked
+
+
+class _SpawningCores(SpawnContext):
+    Process = _Spawned
+
+
+def end_cores_with_this_process() -> None:
+    """Holds for each engine core that this thread has vLLM make from now on."""
     from vllm.v1.engine import utils
 
-    utils.get_mp_context = CoreContext
+    chosen = utils.get_mp_context
 
+    def context() -> BaseContext:
+        return _ForkingCores() if chosen().get_start_method() == "fork" else _SpawningCores()
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    utils.get_mp_context = context

@@ -1,8 +1,8 @@
 """The engine actor: what Ray and the driver see of an engine (engine.py).
 
 Owns what an engine has to do with Ray: finished generations go into the object store for the scoring actors, and the driver
-gets references and counts; one of a named pool ends once no job uses it. The engine itself is here, or in a process that
-has imported vLLM already (engine_process.py).
+gets references and counts; one of a named pool ends once no job uses it. The engine itself is in a process that has
+imported vLLM already (engine_process.py), or here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 
 from actors.backend import BackendInfo
 from actors.engine import Engine, Exchange
-from actors.engine_process import EngineProcess, Order, fork_engine
+from actors.engine_process import EngineProcess, Order, fork_engine, fork_engine_apart
 from actors.leash import Leash, end_process
 from actors.logs import redirect_output
 from actors.vllm_arguments import environment as variables
+from actors.vllm_arguments import has_own_process
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.records import Arm, RolloutRequest
@@ -59,11 +60,10 @@ class EngineActor:
         output = redirect_output(log_file) if log_file else None
         self._policy = policy or Policy(config.model.model_path, config.model.model_path)
         self._make = partial(Engine, name, config, gpus, threads, self._policy, output)
-        self._fork: Callable[[], EngineProcess | None] | None = None
-        if server and config.engine.backend == "vllm":
-            needs = variables(config, gpus=gpus, threads=threads)
-            order = Order(needs, {**os.environ, **needs}, os.getcwd(), sys.path, self._make)
-            self._fork = partial(fork_engine, order, server)
+        self._needs: dict[str, str] | None = None
+        if config.engine.backend == "vllm" and sys.platform == "linux":
+            self._needs = variables(config, gpus=gpus, threads=threads)
+        self._server, self._cores_apart = server, has_own_process(gpus)
         self._name, self._log_file, self._note = name, log_file, note
         self._info: BackendInfo | None = None
         self._engine: Callable[..., Any] | None = None
@@ -93,10 +93,19 @@ class EngineActor:
 
     def _made(self) -> Callable[..., Any]:
         """The engine, as a function of the name of a method and its arguments."""
-        if self._fork and (process := self._fork()):
+        if process := self._forked():
             return process.call
         engine = self._make()
         return lambda method, *arguments: getattr(engine, method)(*arguments)
+
+    def _forked(self) -> EngineProcess | None:
+        """The engine in a process of the driver's server; where that is not to be had, and the engine core has a process of
+        its own, which is forked from such a process only, of another server. None where the engine is to be here."""
+        if self._needs is None:
+            return None
+        order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), sys.path, self._make)
+        process = fork_engine(order, self._server) if self._server else None
+        return process or (fork_engine_apart(order) if self._cores_apart else None)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if self._engine is None:

@@ -1,10 +1,12 @@
-"""Processes that have imported vLLM already: a server on the driver's machine forks one for each engine that starts there.
+"""Processes that have imported vLLM already: a server forks one for each engine that starts on its machine.
 
-vLLM takes seconds to import, and a Ray actor can only begin with it once Ray runs. The driver starts the server first; it
-imports while Ray starts. That is one import, however many engines, and none for an engine that replaces another.
+vLLM takes seconds to import, and a Ray actor can only begin with it once Ray runs. The driver starts a server first; it
+imports while Ray starts. That is one import, however many engines, and none for an engine that replaces another. On other
+machines an actor starts a server of its own where the engine has processes of its own: those can be forked from a process
+of a server, and not from an actor, which has threads.
 
-Owns how these processes begin, are called and end: an engine's with its actor, the server with the driver, however these
-end. What an engine does is engine.py's; an engine that the server is no use for runs in its actor.
+Owns how these processes begin, are called and end: an engine's with its actor, the server with whoever started it and the
+last of its engines, however these end. What an engine does is engine.py's.
 """
 
 from __future__ import annotations
@@ -14,25 +16,28 @@ import multiprocessing
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
 
 from actors.engine import Engine
+from actors.gpus import alike
 from actors.importing import uncollected
 from actors.memory import NoMemory
 from rollout_ray.errors import RolloutError
 
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from actors.engine_process import _serve; _serve({})"
 _WAITING = 64  # engines that may ask while the server still imports
+_END_S = 1.0  # a server is waited for, unless it has engines of a pool that goes on
 
 _address: str | None = None  # of this process's server
 
@@ -54,10 +59,10 @@ class Order:
 
 
 class EngineProcess:
-    """An Engine in a process of its own, which ends with this object's process."""
+    """An Engine in a process of its own, which ends with this object's process; `server` is what else must end with it."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, server: ExitStack | None = None) -> None:
+        self._connection, self._server = connection, server
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What that method of the Engine returns. Raises what it raises, as a RuntimeError where that is no error of ours,
@@ -75,21 +80,41 @@ class EngineProcess:
 def fork_engine(order: Order, server: str) -> EngineProcess | None:
     """A process of the server at `server`, once that has imported; None where it has ended, or imported with other
     variables than the engine needs."""
-    link = socket.socket(socket.AF_UNIX)
-    try:
-        link.connect(server)
+    with socket.socket(socket.AF_UNIX) as link:
+        try:
+            link.connect(server)
+        except OSError:
+            return None
+        connection = _ask(link, order)
+    return EngineProcess(connection) if connection else None
+
+
+def fork_engine_apart(order: Order) -> EngineProcess | None:
+    """A process of a server that is started for it; None where that cannot import vLLM."""
+    with ExitStack() as stack, socket.socket(socket.AF_UNIX) as link:
+        address = stack.enter_context(forking(order.needs))
+        link.connect(address)
+        shutil.rmtree(os.path.dirname(address))  # nobody else is to find it, and a process that is killed removes nothing
+        connection = _ask(link, order)
+        return EngineProcess(connection, stack.pop_all()) if connection else None
+
+
+def _ask(link: socket.socket, order: Order) -> Connection | None:
+    """The connection to the engine, which a server makes of `link`, or None."""
+    with suppress(EOFError, OSError):
         socket.send_fds(link, [b"\0"], [1, 2])
         connection = Connection(link.detach())
         connection.send(order)
-        return EngineProcess(connection) if connection.recv() else None
-    except (EOFError, OSError):
-        link.close()
-        return None
+        if connection.recv():
+            return connection
+        connection.close()
+    return None
 
 
 @contextmanager
-def forking(needs: Mapping[str, str]) -> Iterator[None]:
-    """Has a server on this machine, which imports vLLM with the variables that engines will need."""
+def forking(needs: Mapping[str, str]) -> Iterator[str]:
+    """Has a server on this machine, which imports vLLM with the variables that engines will need; gives its address. It
+    takes no more engines afterwards, and ends once those that it has have ended."""
     global _address
     folder = tempfile.mkdtemp(prefix="rollout-", dir="/tmp")  # a socket's path must be short; no other user may enter
     address = os.path.join(folder, "engines")
@@ -107,62 +132,86 @@ def forking(needs: Mapping[str, str]) -> Iterator[None]:
         )
     _address = address
     try:
-        yield
+        yield address
     finally:
         _address = None
-        process.kill()
-        process.communicate()
         shutil.rmtree(folder, ignore_errors=True)
+        process.terminate()  # which ends one that still imports, and no other
+        assert process.stdin
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
 
 
 def server_here() -> str | None:
-    """The address of this process's server, where it has one."""
-    return _address
+    """The address of this process's server, where it has one that is of use: vLLM looks at a GPU while it is imported, and
+    an engine may get any other one of the machine."""
+    return _address if _address and alike() else None
 
 
 def _serve(fd: int) -> None:
-    """The whole life of the server, which listens at the socket `fd`. It has one thread, as what is forked must.
-
-    It keeps an end of each engine's socket, so as to end the engine with its actor whatever that is at, and closes it with
-    the engine, for the actor to know.
-    """
+    """The whole life of the server, which listens at the socket `fd`. It has one thread, as what is forked must."""
     with uncollected():
         import vllm.v1.engine.llm_engine  # noqa: F401
 
         import actors.vllm_backend
         import actors.worker  # noqa: F401
-    context, poll = multiprocessing.get_context("fork"), select.poll()
-    listener, driver = socket.socket(fileno=fd), sys.stdin.fileno()
-    poll.register(listener, select.POLLIN)
-    poll.register(driver, select.POLLIN)
-    engines: dict[int, tuple[socket.socket, ForkProcess]] = {}  # by the numbers of their sockets and of their sentinels
-    while True:
-        for number, _ in poll.poll():
-            if number == driver:  # it has ended
-                os._exit(0)
-            if number == fd:
-                link, _ = listener.accept()
-                open_here = [listener, *(other for other, _ in engines.values())]
-                process = context.Process(target=_forked, args=(open_here, link), name="engine")
-                process.start()
-                poll.register(link, 0)  # that its other end was closed is told unasked
-                poll.register(process.sentinel, select.POLLIN)
-                engines[link.fileno()] = engines[process.sentinel] = link, process
-                continue
-            link, process = engines.pop(number)  # of two that end at once the socket is told first, as it was registered
-            poll.unregister(number)
-            if number == process.sentinel:
-                process.join()
-                if link.fileno() in engines:
-                    poll.unregister(link)
-                    del engines[link.fileno()]
-                link.close()
-            else:
-                process.kill()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _Server(socket.socket(fileno=fd), sys.stdin.fileno()).run()
+
+
+class _Server:
+    """The server once it has imported. It keeps an end of each engine's socket, so as to end the engine with its actor
+    whatever that is at, and closes it with the engine, for the actor to know."""
+
+    def __init__(self, listener: socket.socket, owner: int) -> None:
+        self._listener, self._owner = listener, owner  # the latter a pipe whose other end closes with who started it
+        self._engines: dict[int, tuple[socket.socket, ForkProcess]] = {}  # by the numbers of their sockets and sentinels
+        self._context, self._poll = multiprocessing.get_context("fork"), select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._poll.register(owner, select.POLLIN)
+
+    def run(self) -> None:
+        """Returns once nothing is left to do."""
+        address, owned = self._listener.getsockname(), True
+        while owned or self._engines:
+            for number, _ in self._poll.poll():
+                if number == self._owner:
+                    owned = False
+                    self._poll.unregister(number)
+                    self._poll.unregister(self._listener)
+                    self._listener.close()
+                    shutil.rmtree(os.path.dirname(address), ignore_errors=True)
+                elif owned and number == self._listener.fileno():
+                    self._fork()
+                else:
+                    self._ended(number)
+
+    def _fork(self) -> None:
+        link, _ = self._listener.accept()
+        open_here = [self._listener, *{other for other, _ in self._engines.values()}]
+        process = self._context.Process(target=_forked, args=(open_here, link), name="engine")
+        process.start()
+        self._poll.register(link, 0)  # that its other end was closed is told unasked
+        self._poll.register(process.sentinel, select.POLLIN)
+        self._engines[link.fileno()] = self._engines[process.sentinel] = link, process
+
+    def _ended(self, number: int) -> None:
+        """An actor has, or an engine: of two that end at once the socket is told first, as it was registered first."""
+        link, process = self._engines.pop(number)
+        self._poll.unregister(number)
+        if number != process.sentinel:
+            process.kill()
+            return
+        process.join()
+        if self._engines.pop(link.fileno(), None):
+            self._poll.unregister(link)
+        link.close()
 
 
 def _forked(open_here: Sequence[socket.socket], link: socket.socket) -> None:
     """The whole life of a process of the server. What it prints goes where its actor's output goes."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for one in open_here:
         one.close()
     _, outputs, _, _ = socket.recv_fds(link, 1, 2)
@@ -170,6 +219,7 @@ def _forked(open_here: Sequence[socket.socket], link: socket.socket) -> None:
         os.dup2(output, number)
         os.close(output)
     connection = Connection(link.detach())
+    os.register_at_fork(after_in_child=connection.close)  # or the engine's own processes would seem to be the engine
     threading.Thread(target=_end_with, args=(connection.fileno(),), name="end with the actor", daemon=True).start()
     order: Order = connection.recv()
     fits = all(os.environ.get(name) == value for name, value in order.needs.items())

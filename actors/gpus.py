@@ -29,6 +29,11 @@ def all_here() -> list[Gpu]:
     return _look_once().result()
 
 
+def alike() -> bool:
+    """Whether the GPUs of this machine are all of one kind, as far as can be told."""
+    return len({gpu.name for gpu in all_here()}) <= 1
+
+
 @cache
 def _look_once() -> Future[list[Gpu]]:
     return ThreadPoolExecutor(1, "look at the GPUs").submit(_look)

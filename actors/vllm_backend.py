@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors import core_process
 from actors.backend import BackendInfo, Finished, Refused
+from actors.core_process import end_cores_with_this_process
 from actors.importing import uncollected
 from actors.prompts import PromptEncoder
 from actors.readahead import read_ahead
@@ -52,9 +52,6 @@ class VllmBackend:
     def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
         self._config, self._gpus = config, gpus
         os.environ.update(environment(config, gpus=gpus, threads=threads))
-        own_process = has_own_process(gpus)
-        if own_process:
-            core_process.start_server()
         if config.engine.load_format != "dummy":
             read_ahead(model_folder(config.model.model_path))
         began = time.perf_counter()
@@ -67,8 +64,8 @@ class VllmBackend:
             from vllm.v1.engine.llm_engine import LLMEngine
         # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
         sys.setswitchinterval(0.001)
-        if own_process:
-            core_process.fork_cores()
+        if has_own_process(gpus) and sys.platform == "linux":
+            end_cores_with_this_process()
         imported = time.perf_counter()
         self._lora_request = LoRARequest
         self._served: dict[tuple[str, str], Any] = {}  # path and fingerprint of an adapter -> LoRARequest

@@ -13,16 +13,17 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rollout_ray import plots
 from rollout_ray.adapters import adapters_of, check_adapter, fingerprints
+from rollout_ray.ahead import begun_ahead
 from rollout_ray.arms import resolve_arms
 from rollout_ray.bounds import bound_by
 from rollout_ray.checkpoints import Policy, model_fingerprint
-from rollout_ray.config import RunConfig
+from rollout_ray.config import DataConfig, RunConfig
 from rollout_ray.description import describe
 from rollout_ray.errors import ConfigError
 from rollout_ray.ledger import EventLog, RunDirectory
@@ -106,18 +107,25 @@ def collect_on(lent: Lent | None, dataset: Any, cfg: RunConfig, progress: Progre
     arms = resolve_arms(cfg)
     check_adapters(cfg, arms)
     load_reward(cfg.scoring.reward)
-    policy = lent.fleet.policy if lent else policy_of(cfg)
-    questions = load_questions(dataset, cfg.data)
+    with nullcontext() if lent else begun_ahead(cfg):
+        policy = lent.fleet.policy if lent else policy_of(cfg)
+        questions = _questions(dataset, cfg.data)
+        run = RunDirectory(cfg.output.output_dir)
+        with run.lease():
+            return _collect(cfg, arms, questions, run, progress or progress_here(), began, lent, policy)
+
+
+def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
+    """The input, in the order in which it is to be drawn."""
+    questions = load_questions(dataset, cfg)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
-    if cfg.data.lengths_from is not None:
-        with MergedFile(cfg.data.lengths_from) as earlier:
+    if cfg.lengths_from is not None:
+        with MergedFile(cfg.lengths_from) as earlier:
             questions = questions.long_first(earlier.mean_lengths(frozenset(questions.ids)))
         if not questions.turns:
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
-    run = RunDirectory(cfg.output.output_dir)
-    with run.lease():
-        return _collect(cfg, arms, questions, run, progress or progress_here(), began, lent, policy)
+    return questions
 
 
 def policy_of(cfg: RunConfig) -> Policy:

@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
-from ray._private.utils import get_num_cpus
 
-from actors.engine_process import forking
-from actors.gpus import COMMAND, look_ahead
-from actors.placement import Node, choose_placement
-from actors.vllm_arguments import environment, has_own_process
 from rollout_ray.config import RunConfig
-from rollout_ray.errors import PlacementError, RolloutError
+from rollout_ray.errors import RolloutError
 from rollout_ray.models import cluster_address
 
 
@@ -38,26 +31,11 @@ def connected(cfg: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with ExitStack() as stack:
-        address = cluster_address(cfg)
-        if cfg.engine.backend == "vllm":
-            look_ahead()  # which placing needs, and Ray's start takes longer
-            if not address and (needs := _engine_needs(cfg)):
-                stack.enter_context(forking(needs))
-        _connect(address)
-        stack.callback(ray.shutdown)
-        yield
-
-
-def _engine_needs(cfg: RunConfig) -> dict[str, str] | None:
-    """The variables that engines on this machine's CPU will need, as Ray is going to count its cores; None where they are
-    not forked from a server: on GPUs that is not measured yet, and macOS forbids a fork to much of what it offers."""
-    if sys.platform != "linux" or shutil.which(COMMAND[0]) or has_own_process(0):
-        return None
+    _connect(cluster_address(cfg))
     try:
-        return environment(cfg, gpus=0, threads=choose_placement([Node(int(get_num_cpus()), 0)], cfg).threads)
-    except PlacementError:
-        return None
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _connect(address: str | None) -> None:

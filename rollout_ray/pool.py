@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rollout_ray.adapters import Capacity, adapters_of, capacity
+from rollout_ray.ahead import begun_ahead
 from rollout_ray.arms import default_max_model_len, resolve_arms
 from rollout_ray.checkpoints import Policy, check_same_shape, model_fingerprint
 from rollout_ray.collect import Rollouts, check_adapters, collect_on, policy_of
@@ -140,6 +141,7 @@ class RolloutPool:
         return self._lent
 
     def _start(self) -> Fleet:
+        self._stack.enter_context(begun_ahead(self._cfg))
         from rollout_ray.autoscaling import placed
         from rollout_ray.connection import connected
         from rollout_ray.fleet import Fleet

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.vllm_arguments import environment
 from actors.worker import Worker
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import EngineError
-from tests.conftest import HANG_S, demo_rows
+from tests.conftest import HANG_S, ROOT, demo_rows
 from tests.test_collect import When, worker_pids
 from tests.test_fleet import assert_whole, changed
 
@@ -39,16 +40,21 @@ def cfg(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Run
     return RunConfig.model_validate({"output": {"output_dir": str(tmp_path / "run")}, "resources": {"replicas": 1}})
 
 
-def server() -> psutil.Process:
-    """The fork server of this process's one actor that has vLLM."""
+def engine() -> psutil.Process:
+    """The engine's process, which the server of this process's one engine actor has forked."""
     (actor,) = worker_pids("EngineActor")
-    (found,) = [p for p in psutil.Process(actor).children() if "multiprocessing.forkserver" in " ".join(p.cmdline())]
+    (server,) = [p for p in psutil.Process(actor).children() if "actors.engine_process" in " ".join(p.cmdline())]
+    (found,) = server.children()
     return found
 
 
 def core() -> psutil.Process:
-    """The engine core that was forked from it."""
-    (found,) = server().children()
+    """The engine core, which was forked from that."""
+    return core_of(engine())
+
+
+def core_of(maker: psutil.Process) -> psutil.Process:
+    (found,) = [child for child in maker.children() if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())]
     return found
 
 
@@ -69,17 +75,50 @@ def test_one_that_was_killed_counts_as_dead(cfg: RunConfig) -> None:
 
 
 def test_it_is_forked_and_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
-    """Nothing else would end it: its parent is the server that it was forked from, and it would keep its GPU's memory."""
+    """Nothing else would end it, and it would keep its GPU's memory."""
     left: list[psutil.Process] = []
 
     def kill_actor() -> None:
-        left.extend((server(), core(), *core().children()))
-        os.kill(server().ppid(), signal.SIGKILL)
+        server = engine().parent()
+        assert server
+        left.extend((server, engine(), core()))
+        os.kill(server.ppid(), signal.SIGKILL)
 
     rollouts = collect(demo_rows(30), cfg, progress=midway(kill_actor))
     assert_whole(rollouts, 240)
-    assert len(deaths(rollouts)) == 1 and len(left) >= 2
+    assert len(deaths(rollouts)) == 1 and len(left) == 3
     assert not psutil.wait_procs(left, timeout=HANG_S)[1]
+
+
+STARTED = """
+import sys, time
+from actors.vllm_backend import VllmBackend
+from rollout_ray import RunConfig
+
+if __name__ == "__main__":  # a spawned process reads this file as well
+    VllmBackend(RunConfig.model_validate({"engine": {"max_model_len": 256}}), gpus=0, threads=1)
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_it_ends_with_its_maker_however_it_was_made(tmp_path: Path, method: str) -> None:
+    script = tmp_path / "started.py"
+    script.write_text(STARTED)
+    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": method, "PYTHONPATH": str(ROOT)}
+    maker = psutil.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert maker.stdout and any(line == "started\n" for line in maker.stdout)
+    made = core_of(maker)
+    maker.kill()
+    assert not psutil.wait_procs([made], timeout=HANG_S)[1]
+    maker.communicate()
 
 
 @pytest.mark.parametrize("own_process", ["0", "1"])
@@ -94,16 +133,3 @@ def test_what_failed_in_it_is_named(cfg: RunConfig, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(EngineError, match=r"every engine died; the last one, engine-0: .*an illegal memory access"):
         collect(demo_rows(30), failing)
-
-
-@pytest.mark.parametrize(("own_process", "workers"), [(None, "fork"), ("1", "fork"), ("0", "spawn")])
-def test_workers_on_gpus_are_forked_where_that_is_safe(
-    monkeypatch: pytest.MonkeyPatch, own_process: str | None, workers: str
-) -> None:
-    """From the core's process, which has no threads yet; not from an actor's."""
-    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
-    if own_process:
-        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
-    found = environment(RunConfig(), gpus=2, threads=1)
-    assert found["VLLM_WORKER_MULTIPROC_METHOD"] == workers
-    assert found.get("VLLM_ENABLE_V1_MULTIPROCESSING") == (None if own_process else "1")

@@ -67,7 +67,7 @@ class Run:
         printed, _ = self.process.communicate(timeout=HANG_S)
         assert self.process.returncode == 0, printed
         assert pq.read_metadata(self.output / "merged.parquet").num_rows == QUESTIONS
-        assert not self.server.is_running()
+        assert not psutil.wait_procs([self.server], timeout=HANG_S)[1]
 
 
 @pytest.fixture
@@ -134,6 +134,18 @@ def server() -> Iterator[str]:
 
 
 CFG = simulated_greedy(Path("unused"))
+
+
+def test_a_server_stays_until_its_engines_have_ended_and_takes_no_more() -> None:
+    """As those of a pool on a cluster, which outlive the driver that started the server."""
+    others = set(psutil.Process().children())
+    with forking({"OMP_NUM_THREADS": "1"}) as address:
+        (left,) = set(psutil.Process().children()) - others
+        engine = forked(address)
+    assert fork_engine(order(), address) is None and not os.path.exists(os.path.dirname(address))
+    assert engine.call("start").settings == {"backend": "simulated"}
+    del engine
+    assert not psutil.wait_procs([left], timeout=HANG_S)[1]
 
 
 def order(**needs: str) -> Order:
