@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import RolloutError
@@ -41,8 +42,9 @@ def connected(cfg: RunConfig) -> Iterator[None]:
 def _connect(address: str | None) -> None:
     if address:
         _check_reachable(address)
-        if _has_token():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if _has_token() and "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            Config.initialize("")  # Ray has read the environment when it was imported
     on_sigterm = signal.getsignal(signal.SIGTERM)
     reachable = ray_constants.ENABLE_RAY_CLUSTER
     try:

@@ -27,7 +27,7 @@ ray job submit --working-dir . --no-wait --submission-id stopped -- \\
 for _ in $(seq 300); do ls {out}-stopped/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
 ray job stop stopped >{logs}/stop.log 2>&1
 ray job logs stopped >{logs}/stopped.log 2>&1
-RAY_AUTH_MODE=token python -m rollout_ray.run --ray_address 127.0.0.1:{gcs} --dataset {data} --output_dir {out}-client \\
+env -u RAY_AUTH_MODE python -m rollout_ray.run --ray_address 127.0.0.1:{gcs} --dataset {data} --output_dir {out}-client \\
     --backend simulated >{logs}/client.log 2>&1; echo $? >{logs}/client.code
 ray stop >/dev/null 2>&1
 """
