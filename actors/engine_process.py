@@ -31,7 +31,7 @@ from typing import Any
 
 from actors.engine import Engine
 from actors.gpus import alike
-from actors.importing import uncollected
+from actors.importing import compiled_modules, uncollected
 from actors.memory import NoMemory
 from rollout_ray.errors import RolloutError
 
@@ -123,7 +123,7 @@ def forking(needs: Mapping[str, str]) -> Iterator[str]:
         listener.listen(_WAITING)
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(listener.fileno()), json.dumps([str(entry) for entry in sys.path])],
-            env={**os.environ, **needs},
+            env={**os.environ, **compiled_modules(), **needs},
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,  # by whose end the server learns that this process has ended
             stdout=subprocess.DEVNULL,
