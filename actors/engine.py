@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
@@ -79,6 +80,8 @@ class Engine:
         self._draws: tuple[Draw, ...] = ()
         self._backend: Backend | None = None
         self._task: tuple[Callable[[], None], Future[None]] | None = None
+        self._recalled = 0  # draws that are still to be given back
+        self._returned: list[Cut] = []  # what is given back, and not handed over yet
         self._changed = threading.Condition()
         self._pieces = Pieces()
         self._unread: SimpleQueue[Sequence[Finished]] = SimpleQueue()
@@ -114,6 +117,8 @@ class Engine:
         """Drops all that the present run still has here."""
         with self._changed:
             self._pieces.drop()
+            self._recalled = 0
+            self._returned.clear()
             self._told = self._counted()
             self._changed.notify_all()
 
@@ -148,8 +153,7 @@ class Engine:
         return VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
 
     def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0) -> Exchange:
-        """Takes on `requests`, gives back up to `recalled` draws that the backend does not hold yet, and hands over
-        finished pieces.
+        """Takes on `requests`, gives back up to `recalled` draws that are not begun yet, and hands over finished pieces.
 
         Returns at once where it gives something back; else once a piece is finished and `coalesce_s` have passed (a
         short pause gathers many pieces into one hand-over), at once when an eighth of the batch is to be refilled or
@@ -163,8 +167,11 @@ class Engine:
             backend.check()
         many = eighth(backend.info().max_num_seqs)
         with self._changed:
-            returned = pieces.give_back(recalled)
-            while self._failure is None and pieces.unfinished and not returned and pieces.finished < many:
+            if not self._returned:  # else the driver does not know yet what it is given back
+                held = pieces.unfinished
+                self._returned += pieces.give_back(recalled)
+                self._recalled = recalled - (held - pieces.unfinished)
+            while self._failure is None and pieces.unfinished and not self._returned and pieces.finished < many:
                 left = began + (coalesce_s if pieces.complete else wait_s) - time.monotonic()
                 if left <= 0:
                     break
@@ -172,6 +179,7 @@ class Engine:
             if self._failure is not None:
                 raise self._failure
             done, unfinished, steps = pieces.hand_over(), pieces.unfinished, self._steps
+            returned, self._returned = tuple(self._returned), []
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted
         lanes: dict[int, list[Generated]] = defaultdict(list)
@@ -228,7 +236,7 @@ class Engine:
     def _loop(self) -> None:
         backend = self._ready()
         most, stats = backend.info().max_num_seqs, backend.stats()
-        held: set[str] = set()  # keys that the backend has, all of run number `current`
+        held: dict[str, None] = {}  # keys that the backend has, the last one given last, all of run number `current`
         current = 0
         try:
             while True:
@@ -241,21 +249,36 @@ class Engine:
                     has = len(held) if run == current else 0
                     free = room(most, has, stats.waiting, has > 0 and stats.short_of_memory)
                     new = self._pieces.take(free)
+                    recalled, self._recalled = self._recalled, 0
                 if run != current:
-                    backend.abort(sorted(held))
+                    backend.abort(list(held))
                     held.clear()
                     current = run
+                self._take_back(backend, held, min(recalled, stats.waiting))
                 if not held and not new and self._task:
                     self._run_task()
-                held.update(draw.key for draw in new if self._submit(backend, draw))
-                finished = backend.step() if held else []
+                held.update((draw.key, None) for draw in new if self._submit(backend, draw))
+                finished = [one for one in backend.step() if one.key in held] if held else []
                 self._steps += bool(held)
                 if finished:
-                    held.difference_update(one.key for one in finished)
+                    for one in finished:
+                        del held[one.key]
                     self._unread.put(finished)
         except BaseException as error:
             log.exception("engine %s broke", self._name)
             self._break(error)
+
+    def _take_back(self, backend: Backend, held: dict[str, None], count: int) -> None:
+        """Gives back the last `count` draws of those that the backend holds: these wait there for a place."""
+        unbegun = list(islice(reversed(held), count))
+        if not unbegun:
+            return
+        backend.abort(unbegun)
+        for key in unbegun:
+            del held[key]
+        with self._changed:
+            self._returned += self._pieces.cut(unbegun)
+            self._changed.notify_all()
 
     def _read(self) -> None:
         """Delivers what the backend finished, once it has its text. In a thread of its own: the next step does not wait."""

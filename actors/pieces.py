@@ -7,7 +7,7 @@ share it, holds one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from actors.backend import Finished
@@ -80,9 +80,13 @@ class Pieces:
     def give_back(self, wanted: int) -> tuple[Cut, ...]:
         """Takes out again up to `wanted` of the last draws that the backend does not have, and with them what stands behind
         them in their pieces."""
+        return self.cut([self._inbox.pop().key for _ in range(min(wanted, len(self._inbox)))])
+
+    def cut(self, last: Iterable[str]) -> tuple[Cut, ...]:
+        """Takes out the last draws of those that are in work, the last one first."""
         cuts: dict[PieceKey, int] = {}
-        for _ in range(min(wanted, len(self._inbox))):
-            _, piece, number = _read(self._inbox.pop().key)
+        for key in last:
+            _, piece, number = _read(key)
             cuts[piece] = number
             self.unfinished -= 1
         for piece, cut in cuts.items():

@@ -268,18 +268,37 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
         assert [c.draw for c in generated.completions] == list(range(generated.request.stop))
 
 
-def test_what_the_backend_holds_is_not_given_back(local_ray: None) -> None:
-    cfg = config(engine={"backend": "simulated", "max_num_seqs": 64})
+@pytest.mark.parametrize("backend", ["simulated", "vllm"])
+def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, backend: str) -> None:
+    """The backend holds an eighth more than it decodes at once."""
+    cfg = config(
+        arms={"arm_list": [{"name": "long", "samples": 5, "max_tokens": 300}]},
+        engine={
+            "backend": backend,
+            "max_num_seqs": 16,
+            "max_model_len": 512,
+            "kv_cache_gib": 0.1,
+            "simulated": {"sim_tokens_per_second": 800, "sim_mean_tokens": 1e6},
+        },
+        sampling={"ignore_eos": True},
+    )
     actor = start(cfg)
     ready(actor, cfg)
-    answer = ray.get(actor.exchange.remote([request(i, Question(f"q{i}", "x", None), cfg) for i in range(10)], 1.0, 0.0))
-    pieces = set(answer.pieces)
+    requests = [request(i, Question(f"q{i}", row["prompt"], None), cfg) for i, row in enumerate(demo_rows(8))]
+    answer = ray.get(actor.exchange.remote(requests, 1.0, 0.0))
+    while answer.stats.running < 16:
+        assert answer.unfinished == 40
+        answer = ray.get(actor.exchange.remote([], 0.1, 0.0))
+    stops = {(r.ordinal, r.first): r.stop for r in requests}
+    pieces: dict[tuple[int, int], int] = {}
     while answer.unfinished:
-        answer = ray.get(actor.exchange.remote([], 1.0, 0.0, 1000))
-        assert answer.returned == ()
-        pieces |= set(answer.pieces)
-    assert pieces == {(i, 0) for i in range(10)}
+        answer = ray.get(actor.exchange.remote([], 1.0, 0.0, answer.unfinished))
+        stops |= dict(answer.returned)
+        for payload in answer.payloads.values():
+            pieces |= {(g.request.ordinal, g.request.first): len(g.completions) for g in ray.get(payload)}
     ray.kill(actor)
+    assert pieces == {piece: stop for piece, stop in stops.items() if stop}
+    assert sum(stops.values()) == 16
 
 
 def test_the_simulated_engine_refuses_and_dies_as_told(local_ray: None) -> None:

@@ -111,13 +111,14 @@ class _Engine:
         self._begin()
 
     def give_back(self, wanted: int) -> None:
-        """Gives up to `wanted` of the last draws back that the backend does not hold yet."""
+        """Gives up to `wanted` of the last draws back that are not begun yet."""
         cuts: dict[PieceKey, int] = {}
-        for _ in range(min(wanted, self.unfinished - self._given)):
+        for _ in range(min(wanted, len(self._waiting))):
             _, piece = self._waiting.pop()
             piece[2] -= 1
             piece[3] -= 1
             cuts[piece[0], piece[1]] = piece[2]
+        self._given = min(self._given, self.unfinished)
         for key in cuts:
             self._close(self._pieces[key])
         self.returned = list(cuts.items())

@@ -20,7 +20,9 @@ STAGGERED = tuple(i * 0.5 for i in range(8))
 SCENARIOS = {
     "GSM8K: 7,473 x 8": Workload(7473, 8, sigma=0.5),
     "one length: 500 x 8 on 2": Workload(500, 8, engines=2, sigma=0.0),
+    "one length: 500 x 8 on 2, 0.8 s apart": Workload(500, 8, engines=2, sigma=0.0, starts=(0.0, 0.8)),
     "one length: 1,500 x 8": Workload(1500, 8, sigma=0.0),
+    "one length: 1,500 x 8, starts over 4 s": Workload(1500, 8, sigma=0.0, starts=STAGGERED),
     "500 x 8": Workload(500, 8, sigma=0.5),
     "500 x 8, starts over 4 s": Workload(500, 8, sigma=0.5, starts=STAGGERED),
     "500 x 8, one starts 30 s late": Workload(500, 8, sigma=0.5, starts=(30.0,)),

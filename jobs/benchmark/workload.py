@@ -109,6 +109,6 @@ def _of_a_reference(config: RunConfig, gpus: int, threads: int) -> dict[str, str
     """The variables that ours would set, but for those that say how an engine starts: that is vLLM's to choose here."""
     variables = environment(config, gpus=gpus, threads=threads)
     if gpus:
-        for ours in ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD"):
+        for ours in ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD", "OMP_NUM_THREADS"):
             variables.pop(ours, None)
     return variables
