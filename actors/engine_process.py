@@ -80,28 +80,35 @@ class EngineProcess:
 def fork_engine(order: Order, server: str) -> EngineProcess | None:
     """A process of the server at `server`, once that has imported; None where it has ended, or imported with other
     variables than the engine needs."""
-    with socket.socket(socket.AF_UNIX) as link:
-        try:
-            link.connect(server)
-        except OSError:
-            return None
-        connection = _ask(link, order)
+    connection = _ask(_reach(server), order)
     return EngineProcess(connection) if connection else None
 
 
 def fork_engine_apart(order: Order) -> EngineProcess | None:
     """A process of a server that is started for it; None where that cannot import vLLM."""
-    with ExitStack() as stack, socket.socket(socket.AF_UNIX) as link:
+    with ExitStack() as stack:
         address = stack.enter_context(forking(order.needs))
-        link.connect(address)
+        link = _reach(address)
         shutil.rmtree(os.path.dirname(address))  # nobody else is to find it, and a process that is killed removes nothing
         connection = _ask(link, order)
         return EngineProcess(connection, stack.pop_all()) if connection else None
 
 
-def _ask(link: socket.socket, order: Order) -> Connection | None:
-    """The connection to the engine, which a server makes of `link`, or None."""
-    with suppress(EOFError, OSError):
+def _reach(server: str) -> socket.socket | None:
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(server)
+    except OSError:
+        link.close()
+        return None
+    return link
+
+
+def _ask(link: socket.socket | None, order: Order) -> Connection | None:
+    """The connection to the engine that a server makes of its end of `link`; None where it makes none."""
+    if link is None:
+        return None
+    with link, suppress(EOFError, OSError):
         socket.send_fds(link, [b"\0"], [1, 2])
         connection = Connection(link.detach())
         connection.send(order)

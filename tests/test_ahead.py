@@ -1,0 +1,47 @@
+"""Where a server is started before anything else of a run, and for engines of which kind. The driver's command of GPUs is a
+script; nothing waits for the server's import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_gpus import look
+
+CODE = """
+import json, os
+os.environ.update({variables})
+import psutil
+from actors.engine_process import server_here
+from actors.gpus import all_here
+from rollout_ray import RunConfig
+from rollout_ray.ahead import begun_ahead
+with begun_ahead(RunConfig.model_validate({sections})):
+    all_here()  # the command has ended
+    servers = [p.environ() for p in psutil.Process().children() if "actors.engine_process" in " ".join(p.cmdline())]
+    print(json.dumps([server_here() is not None, [one["VLLM_ENABLE_V1_MULTIPROCESSING"] for one in servers]]))
+"""
+H100, TWO_KINDS = "echo 'NVIDIA H100, 81559'", "printf 'NVIDIA H100, 81559\\nNVIDIA A100, 40960\\n'"
+ON_GPUS, ON_THE_CPU = [True, ["1"]], [True, ["0"]]
+CLUSTER = {"resources": {"ray_address": "head:6379"}}
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "sections", "found"),
+    [
+        (H100, {}, {}, ON_GPUS),
+        (H100, {}, CLUSTER, ON_GPUS),
+        (H100, {"CUDA_VISIBLE_DEVICES": ""}, {}, ON_THE_CPU),
+        (H100, {"CUDA_VISIBLE_DEVICES": ""}, CLUSTER, [False, []]),
+        (H100, {}, {"engine": {"backend": "simulated"}}, [False, []]),
+        (TWO_KINDS, {}, {}, [False, ["1"]]),  # vLLM has looked at one of them
+    ],
+)
+def test_a_server_is_started_where_engines_may_use_it(
+    tmp_path: Path, command: str, variables: dict[str, str], sections: dict[str, Any], found: list[Any]
+) -> None:
+    code = CODE.format(variables=variables, sections=sections)
+    assert json.loads(look(tmp_path, command, code)) == found
