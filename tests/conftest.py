@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from actors.engine_process import forking
+from actors.vllm_arguments import environment
 from rollout_ray import RunConfig
 from rollout_ray.demo_questions import generate_problems
 
@@ -25,6 +27,10 @@ SHARED_GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # A shell starts background commands with SIGINT ignored, and every child inherits that: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What VLLM_ENABLE_V1_MULTIPROCESSING must be for vLLM's engine core to have a process of its own, as on GPUs. vLLM reads a
+# number; but at the very text "1" its CPU platform adds a process for the worker, which imports everything once more.
+OWN_PROCESS = "01"
 
 # A head that has just been started refuses jobs ("No available agent") until its agent has registered.
 AWAIT_JOB_AGENT = "for _ in $(seq 60); do ray job submit -- true >/dev/null 2>&1 && break; sleep 0.5; done"
@@ -125,12 +131,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray that stays up between the tests that ask for it."""
+    """A local Ray that stays up between the tests that ask for it, and a server that engines of a run by `collect` or a
+    pool are forked from, as where such a run starts its own Ray."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with forking(environment(RunConfig(), gpus=0, threads=2)):
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -16,13 +16,12 @@ import json, os
 os.environ.update({variables})
 import psutil
 from actors.engine_process import server_here
-from actors.gpus import all_here
 from rollout_ray import RunConfig
 from rollout_ray.ahead import begun_ahead
+from tests.processes import servers
 with begun_ahead(RunConfig.model_validate({sections})):
-    all_here()  # the command has ended
-    servers = [p.environ() for p in psutil.Process().children() if "actors.engine_process" in " ".join(p.cmdline())]
-    print(json.dumps([server_here() is not None, [one["VLLM_ENABLE_V1_MULTIPROCESSING"] for one in servers]]))
+    found = [server.environ()["VLLM_ENABLE_V1_MULTIPROCESSING"] for server in servers(psutil.Process())]
+    print(json.dumps([server_here() is not None, found]))
 """
 H100, TWO_KINDS = "echo 'NVIDIA H100, 81559'", "printf 'NVIDIA H100, 81559\\nNVIDIA A100, 40960\\n'"
 ON_GPUS, ON_THE_CPU = [True, ["1"]], [True, ["0"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,6 +21,7 @@ from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory, sampling_seed
 from rollout_ray.view import RunView
 from tests.conftest import demo_rows
+from tests.processes import worker_pids
 
 
 def config(output: Path, **sections: Any) -> RunConfig:
@@ -193,21 +192,6 @@ def test_a_reward_of_ones_own(tmp_path: Path, local_ray: None) -> None:
     values["output"]["output_dir"] = str(tmp_path / "other")
     with pytest.raises(ConfigError, match=r"scoring.reward tests.test_collect:nothing cannot be loaded"):
         collect(demo_rows(4), RunConfig.model_validate(values))
-
-
-def workers(of: psutil.Process, *names: str) -> list[psutil.Process]:
-    """Ray workers of that process's own Ray that show one of `names`, an actor's class or its own name, as their title."""
-    found = []
-    for process in of.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if " ".join(process.cmdline()).startswith(tuple(f"ray::{name}" for name in names)):
-                found.append(process)
-    return found
-
-
-def worker_pids(name: str) -> list[int]:
-    """Ray workers of this process's own Ray that show the actor class `name` as their title."""
-    return [process.pid for process in workers(psutil.Process(), name)]
 
 
 class When(Plain):

@@ -13,12 +13,15 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
+from actors.engine_actor import EngineActor
 from actors.worker import Worker
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import EngineError
-from tests.conftest import HANG_S, ROOT, demo_rows
-from tests.test_collect import When, worker_pids
+from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
+from tests.processes import children, servers, worker_pids
+from tests.test_collect import When
 from tests.test_fleet import assert_whole, changed
 
 
@@ -36,26 +39,21 @@ class FailingWorker(Worker):
 
 @pytest.fixture
 def cfg(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", OWN_PROCESS)
     return RunConfig.model_validate({"output": {"output_dir": str(tmp_path / "run")}, "resources": {"replicas": 1}})
 
 
-def engine() -> psutil.Process:
-    """The engine's process, which the server of this process's one engine actor has forked."""
-    (actor,) = worker_pids("EngineActor")
-    (server,) = [p for p in psutil.Process(actor).children() if "actors.engine_process" in " ".join(p.cmdline())]
-    (found,) = server.children()
+def core_of(maker: psutil.Process) -> psutil.Process:
+    """The core of the one engine of the server that `maker` has started; its title may not be there yet."""
+    (server,) = servers(maker)
+    (engine,) = server.children()
+    (found,) = set(engine.children()) - set(children(engine, "multiprocessing.resource_tracker"))
     return found
 
 
 def core() -> psutil.Process:
-    """The engine core, which was forked from that."""
-    return core_of(engine())
-
-
-def core_of(maker: psutil.Process) -> psutil.Process:
-    (found,) = [child for child in maker.children() if "multiprocessing.resource_tracker" not in " ".join(child.cmdline())]
-    return found
+    """The core of the one engine that was forked from this process's server."""
+    return core_of(psutil.Process())
 
 
 def midway(action: Callable[[], None]) -> When:
@@ -74,54 +72,65 @@ def test_one_that_was_killed_counts_as_dead(cfg: RunConfig) -> None:
     assert "EngineCore" in died and "ended with exit code -9" in died
 
 
-def test_it_is_forked_and_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
+def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
     """Nothing else would end it, and it would keep its GPU's memory."""
     left: list[psutil.Process] = []
 
     def kill_actor() -> None:
-        server = engine().parent()
-        assert server
-        left.extend((server, engine(), core()))
-        os.kill(server.ppid(), signal.SIGKILL)
+        left.extend((core(), *core().parents()[:1]))
+        (actor,) = worker_pids("EngineActor")
+        os.kill(actor, signal.SIGKILL)
 
     rollouts = collect(demo_rows(30), cfg, progress=midway(kill_actor))
     assert_whole(rollouts, 240)
-    assert len(deaths(rollouts)) == 1 and len(left) == 3
+    assert len(deaths(rollouts)) == 1 and len(left) == 2
     assert not psutil.wait_procs(left, timeout=HANG_S)[1]
 
 
-STARTED = """
-import sys, time
-from actors.vllm_backend import VllmBackend
-from rollout_ray import RunConfig
+def test_an_actor_without_a_server_starts_one_that_ends_with_it(cfg: RunConfig) -> None:
+    """As on a cluster's other machines."""
+    before = set(worker_pids("EngineActor"))
+    actor = ray.remote(EngineActor).remote("engine-0", cfg, 0, 1, {"VLLM_ENABLE_V1_MULTIPROCESSING": OWN_PROCESS})
+    ray.get(actor.start.remote())
+    (pid,) = set(worker_pids("EngineActor")) - before
+    core = core_of(psutil.Process(pid))
+    left = [core, *core.parents()[:2]]
+    assert left[2].ppid() == pid
+    os.kill(pid, signal.SIGKILL)
+    assert not psutil.wait_procs(left, timeout=HANG_S)[1]
+
+
+HANGING = """
+import ctypes, os, signal
+from vllm.v1.engine import utils
+from actors.core_process import end_cores_with_this_process
+
+def hang():
+    print(os.getpid(), flush=True)
+    ctypes.PyDLL(None).sleep(100_000)  # no thread of Python's can run meanwhile
 
 if __name__ == "__main__":  # a spawned process reads this file as well
-    VllmBackend(RunConfig.model_validate({"engine": {"max_model_len": 256}}), gpus=0, threads=1)
-    print("started", flush=True)
-    sys.stdin.read()
+    end_cores_with_this_process()
+    utils.get_mp_context().Process(target=hang).start()
+    signal.pause()
 """
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_it_ends_with_its_maker_however_it_was_made(tmp_path: Path, method: str) -> None:
-    script = tmp_path / "started.py"
-    script.write_text(STARTED)
-    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": method, "PYTHONPATH": str(ROOT)}
-    maker = psutil.Popen(
-        [sys.executable, str(script)],
-        env={**os.environ, **variables},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert maker.stdout and any(line == "started\n" for line in maker.stdout)
-    made = core_of(maker)
-    maker.kill()
-    assert not psutil.wait_procs([made], timeout=HANG_S)[1]
-    maker.communicate()
+def test_one_that_hangs_ends_with_its_maker_however_it_was_made(tmp_path: Path, method: str) -> None:
+    """On GPUs vLLM forks it, on the CPU it never does."""
+    script = tmp_path / "hanging.py"
+    script.write_text(HANGING)
+    variables = os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": method, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, str(script)], env=variables, stdout=subprocess.PIPE, text=True) as maker:
+        assert maker.stdout
+        made = psutil.Process(int(maker.stdout.readline()))
+        assert made.ppid() == maker.pid and made.is_running()
+        maker.kill()
+        assert not psutil.wait_procs([made], timeout=HANG_S)[1]
 
 
-@pytest.mark.parametrize("own_process", ["0", "1"])
+@pytest.mark.parametrize("own_process", ["0", OWN_PROCESS])
 def test_what_failed_in_it_is_named(cfg: RunConfig, monkeypatch: pytest.MonkeyPatch, own_process: str) -> None:
     """vLLM says only that something did, and points to a log; an earlier engine's error in that log is not the cause."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)

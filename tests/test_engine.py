@@ -18,7 +18,7 @@ from rollout_ray.config import RunConfig
 from rollout_ray.engine_stats import EngineStats
 from rollout_ray.models import model_folder
 from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
-from tests.conftest import demo_rows
+from tests.conftest import OWN_PROCESS, demo_rows
 
 ARMS = [
     {"name": "greedy", "temperature": 0.0, "max_tokens": 200},
@@ -149,7 +149,7 @@ def test_an_equal_key_draws_an_equal_text(engine: tuple[Any, BackendInfo]) -> No
     assert [c.full_text for c in other[2:]] != [c.full_text for c in first[2:]]
 
 
-@pytest.mark.parametrize("own_process", ["0", "1"])
+@pytest.mark.parametrize("own_process", ["0", OWN_PROCESS])
 def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: str) -> None:
     """An interrupted run's requests are dropped while vLLM decodes them: by the next run, and by an update."""
     cfg = config()

@@ -27,7 +27,7 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.errors import ConfigError
 from rollout_ray.records import Question, RolloutRequest
 from tests.conftest import HANG_S, clean_environment, demo_rows, simulated_greedy
-from tests.test_collect import workers
+from tests.processes import servers, workers
 from tests.test_pool import await_that
 
 QUESTIONS = 30
@@ -47,7 +47,7 @@ class Run:
 
     def _server(self) -> psutil.Process | None:
         assert self.process.poll() is None, self.process.communicate()
-        found = [p for p in self.process.children() if "actors.engine_process" in " ".join(p.cmdline())]
+        found = servers(self.process)
         return found[0] if found else None
 
     def engines(self) -> list[psutil.Process]:
@@ -138,9 +138,9 @@ CFG = simulated_greedy(Path("unused"))
 
 def test_a_server_stays_until_its_engines_have_ended_and_takes_no_more() -> None:
     """As those of a pool on a cluster, which outlive the driver that started the server."""
-    others = set(psutil.Process().children())
+    others = set(servers(psutil.Process()))
     with forking({"OMP_NUM_THREADS": "1"}) as address:
-        (left,) = set(psutil.Process().children()) - others
+        (left,) = set(servers(psutil.Process())) - others
         engine = forked(address)
     assert fork_engine(order(), address) is None and not os.path.exists(os.path.dirname(address))
     assert engine.call("start").settings == {"backend": "simulated"}

@@ -20,8 +20,9 @@ from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory
 from rollout_ray.scorers import MOST_UNSCORED
 from rollout_ray.view import RunView
-from tests.conftest import demo_rows
-from tests.test_collect import When, keys, simulated, worker_pids
+from tests.conftest import OWN_PROCESS, demo_rows
+from tests.processes import worker_pids
+from tests.test_collect import When, keys, simulated
 
 
 def changed(cfg: RunConfig, **sections: dict[str, Any]) -> RunConfig:
@@ -83,7 +84,7 @@ def test_an_engine_that_never_has_enough_memory_says_so(tmp_path: Path, local_ra
         collect(demo_rows(2), simulated(tmp_path / "run", 2, sim_memory_seqs=1))
 
 
-@pytest.mark.parametrize("own_process", ["0", "1"])
+@pytest.mark.parametrize("own_process", ["0", OWN_PROCESS])
 def test_vllm_without_memory_is_tried_again_smaller(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, own_process: str
 ) -> None:

@@ -21,9 +21,10 @@ import ray
 from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
 from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
 from rollout_ray.records import sampling_seed
-from tests.conftest import ROOT, clean_environment, demo_rows
+from tests.conftest import OWN_PROCESS, ROOT, clean_environment, demo_rows
+from tests.processes import worker_pids
 from tests.test_checkpoints import checkpoint, cut, noisy
-from tests.test_collect import When, keys, simulated, trajectories, worker_pids
+from tests.test_collect import When, keys, simulated, trajectories
 
 T = TypeVar("T")
 
@@ -218,7 +219,7 @@ def demo_folder() -> str:
     return str(ROOT / "rollout_ray" / "demo_model")
 
 
-@pytest.mark.parametrize("own_process", ["0", "1"])
+@pytest.mark.parametrize("own_process", ["0", OWN_PROCESS])
 def test_vllm_draws_with_the_new_weights(
     folders: Callable[[], Path], tmp_path: Path, trained: str, fresh: list[str], own_process: str,
     local_ray: None, monkeypatch: pytest.MonkeyPatch,

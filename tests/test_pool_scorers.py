@@ -14,7 +14,8 @@ from rollout_ray import RolloutPool
 from rollout_ray.grading import Grader
 from rollout_ray.records import Question, Trajectory
 from tests.conftest import demo_rows
-from tests.test_collect import simulated, trajectories, worker_pids
+from tests.processes import worker_pids
+from tests.test_collect import simulated, trajectories
 from tests.test_pool import assert_whole, at, await_that, events
 
 

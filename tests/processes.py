@@ -1,0 +1,35 @@
+"""The processes that a run starts, found by their command lines."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import psutil
+
+
+def children(of: psutil.Process, words: str, *, recursive: bool = False) -> list[psutil.Process]:
+    """Those whose command line holds these words; one that ends meanwhile is none."""
+    found = []
+    for process in of.children(recursive=recursive):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while not (command := process.cmdline()):  # it is just being given its program
+                time.sleep(0.001)
+            if words in " ".join(command):
+                found.append(process)
+    return found
+
+
+def servers(of: psutil.Process) -> list[psutil.Process]:
+    """The servers of engines' processes that this process has started."""
+    return children(of, "actors.engine_process")
+
+
+def workers(of: psutil.Process, *names: str) -> list[psutil.Process]:
+    """Ray workers of that process's own Ray that show one of `names`, an actor's class or its own name, as their title."""
+    return [worker for name in names for worker in children(of, f"ray::{name}", recursive=True)]
+
+
+def worker_pids(name: str) -> list[int]:
+    """Ray workers of this process's own Ray that show the actor class `name` as their title."""
+    return [process.pid for process in workers(psutil.Process(), name)]
