@@ -27,12 +27,12 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog
-from rollout_ray.models import model_folder
 from rollout_ray.records import Arm, RolloutRequest
 from rollout_ray.redaction import without_secrets
 from rollout_ray.slots import Slot, end, reason_of, was_killed
 from rollout_ray.tenancy import Found, Tenancy
 from rollout_ray.view import EngineView
+from rollout_ray.weights import holding, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Fleet:
             options |= self._tenancy.options(slot.name)
             leash, note = self._tenancy.leash, self._tenancy.note
         forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
-        cfg = _holding(self._smaller(slot) if slot.shrunk else self._cfg, self.policy)
+        cfg = holding(self._smaller(slot) if slot.shrunk else self._cfg, self.policy)
         slot.log = f"{self._logs}/{slot.name}.log" if self._logs else None
         slot.actor = (
             ray.remote(EngineActor)
@@ -301,9 +301,9 @@ class Fleet:
         return [slot.name for slot in told]
 
     def move_left(self) -> list[str]:
-        """Starts the engines that have left, with nothing in hand any more, elsewhere; returns the names of those
-        that had begun."""
-        moved = [s for s in self.slots.values() if s.leaving and s.call is None]
+        """Starts the engines that have left, with nothing in hand or unread any more, elsewhere; returns the names of
+        those that had begun."""
+        moved = [s for s in self.slots.values() if s.leaving and s.call is None and not s.payloads]
         names = [slot.name for slot in moved if slot.begun]
         for slot in moved:
             end(slot)
@@ -329,55 +329,23 @@ class Fleet:
         """
         began = time.monotonic()
         try:
-            loaded, words = self._load_everywhere(policy)
+            loaded, failed = load_weights(list(self.slots.values()), policy, self._cfg.resources.engine_hang_seconds)
         except BaseException:
             # Which engines hold which weights is not known now.
             for slot in self.slots.values():
                 end(slot)
             raise
-        if words and not loaded:
-            raise EngineError(f"no engine could load the weights in {policy.path}: {words}; the old weights stay in use")
+        for slot, error in failed:
+            self._note("engine_died", engine=slot.name, started=slot.started, error=reason_of(error))
+            end(slot)
+        refused = [reason_of(error) for _, error in failed if not isinstance(error, ray.exceptions.RayActorError)]
+        if refused and not loaded:
+            raise EngineError(
+                f"no engine could load the weights in {policy.path}: {refused[-1]}; the old weights stay in use"
+            )
         self.policy = policy
         seconds = time.monotonic() - began
         self._note(
             "weights_updated", path=policy.path, policy_version=policy.version, engines=loaded, seconds=round(seconds, 3)
         )
         return seconds
-
-    def _load_everywhere(self, policy: Policy) -> tuple[int, str]:
-        """How many engines have loaded the weights, and why another could not, if one said so. Those that have not are
-        ended."""
-        starts = [slot.call for slot in self.slots.values() if not slot.started and slot.call is not None]
-        if starts:
-            ray.wait(starts, num_returns=len(starts))
-        calls = {slot.actor.update_weights.remote(policy): slot for slot in self.slots.values() if slot.actor is not None}
-        if calls:
-            ray.wait(list(calls), num_returns=len(calls), timeout=self._cfg.resources.engine_hang_seconds)
-        loaded, words = 0, ""
-        for call, slot in calls.items():
-            try:
-                ray.get(call, timeout=0)
-                loaded += 1
-            except ray.exceptions.RayError as error:
-                cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-                if not isinstance(error, ray.exceptions.RayActorError):
-                    words = reason_of(cause)
-                self._note("engine_died", engine=slot.name, started=slot.started, error=reason_of(cause))
-                end(slot)
-        return loaded, words
-
-
-def _holding(cfg: RunConfig, policy: Policy) -> RunConfig:
-    """The config of an engine that starts with these weights; tokenizer, config and defaults stay the first model's, as
-    in engines whose weights were updated."""
-    if not policy.version:
-        return cfg
-    first = model_folder(cfg.model.model_path)
-    model = {"model_path": policy.path, "tokenizer_path": cfg.model.tokenizer_path or first}
-    extra = {"hf_config_path": first, **cfg.engine.extra}
-    return cfg.model_copy(
-        update={
-            "model": cfg.model.model_copy(update=model),
-            "engine": cfg.engine.model_copy(update={"extra": extra}),
-        }
-    )
