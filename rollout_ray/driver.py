@@ -186,6 +186,7 @@ class _Session:
             self._scheduler.add_engine(slot.name, answer.max_num_seqs)
             most = 2 * len(self._fleet.slots) * answer.max_num_seqs
             self._scorers.most_unscored = max(self._scorers.most_unscored, most)
+            self._scorers.engines = len(self._fleet.slots)
             self.view.engines[slot.name].places = answer.max_num_seqs
             self._fleet.begun(slot, answer)
             if self.view.generation_began is None:
@@ -234,13 +235,16 @@ class _Session:
 
     def _scorer_answered(self, scorer: Scorer, call: Any) -> None:
         receipt, lost = self._scorers.answered(scorer, call)
-        if lost:  # they are drawn again
-            self.view.generated_draws -= sum(map(len, lost))
-            self._scheduler.put_back(lost)
+        self._draw_again(lost)
         if receipt and receipt.committed:
             self.view.committed += len(receipt.committed)
             self.view.summary.combine(receipt.summary)
             self._warn_early()
+
+    def _draw_again(self, lost: Sequence[RolloutRequest]) -> None:
+        if lost:
+            self.view.generated_draws -= sum(map(len, lost))
+            self._scheduler.put_back(lost)
 
     def _warn_early(self) -> None:
         for text in self._early.news(self.view.summary):
@@ -254,6 +258,8 @@ class _Session:
         if slot.begun:
             for request in self._scheduler.remove_engine(slot.name):
                 self._set_aside(request, reason_of(error))
+        self._draw_again(self._scorers.lose(slot.payloads))
+        slot.payloads.clear()
         self._fleet.died(slot, error)
 
     def _set_aside(self, request: RolloutRequest, reason: str) -> None:
@@ -272,8 +278,8 @@ class _Session:
     def save(self) -> None:
         """Commits every question that is complete, after an interrupt."""
         for scorer in self._scorers.lanes():
-            for call in list(scorer.calls):
-                self._scorer_answered(scorer, call)
+            while scorer.calls:
+                self._scorer_answered(scorer, next(iter(scorer.calls)))
             self.view.committed += self._scorers.save(scorer)
 
     def stopped(self, *, spent: bool) -> Interrupted:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import ray
@@ -28,17 +29,21 @@ from rollout_ray.slots import reason_of
 log = logging.getLogger(__name__)
 
 MOST_UNSCORED = 4096  # draws; or twice what the engines decode at once, where that is more
+# Calls to a scorer at a time, for each engine: enough that it always has one to go on with, and no more, since Ray holds it
+# for a second with every payload that was lost.
+CALLS = 4
 
 
 @dataclass
 class Scorer:
-    """One scoring actor. `payloads` maps a payload to its requests that are not committed yet; `calls` maps a call in
-    flight to its payload and draws (None and 0 where it has none); `unscored` counts the draws of all calls in flight;
-    `deaths` those of its lane since something was committed."""
+    """One scoring actor. `payloads` maps a payload to its requests that are not committed yet; `unsent` those of them that
+    are still to be passed on, in that order, to their draws; `calls` a call in flight to its payload and draws (None and 0
+    where it has none); `unscored` counts the draws of both; `deaths` those of its lane since something was committed."""
 
     lane: int
     actor: Any
     payloads: dict[Any, list[RolloutRequest]] = field(default_factory=dict)
+    unsent: dict[Any, int] = field(default_factory=dict)
     calls: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     unscored: int = 0
     deaths: int = 0
@@ -89,7 +94,7 @@ class Scorers:
     ) -> None:
         self._cfg, self._arms, self._run, self._events, self._placement = cfg, arms, run, events, placement
         self._idle = idle if cfg.scoring.reward is None else None  # the user's function may be another by the next run
-        self.most_unscored = MOST_UNSCORED
+        self.most_unscored, self.engines = MOST_UNSCORED, 1
         self._scorers = [self._start(lane) for lane in range(lanes)]
 
     def _start(self, lane: int, deaths: int = 0) -> Scorer:
@@ -119,15 +124,33 @@ class Scorers:
 
     def unread(self) -> set[Any]:
         """The payloads that a scorer may still have to fetch from the engine that made them."""
-        return {payload for scorer in self._scorers for payload, _ in scorer.calls.values()}
+        sent = {payload for scorer in self._scorers for payload, _ in scorer.calls.values()}
+        return sent.union(*(scorer.unsent for scorer in self._scorers))
 
     def score(self, lane: int, payload: Any, requests: list[RolloutRequest]) -> None:
         """Passes a payload on, which is a reference to a list[Generated] of these requests."""
         scorer = self._scorers[lane]
         scorer.payloads[payload] = requests
-        draws = sum(map(len, requests))
-        scorer.unscored += draws
-        scorer.calls[scorer.actor.score.remote(payload, frozenset(r.ordinal for r in requests))] = payload, draws
+        scorer.unsent[payload] = sum(map(len, requests))
+        scorer.unscored += scorer.unsent[payload]
+        self._send(scorer)
+
+    def _send(self, scorer: Scorer) -> None:
+        for payload in list(islice(scorer.unsent, max(0, CALLS * self.engines - len(scorer.calls)))):
+            ordinals = frozenset(request.ordinal for request in scorer.payloads[payload])
+            scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, scorer.unsent.pop(payload)
+
+    def lose(self, payloads: Set[Any]) -> list[RolloutRequest]:
+        """The requests of those payloads that are not passed on yet, and are not going to be: the engine that made them
+        has ended. A scorer may have read the others."""
+        lost: list[RolloutRequest] = []
+        for scorer in self._scorers:
+            for payload in [unsent for unsent in scorer.unsent if unsent in payloads]:
+                scorer.unscored -= scorer.unsent.pop(payload)
+                lost += scorer.payloads.pop(payload)
+        if lost:
+            self._events.write("payload_lost", draws=sum(map(len, lost)), error="the engine ended before they were read")
+        return lost
 
     def flush(self) -> None:
         """Has every scorer commit what is complete."""
@@ -157,14 +180,16 @@ class Scorers:
         except RayError as error:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, ObjectLostError):
                 raise _as_rollout_error(error) from error
-            lost = tuple(scorer.payloads.pop(payload, ()))
+            answer = Answer(lost=tuple(scorer.payloads.pop(payload, ())))
             self._events.write("payload_lost", draws=draws, error=type(error).__name__)
-            return Answer(lost=lost)
-        scorer.waiting, scorer.last_receipt = receipt.waiting, time.monotonic()
-        if receipt.committed:
-            scorer.deaths = 0
-            _forget(scorer, frozenset(receipt.committed))
-        return Answer(receipt)
+        else:
+            answer = Answer(receipt)
+            scorer.waiting, scorer.last_receipt = receipt.waiting, time.monotonic()
+            if receipt.committed:
+                scorer.deaths = 0
+                _forget(scorer, frozenset(receipt.committed))
+        self._send(scorer)
+        return answer
 
     def _died(self, scorer: Scorer, error: Exception) -> None:
         """A new scorer gets every payload that holds an uncommitted question."""
@@ -180,6 +205,7 @@ class Scorers:
             )
         log.warning("scorer-%d died and is started again: %s", scorer.lane, reason)
         self._scorers[scorer.lane] = self._start(scorer.lane, scorer.deaths + 1)
+        scorer.unsent.clear()
         for payload, requests in scorer.payloads.items():
             self.score(scorer.lane, payload, requests)
 

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Several tests share the cores: an engine's thread that waits for another shall not spin meanwhile.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shell starts background commands with SIGINT ignored, and every child inherits that: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -97,7 +97,7 @@ def test_long_ones_first(tmp_path: Path, expected: dict[str, dict[str, Any]]) ->
 
 
 def test_a_slow_engine_gives_back_what_it_has_not_begun(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:
-    options = {"max_num_seqs": 256, "sim_tokens_per_second": 1.5e4, "sim_straggler": 4.0}
+    options = {"max_num_seqs": 256, "sim_tokens_per_second": 5e4, "sim_straggler": 4.0}
     rollouts = run_until(lambda r: given_back(r) > 0, tmp_path, 2, **options)
     assert rows_by_id(rollouts) == expected and verify(rollouts.run.uri).agrees
 
