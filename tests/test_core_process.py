@@ -57,6 +57,7 @@ def core() -> psutil.Process:
 
 
 def midway(action: Callable[[], None]) -> When:
+    """While the last draws of 60 questions still wait: an engine decodes those of 32 at once."""
     return When(lambda view: view.generated_draws >= 50, action)
 
 
@@ -66,8 +67,8 @@ def deaths(rollouts: Rollouts) -> list[str]:
 
 def test_one_that_was_killed_counts_as_dead(cfg: RunConfig) -> None:
     """vLLM itself would wait for ever."""
-    rollouts = collect(demo_rows(30), cfg, progress=midway(lambda: core().kill()))
-    assert_whole(rollouts, 240)
+    rollouts = collect(demo_rows(60), cfg, progress=midway(lambda: core().kill()))
+    assert_whole(rollouts, 480)
     (died,) = deaths(rollouts)
     assert "EngineCore" in died and "ended with exit code -9" in died
 
@@ -81,8 +82,8 @@ def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
         (actor,) = worker_pids("EngineActor")
         os.kill(actor, signal.SIGKILL)
 
-    rollouts = collect(demo_rows(30), cfg, progress=midway(kill_actor))
-    assert_whole(rollouts, 240)
+    rollouts = collect(demo_rows(60), cfg, progress=midway(kill_actor))
+    assert_whole(rollouts, 480)
     assert len(deaths(rollouts)) == 1 and len(left) == 2
     assert not psutil.wait_procs(left, timeout=HANG_S)[1]
 

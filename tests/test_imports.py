@@ -114,6 +114,7 @@ DRIVERS = {
     "scorers",
     "slots",
     "tenancy",
+    "weights",
     "__init__",
 }
 # Steps that work on weights: they import torch, transformers and peft when their command runs, but neither Ray nor vLLM.
@@ -194,6 +195,7 @@ def test_only_the_driver_talks_to_ray_in_the_package() -> None:
         "scorers",
         "slots",
         "tenancy",
+        "weights",
     }
 
 

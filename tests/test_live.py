@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ def test_the_view_fits_the_terminal_and_leaves_nothing_out_in_silence(width: int
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) < height and max(map(len, lines)) <= width
     text = "\n".join(lines)
-    assert "33%" in text and "2:00 min left" in text and "390/1,000 questions" in text and "3,000 queued" in text
+    assert re.search(r"2:0\d min left", text)  # a busy machine may take a second to get here
+    assert "33%" in text and "390/1,000 questions" in text and "3,000 queued" in text
     assert "arm-7" in text and "50.0%" in text and "score status: correct 1,160, incorrect 1,160" in text
     named = sum(f"engine-{i} " in text for i in range(engines))
     assert named == engines or f"{engines - named} more" in text
