@@ -127,7 +127,7 @@ class Elastic:
         the autoscaler ends those. Those that still wait for a node are not started any more."""
         now = time.monotonic()
         for slot in list(self._fleet.slots.values()):
-            idle = slot.begun and slot.call is None and not slot.payloads
+            idle = slot.begun and slot.empty
             if self._scheduler.pending or not (idle or not slot.placed):
                 self._idle_since.pop(slot.name, None)
             elif not slot.placed or now - self._idle_since.setdefault(slot.name, now) >= LET_GO_S:

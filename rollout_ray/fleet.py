@@ -303,7 +303,7 @@ class Fleet:
     def move_left(self) -> list[str]:
         """Starts the engines that have left, with nothing in hand or unread any more, elsewhere; returns the names of
         those that had begun."""
-        moved = [s for s in self.slots.values() if s.leaving and s.call is None and not s.payloads]
+        moved = [s for s in self.slots.values() if s.leaving and s.empty]
         names = [slot.name for slot in moved if slot.begun]
         for slot in moved:
             end(slot)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Set
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import ray
@@ -43,7 +43,7 @@ class Scorer:
     lane: int
     actor: Any
     payloads: dict[Any, list[RolloutRequest]] = field(default_factory=dict)
-    unsent: dict[Any, int] = field(default_factory=dict)
+    unsent: OrderedDict[Any, int] = field(default_factory=OrderedDict)
     calls: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     unscored: int = 0
     deaths: int = 0
@@ -136,9 +136,10 @@ class Scorers:
         self._send(scorer)
 
     def _send(self, scorer: Scorer) -> None:
-        for payload in list(islice(scorer.unsent, max(0, CALLS * self.engines - len(scorer.calls)))):
+        while scorer.unsent and len(scorer.calls) < CALLS * self.engines:
+            payload, draws = scorer.unsent.popitem(last=False)
             ordinals = frozenset(request.ordinal for request in scorer.payloads[payload])
-            scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, scorer.unsent.pop(payload)
+            scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, draws
 
     def lose(self, payloads: Set[Any]) -> list[RolloutRequest]:
         """The requests of those payloads that are not passed on yet, and are not going to be: the engine that made them

@@ -45,6 +45,11 @@ class Slot:
     asked_at: float = 0.0
     progress_at: float = field(default_factory=time.monotonic)
 
+    @property
+    def empty(self) -> bool:
+        """Whether its engine has nothing in hand, and nothing that may be unread."""
+        return self.call is None and not self.payloads
+
 
 def end(slot: Slot) -> None:
     """Ends the slot's engine, where it has one."""

@@ -8,14 +8,14 @@ import time
 import psutil
 
 
-def children(of: psutil.Process, words: str, *, recursive: bool = False) -> list[psutil.Process]:
-    """Those whose command line holds these words; one that ends meanwhile is none."""
+def children(of: psutil.Process, *words: str, recursive: bool = False) -> list[psutil.Process]:
+    """Those whose command line holds one of these words; one that ends meanwhile is none."""
     found = []
     for process in of.children(recursive=recursive):
         with contextlib.suppress(psutil.NoSuchProcess):
             while not (command := process.cmdline()):  # it is just being given its program
                 time.sleep(0.001)
-            if words in " ".join(command):
+            if any(word in " ".join(command) for word in words):
                 found.append(process)
     return found
 
@@ -27,7 +27,7 @@ def servers(of: psutil.Process) -> list[psutil.Process]:
 
 def workers(of: psutil.Process, *names: str) -> list[psutil.Process]:
     """Ray workers of that process's own Ray that show one of `names`, an actor's class or its own name, as their title."""
-    return [worker for name in names for worker in children(of, f"ray::{name}", recursive=True)]
+    return children(of, *(f"ray::{name}" for name in names), recursive=True)
 
 
 def worker_pids(name: str) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -44,14 +43,17 @@ def under_way(engines: int, arms: int = 8) -> RunView:
 @pytest.mark.parametrize("width", [80, 140])
 @pytest.mark.parametrize("height", [24, 50])
 @pytest.mark.parametrize("engines", [1, 16, 1000])
-def test_the_view_fits_the_terminal_and_leaves_nothing_out_in_silence(width: int, height: int, engines: int) -> None:
+def test_the_view_fits_the_terminal_and_leaves_nothing_out_in_silence(
+    width: int, height: int, engines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)  # a busy machine may take a second to get to the end
     console = Console(width=width, height=height, file=io.StringIO(), force_terminal=True, color_system=None)
     console.print(Screen(under_way(engines)))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) < height and max(map(len, lines)) <= width
     text = "\n".join(lines)
-    assert re.search(r"2:0\d min left", text)  # a busy machine may take a second to get here
-    assert "33%" in text and "390/1,000 questions" in text and "3,000 queued" in text
+    assert "33%" in text and "2:00 min left" in text and "390/1,000 questions" in text and "3,000 queued" in text
     assert "arm-7" in text and "50.0%" in text and "score status: correct 1,160, incorrect 1,160" in text
     named = sum(f"engine-{i} " in text for i in range(engines))
     assert named == engines or f"{engines - named} more" in text
