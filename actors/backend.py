@@ -31,7 +31,8 @@ class Finished:
 @dataclass(frozen=True)
 class BackendInfo:
     """What a backend settled on at its start; `phases` are the seconds of its parts, in their order, and `node` is the
-    Ray id of the machine that it runs on."""
+    Ray id of the machine that it runs on. `core_apart`: what decodes has a process of its own, and does not wait for what
+    feeds it."""
 
     max_num_seqs: int
     import_seconds: float
@@ -39,6 +40,7 @@ class BackendInfo:
     phases: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     node: str = ""
+    core_apart: bool = False
 
 
 class Backend(Protocol):

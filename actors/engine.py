@@ -37,14 +37,17 @@ def eighth(max_num_seqs: int) -> int:
     return max(1, max_num_seqs // 8)
 
 
-def room(max_num_seqs: int, held: int, waiting: int, short: bool) -> int:
+def room(info: BackendInfo, held: int, waiting: int, short: bool) -> int:
     """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
-    at once and an eighth more, so that a freed place never waits for us. While it is `short` of KV cache it is kept an
-    eighth ahead of what it does decode. The rest stays in the inbox, from where it can be given back. No more than an
-    eighth comes between two steps: the second would wait for it."""
-    ahead = eighth(max_num_seqs)
-    free = ahead - waiting if short else max_num_seqs + ahead - held
-    return min(max(0, free), ahead)
+    at once and an eighth more, so that a freed place never waits for us, and no more than an eighth between two steps: the
+    second would wait for it. One whose core is apart hears of freed places steps later, and of all at once where draws have
+    one length: it is kept half a batch ahead, and does not wait for what it is given. While it is `short` of KV cache it is
+    kept an eighth ahead of what it does decode. The rest stays in the inbox."""
+    ahead = few = eighth(info.max_num_seqs)
+    if info.core_apart and not short:
+        ahead = max(few, info.max_num_seqs // 2)
+    free = max(0, ahead - waiting if short else info.max_num_seqs + ahead - held)
+    return free if info.core_apart else min(free, few)
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ class Engine:
 
     def _loop(self) -> None:
         backend = self._ready()
-        most, stats = backend.info().max_num_seqs, backend.stats()
+        info, stats = backend.info(), backend.stats()
         held: dict[str, None] = {}  # keys that the backend has, the last one given last, all of run number `current`
         current = 0
         try:
@@ -247,7 +250,7 @@ class Engine:
                     self._idle.busy()
                     run = self._pieces.run
                     has = len(held) if run == current else 0
-                    free = room(most, has, stats.waiting, has > 0 and stats.short_of_memory)
+                    free = room(info, has, stats.waiting, has > 0 and stats.short_of_memory)
                     new = self._pieces.take(free)
                     recalled, self._recalled = self._recalled, 0
                 if run != current:

@@ -59,6 +59,7 @@ class VllmBackend:
             from vllm import SamplingParams
             from vllm import exceptions as vllm_exceptions
             from vllm.engine.arg_utils import EngineArgs
+            from vllm.envs import enable_envs_cache
             from vllm.lora.request import LoRARequest
             from vllm.sampling_params import RequestOutputKind
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -78,6 +79,7 @@ class VllmBackend:
         configured = time.perf_counter()
         self._stats = VllmStats(arguments["max_num_seqs"])
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=self._stats.loggers())
+        enable_envs_cache()  # for this process too: vLLM reads a variable with every token that it counts
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
@@ -87,6 +89,7 @@ class VllmBackend:
         self._vllm_decodes = True
         self._info = BackendInfo(
             max_num_seqs=arguments["max_num_seqs"],
+            core_apart=has_own_process(gpus),
             import_seconds=imported - began,
             load_seconds=time.perf_counter() - imported,
             phases={"import": imported - began, "config": configured - imported, **self._worker_phases(arguments)},

@@ -1,7 +1,7 @@
 """Decides which engine gets which draws next. Pure: no clock, no Ray; the driver and a simulation both drive it.
 
 Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete.
-An engine is kept supplied by credit (1.25 x its max_num_seqs unfinished) and never holds more than its share, by speed,
+An engine is kept supplied by credit (1.5 x its max_num_seqs unfinished) and never holds more than its share, by speed,
 of all that is still to be decoded anywhere, nor takes more than that part of what is pending at once; so hand-outs
 shrink with the queue, engines end together, and a question with many draws is split rather than left to one. Once
 nothing is pending, an engine beyond its share gives back what it has not begun. Credit and share count what is still to
@@ -19,7 +19,9 @@ from dataclasses import dataclass, field, replace
 
 from rollout_ray.records import Question, RolloutRequest
 
-CREDIT = 1.25  # unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once
+# Unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once. Draws of one length end
+# together, within a few steps: with a quarter ahead places stood empty until the driver had answered.
+CREDIT = 1.5
 MOST_SUSPECTS = 1024  # that an engine gets at once
 SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.backend import BackendInfo
 from actors.engine import room
 from actors.vllm_stats import VllmStats
 from rollout_ray import Rollouts, RunConfig, collect
@@ -148,10 +149,21 @@ def test_the_start_of_ray_is_part_of_starting(tmp_path: Path) -> None:
 
 
 def test_a_backend_is_given_an_eighth_more_than_it_decodes() -> None:
-    assert room(64, held=0, waiting=0, short=False) == 8  # no more at a time
-    assert room(64, held=66, waiting=0, short=False) == 6 and room(64, held=80, waiting=16, short=False) == 0
-    # With KV cache for 20 it keeps 8 waiting; the rest can be given back to others.
-    assert room(64, held=25, waiting=5, short=True) == 3 and room(64, held=72, waiting=52, short=True) == 0
+    info = BackendInfo(64, 0.0, 0.0)
+    assert room(info, held=0, waiting=0, short=False) == 8  # no more at a time
+    assert room(info, held=66, waiting=0, short=False) == 6 and room(info, held=80, waiting=16, short=False) == 0
+
+
+def test_one_whose_core_is_apart_is_given_half_a_batch_more_and_at_once() -> None:
+    info = BackendInfo(64, 0.0, 0.0, core_apart=True)
+    assert room(info, held=0, waiting=0, short=False) == 96
+    assert room(info, held=90, waiting=26, short=False) == 6 and room(info, held=96, waiting=32, short=False) == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_backend_with_kv_cache_for_twenty_keeps_eight_waiting(apart: bool) -> None:
+    info = BackendInfo(64, 0.0, 0.0, core_apart=apart)
+    assert room(info, held=25, waiting=5, short=True) == 3 and room(info, held=72, waiting=52, short=True) == 0
 
 
 def test_a_kv_cache_that_is_too_small_is_named_and_most_of_the_work_stays_outside_of_vllm(

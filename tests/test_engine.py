@@ -31,9 +31,9 @@ def config(**sections: Any) -> RunConfig:
     return RunConfig.model_validate({"arms": {"arm_list": ARMS}, "engine": {"max_model_len": 512}, **sections})
 
 
-def start(cfg: RunConfig, name: str = "engine-0") -> Any:
-    actor = ray.remote(EngineActor).options(num_cpus=1)
-    return actor.remote(name, cfg, 0, 1, {"VLLM_LOGGING_LEVEL": "ERROR"})
+def start(cfg: RunConfig, name: str = "engine-0", own_process: str = "0") -> Any:
+    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": own_process}
+    return ray.remote(EngineActor).options(num_cpus=1).remote(name, cfg, 0, 1, environment)
 
 
 def ready(actor: Any, cfg: RunConfig) -> BackendInfo:
@@ -153,8 +153,7 @@ def test_an_equal_key_draws_an_equal_text(engine: tuple[Any, BackendInfo]) -> No
 def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: str) -> None:
     """An interrupted run's requests are dropped while vLLM decodes them: by the next run, and by an update."""
     cfg = config()
-    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": own_process}
-    actor = ray.remote(EngineActor).options(num_cpus=1).remote("engine-0", cfg, 0, 1, environment)
+    actor = start(cfg, own_process=own_process)
     ready(actor, cfg)
     questions = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(40))]
     expected = exchange_all(actor, [request(0, questions[0], cfg)])[0]
@@ -268,9 +267,9 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
         assert [c.draw for c in generated.completions] == list(range(generated.request.stop))
 
 
-@pytest.mark.parametrize("backend", ["simulated", "vllm"])
-def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, backend: str) -> None:
-    """The backend holds an eighth more than it decodes at once."""
+@pytest.mark.parametrize(("backend", "own_process"), [("simulated", "0"), ("vllm", "0"), ("vllm", OWN_PROCESS)])
+def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, backend: str, own_process: str) -> None:
+    """The backend holds an eighth more than it decodes at once, and half a batch more where its core is apart."""
     cfg = config(
         arms={"arm_list": [{"name": "long", "samples": 5, "max_tokens": 300}]},
         engine={
@@ -282,10 +281,10 @@ def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, b
         },
         sampling={"ignore_eos": True},
     )
-    actor = start(cfg)
+    actor = start(cfg, own_process=own_process)
     ready(actor, cfg)
     requests = [request(i, Question(f"q{i}", row["prompt"], None), cfg) for i, row in enumerate(demo_rows(8))]
-    answer = ray.get(actor.exchange.remote(requests, 1.0, 0.0))
+    answer = ray.get(actor.exchange.remote(requests, 0.1, 0.0))
     while answer.stats.running < 16:
         assert answer.unfinished == 40
         answer = ray.get(actor.exchange.remote([], 0.1, 0.0))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from actors.backend import BackendInfo
 from actors.engine import room
 from rollout_ray.fleet import COALESCE_S, HEARTBEAT_S
 from rollout_ray.questions import TURNS
@@ -93,6 +94,7 @@ class _Engine:
         self.wait_s = HEARTBEAT_S
         self._most_running, self._many = work.most_running, max(1, work.places // 8)
         self._places, self._given = work.places, 0  # draws that the backend has been given and has not ended
+        self._info = BackendInfo(work.places, 0.0, 0.0, core_apart=True)
         self._position = 0.0  # steps since the start
         self._waiting: deque[tuple[int, list[int]]] = deque()  # (tokens, piece as [ordinal, first, stop, unfinished])
         self._running: list[tuple[float, list[int]]] = []  # (the step at which it ends, piece): a heap
@@ -161,7 +163,7 @@ class _Engine:
     def _begin(self) -> None:
         waiting = self._given - len(self._running)
         short = waiting > 0 and self._most_running < self._places
-        self._given += min(room(self._places, self._given, waiting, short), self.unfinished - self._given)
+        self._given += min(room(self._info, self._given, waiting, short), self.unfinished - self._given)
         while self._waiting and len(self._running) < self._most_running:
             tokens, piece = self._waiting.popleft()
             heapq.heappush(self._running, (self._position + tokens, piece))
