@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollout_ray.auth import MODE, check_token, has_token
 from rollout_ray.config_sources import load_config
 from rollout_ray.errors import ConfigError, RolloutError
 from rollout_ray.redaction import shown, without_secrets
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RolloutError as error:
         print(f"submit: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
-    ray = "RAY_AUTH_MODE=token ray job" if os.environ.get("RAY_AUTH_MODE") == "token" else "ray job"
+    ray = "RAY_AUTH_MODE=token ray job" if os.environ.get(MODE) == "token" else "ray job"
     where = f"--address {shlex.quote(own.address)}"
     print(f"submitted {job}\n  {ray} logs {where} --follow {job}\n  {ray} stop {where} {job}", flush=True)
     if own.no_wait:
@@ -98,10 +99,9 @@ def job_environment(names: Sequence[str]) -> dict[str, str]:
 
 def connect(address: str) -> JobSubmissionClient:
     """Raises RolloutError where no cluster answers, or it refuses the client."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(
-        os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported: it reads it then
+    check_token()
+    if has_token():
+        os.environ.setdefault(MODE, "token")  # before Ray is imported: it reads it then
     from ray.job_submission import JobSubmissionClient
 
     try:

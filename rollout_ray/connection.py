@@ -15,8 +15,10 @@ from contextlib import contextmanager
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import Config  # type: ignore[attr-defined]
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]
 
+from rollout_ray.auth import MODE, check_token, has_token
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import RolloutError
 from rollout_ray.models import cluster_address
@@ -42,8 +44,9 @@ def connected(cfg: RunConfig) -> Iterator[None]:
 def _connect(address: str | None) -> None:
     if address:
         _check_reachable(address)
-        if _has_token() and "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "token"
+        check_token()
+        if MODE not in os.environ and has_token() and _wants_token(address):
+            os.environ[MODE] = "token"
             Config.initialize("")  # Ray has read the environment when it was imported
     on_sigterm = signal.getsignal(signal.SIGTERM)
     reachable = ray_constants.ENABLE_RAY_CLUSTER
@@ -84,6 +87,27 @@ def _check_reachable(address: str) -> None:
         raise RolloutError(f"no Ray cluster answers at {address}: {error}; check --ray_address") from error
 
 
-def _has_token() -> bool:
-    default = os.path.expanduser("~/.ray/auth_token")
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.environ.get("RAY_AUTH_TOKEN_PATH", default)))
+def _wants_token(address: str) -> bool:
+    """Whether the cluster refuses a client without its token. One that asks for none must be given none: its processes
+    could not call ours, and every actor would die before it began."""
+    if address.startswith("ray://"):
+        return True
+    try:
+        with _stderr_closed():
+            GcsClient(address=canonicalize_bootstrap_address(address))
+    except ray.exceptions.AuthenticationError:
+        return True
+    return False
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """For what Ray says of a refusal that is expected: it writes past Python."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -29,6 +29,7 @@ PURE: dict[str, set[str]] = {
     "latex": set(),
     "answers": {"normal_form"},
     "demo_questions": set(),
+    "auth": {"errors"},
     "models": {"config", "errors"},
     "model_size": {"checkpoints", "config", "models"},
     "hardware": {"arms", "config", "errors", "model_size"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ from rollout_ray.prepare import prepare_demo
 from tests.conftest import AWAIT_JOB_AGENT, clean_environment, free_port, run_alone
 
 SCRIPT = """
-ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
+export RAY_AUTH_TOKEN_PATH={logs}/token
+RAY_AUTH_MODE=token ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
 submit() {{
     ray job submit --working-dir . -- python -m rollout_ray.run --dataset {data} --output_dir {out} --replicas 2
@@ -23,18 +25,27 @@ export RAY_AUTH_MODE=token
 submit >{logs}/job.log 2>&1; echo $? >{logs}/job.code
 ray job submit --working-dir . --no-wait --submission-id stopped -- \\
     python -m rollout_ray.run --dataset {data} --output_dir {out}-stopped --backend simulated \\
-    --sim_tokens_per_second 1000 --flush_seconds 0.5 >/dev/null 2>&1
+    --sim_tokens_per_second 1000 --sim_mean_tokens 20 --flush_seconds 0.5 >/dev/null 2>&1
 for _ in $(seq 300); do ls {out}-stopped/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
 ray job stop stopped >{logs}/stop.log 2>&1
 ray job logs stopped >{logs}/stopped.log 2>&1
-env -u RAY_AUTH_MODE python -m rollout_ray.run --ray_address 127.0.0.1:{gcs} --dataset {data} --output_dir {out}-client \\
-    --backend simulated >{logs}/client.log 2>&1; echo $? >{logs}/client.code
+client() {{
+    python -m rollout_ray.run --ray_address 127.0.0.1:{gcs} --dataset {data} --output_dir {out}-$1 --limit 4 --quiet \\
+        --backend simulated --sim_mean_tokens 20 >{logs}/$1.log 2>&1; echo $? >{logs}/$1.code
+}}
+RAY_AUTH_TOKEN_PATH={logs}/none client tokenless
+unset RAY_AUTH_MODE
+client client
+ray stop >/dev/null 2>&1
+RAY_AUTH_MODE=disabled ray start --head --port={gcs} --include-dashboard=false --num-cpus=2 >>{logs}/head.log 2>&1 || exit 9
+client open
 ray stop >/dev/null 2>&1
 """
 
 
 def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path: Path) -> None:
     prepare_demo(40, 1, tmp_path / "q.parquet")
+    (tmp_path / "token").write_text(secrets.token_hex(32))
     script = SCRIPT.format(
         gcs=free_port(),
         dashboard=free_port(),
@@ -44,7 +55,8 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
         logs=tmp_path,
     )
     run_alone(script, checkout, clean_environment())
-    logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("head", "refused", "job", "stopped", "client")}
+    names = ("head", "refused", "job", "stopped", "tokenless", "client", "open")
+    logs = {name: (tmp_path / f"{name}.log").read_text() for name in names}
     assert (tmp_path / "refused.code").read_text().strip() != "0", "a client without the token must be refused"
     assert "oken" in logs["refused"]
     assert (tmp_path / "job.code").read_text().strip() == "0", logs["job"]
@@ -57,22 +69,27 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
     assert "the same command goes on from there" in logs["stopped"]
     assert not (tmp_path / "run-stopped" / "merged.parquet").exists()
     assert os.listdir(tmp_path / "run-stopped" / "parts")
-    assert (tmp_path / "client.code").read_text().strip() == "0", logs["client"]
+    assert "RAY_AUTH_MODE is token and there is none here" in logs["tokenless"]
+    assert (tmp_path / "tokenless.code").read_text().strip() == "1"
+    for client in ("client", "open"):  # a client with a token of a head that asks for it, and of one that asks for none
+        assert (tmp_path / f"{client}.code").read_text().strip() == "0", logs[client]
+        assert "Unauthenticated" not in logs[client]
 
 
 SUBMITTED = """
-ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
+export RAY_AUTH_TOKEN_PATH={logs}/token
+RAY_AUTH_MODE=token ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
-submit() {{ python -m jobs.submit jobs/demo.yaml --dataset {data} --backend simulated "$@"; }}
+submit() {{ python -m jobs.submit jobs/demo.yaml --dataset {data} --backend simulated --sim_mean_tokens 20 "$@"; }}
 submit --output_dir {out}-resumed --no-wait --sim_tokens_per_second 1000 --flush_seconds 0.5 >{logs}/first.log 2>&1
 for _ in $(seq 300); do ls {out}-resumed/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
 eval "$(grep -o 'RAY_AUTH_MODE=token ray job stop .*' {logs}/first.log)" >{logs}/stop.log 2>&1
 submit --output_dir {out}-resumed >{logs}/second.log 2>&1; echo $? >{logs}/second.code
 submit --output_dir {out}-refused --tensor_parallel_size 8 --backend vllm >{logs}/refused.log 2>&1
 echo $? >{logs}/refused.code
-submit --output_dir {out}-left --sim_tokens_per_second 5000 >{logs}/left.log 2>&1 & submitter=$!
-for _ in $(seq 300); do grep -q 'questions committed' {logs}/left.log && break; sleep 0.2; done
-kill -9 $submitter
+submit --output_dir {out}-left --sim_tokens_per_second 2000 >{logs}/left.log 2>&1 & submitter=$!
+for _ in $(seq 300); do grep -q 'trajectories (' {logs}/left.log && break; sleep 0.2; done
+kill -9 $submitter; echo $? >{logs}/left.code
 for _ in $(seq 300); do ls {out}-left/merged.parquet >/dev/null 2>&1 && break; sleep 0.2; done
 ray stop >/dev/null 2>&1
 """
@@ -81,12 +98,13 @@ ray stop >/dev/null 2>&1
 def test_a_submitted_job_is_followed_stopped_and_outlives_its_submitter(checkout: Path, tmp_path: Path) -> None:
     """The token is found without a variable; the exit code is the run's; a stopped job goes on where it was."""
     prepare_demo(40, 1, tmp_path / "q.parquet")
+    (tmp_path / "token").write_text(secrets.token_hex(32))
     places = {"data": tmp_path / "q.parquet", "out": tmp_path / "run", "logs": tmp_path}
     script = SUBMITTED.format(gcs=free_port(), dashboard=free_port(), **places)
     run_alone(script, checkout, clean_environment())
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("first", "stop", "second", "refused", "left")}
-    codes = {name: (tmp_path / f"{name}.code").read_text().strip() for name in ("second", "refused")}
-    assert codes == {"second": "0", "refused": "4"}, logs
+    codes = {name: (tmp_path / f"{name}.code").read_text().strip() for name in ("second", "refused", "left")}
+    assert codes == {"second": "0", "refused": "4", "left": "0"}, logs
     assert "40 questions, 320 trajectories" in logs["second"] and "SUCCEEDED" in logs["second"]
     assert "tensor_parallel_size 8 needs GPUs and the machines at hand have none" in logs["refused"]
     told = RunDirectory(str(tmp_path / "run-resumed")).events()

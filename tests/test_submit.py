@@ -61,6 +61,15 @@ def test_secrets_do_not_go_into_a_jobs_environment(monkeypatch: pytest.MonkeyPat
         job_environment(["NOT_SET_AT_ALL"])
 
 
+def test_a_token_that_is_asked_for_must_be_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert main(["--working-dir", str(ROOT), str(ROOT / "jobs" / "gsm8k_abel_7b.yaml")]) == 1
+    assert capsys.readouterr().err.startswith("submit: RAY_AUTH_MODE is token and there is none here; put the head's")
+
+
 def test_without_a_cluster_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     address = f"http://127.0.0.1:{free_port()}"
