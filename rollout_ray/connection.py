@@ -62,7 +62,8 @@ def _connect(address: str | None) -> None:
         )
     except ConnectionError as error:
         raise RolloutError(
-            f"the Ray cluster at {address} takes no client: {error}. Check that the head's token is in ~/.ray/auth_token"
+            f"the Ray cluster at {address} takes no client: {str(error).rstrip('.')}; check that it is up, and that the "
+            "head's token is in ~/.ray/auth_token"
         ) from error
     except Exception as error:
         if address or type(error) is not Exception:  # Ray gives its own node 30 s, and says so with a bare Exception
@@ -97,6 +98,8 @@ def _wants_token(address: str) -> bool:
             GcsClient(address=canonicalize_bootstrap_address(address))
     except ray.exceptions.AuthenticationError:
         return True
+    except ConnectionError:  # there is none, as is said when it is connected to
+        return False
     return False
 
 
