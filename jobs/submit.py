@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RolloutError as error:
         print(f"submit: {shown(str(error))}", file=sys.stderr)
         return error.exit_code
-    ray = "RAY_AUTH_MODE=token ray job" if os.environ.get(MODE) == "token" else "ray job"
+    ray = f"{MODE}=token ray job" if os.environ.get(MODE) == "token" else "ray job"
     where = f"--address {shlex.quote(own.address)}"
     print(f"submitted {job}\n  {ray} logs {where} --follow {job}\n  {ray} stop {where} {job}", flush=True)
     if own.no_wait:

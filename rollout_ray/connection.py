@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray._private import ray_constants
@@ -94,12 +94,10 @@ def _wants_token(address: str) -> bool:
     if address.startswith("ray://"):
         return True
     try:
-        with _stderr_closed():
+        with suppress(ConnectionError), _stderr_closed():  # where there is none is said when it is connected to
             GcsClient(address=canonicalize_bootstrap_address(address))
     except ray.exceptions.AuthenticationError:
         return True
-    except ConnectionError:  # there is none, as is said when it is connected to
-        return False
     return False
 
 

@@ -12,10 +12,13 @@ from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo
 from tests.conftest import AWAIT_JOB_AGENT, clean_environment, free_port, run_alone
 
-SCRIPT = """
+HEAD = """
 export RAY_AUTH_TOKEN_PATH={logs}/token
 RAY_AUTH_MODE=token ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
+"""
+
+SCRIPT = """
 submit() {{
     ray job submit --working-dir . -- python -m rollout_ray.run --dataset {data} --output_dir {out} --replicas 2
 }}
@@ -46,7 +49,7 @@ ray stop >/dev/null 2>&1
 def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path: Path) -> None:
     prepare_demo(40, 1, tmp_path / "q.parquet")
     (tmp_path / "token").write_text(secrets.token_hex(32))
-    script = SCRIPT.format(
+    script = (HEAD + SCRIPT).format(
         gcs=free_port(),
         dashboard=free_port(),
         await_agent=AWAIT_JOB_AGENT,
@@ -77,9 +80,6 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
 
 
 SUBMITTED = """
-export RAY_AUTH_TOKEN_PATH={logs}/token
-RAY_AUTH_MODE=token ray start --head --port={gcs} --dashboard-port={dashboard} --num-cpus=2 >{logs}/head.log 2>&1 || exit 9
-export RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}
 submit() {{ python -m jobs.submit jobs/demo.yaml --dataset {data} --backend simulated --sim_mean_tokens 20 "$@"; }}
 submit --output_dir {out}-resumed --no-wait --sim_tokens_per_second 1000 --flush_seconds 0.5 >{logs}/first.log 2>&1
 for _ in $(seq 300); do ls {out}-resumed/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
@@ -100,7 +100,7 @@ def test_a_submitted_job_is_followed_stopped_and_outlives_its_submitter(checkout
     prepare_demo(40, 1, tmp_path / "q.parquet")
     (tmp_path / "token").write_text(secrets.token_hex(32))
     places = {"data": tmp_path / "q.parquet", "out": tmp_path / "run", "logs": tmp_path}
-    script = SUBMITTED.format(gcs=free_port(), dashboard=free_port(), **places)
+    script = (HEAD + SUBMITTED).format(gcs=free_port(), dashboard=free_port(), **places)
     run_alone(script, checkout, clean_environment())
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in ("first", "stop", "second", "refused", "left")}
     codes = {name: (tmp_path / f"{name}.code").read_text().strip() for name in ("second", "refused", "left")}

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.backend import BackendInfo
-from actors.engine import room
+from actors.engine import eighth, room
 from rollout_ray.fleet import COALESCE_S, HEARTBEAT_S
 from rollout_ray.questions import TURNS
 from rollout_ray.records import Question
@@ -92,8 +92,8 @@ class _Engine:
         self.returned: list[Cut] = []
         self.finished_since = 0
         self.wait_s = HEARTBEAT_S
-        self._most_running, self._many = work.most_running, max(1, work.places // 8)
-        self._places, self._given = work.places, 0  # draws that the backend has been given and has not ended
+        self._most_running, self._many = work.most_running, eighth(work.places)
+        self._given = 0  # draws that the backend has been given and has not ended
         self._info = BackendInfo(work.places, 0.0, 0.0, core_apart=True)
         self._position = 0.0  # steps since the start
         self._waiting: deque[tuple[int, list[int]]] = deque()  # (tokens, piece as [ordinal, first, stop, unfinished])
@@ -162,7 +162,7 @@ class _Engine:
 
     def _begin(self) -> None:
         waiting = self._given - len(self._running)
-        short = waiting > 0 and self._most_running < self._places
+        short = waiting > 0 and self._most_running < self._info.max_num_seqs
         self._given += min(room(self._info, self._given, waiting, short), self.unfinished - self._given)
         while self._waiting and len(self._running) < self._most_running:
             tokens, piece = self._waiting.popleft()
