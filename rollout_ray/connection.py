@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 import ray
 from ray._private import ray_constants
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 
 from rollout_ray.auth import MODE, check_token, has_token
 from rollout_ray.config import RunConfig
@@ -34,20 +34,23 @@ def connected(cfg: RunConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(cluster_address(cfg))
+    mode = os.environ.get(MODE)
     try:
+        _connect(cluster_address(cfg))
         yield
     finally:
         ray.shutdown()
+        _set_auth_mode(mode)  # a local Ray would leave its own, which the next cluster need not have
 
 
 def _connect(address: str | None) -> None:
     if address:
         _check_reachable(address)
         check_token()
-        if MODE not in os.environ and has_token() and _wants_token(address):
-            os.environ[MODE] = "token"
-            Config.initialize("")  # Ray has read the environment when it was imported
+        if has_token() and os.environ.get(MODE) != "disabled":
+            _set_auth_mode(None)
+            if _wants_token(address):
+                _set_auth_mode("token")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     reachable = ray_constants.ENABLE_RAY_CLUSTER
     try:
@@ -86,6 +89,18 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise RolloutError(f"no Ray cluster answers at {address}: {error}; check --ray_address") from error
+
+
+def _set_auth_mode(mode: str | None) -> None:
+    """None: no token is used, and Ray may choose otherwise for a cluster that it starts."""
+    if mode == os.environ.get(MODE):
+        return
+    if mode is None:
+        del os.environ[MODE]
+    else:
+        os.environ[MODE] = mode
+    Config.initialize("")  # Ray has read the environment when it was imported
+    AuthenticationTokenLoader.instance().reset_cache()  # and keeps a token that it has used
 
 
 def _wants_token(address: str) -> bool:

@@ -41,7 +41,22 @@ unset RAY_AUTH_MODE
 client client
 ray stop >/dev/null 2>&1
 RAY_AUTH_MODE=disabled ray start --head --port={gcs} --include-dashboard=false --num-cpus=2 >>{logs}/head.log 2>&1 || exit 9
-client open
+python - >{logs}/open.log 2>&1 <<'PYTHON'; echo $? >{logs}/open.code
+import os
+from rollout_ray import RunConfig, collect
+
+def run(name, address):
+    engine = {{"backend": "simulated", "simulated": {{"sim_mean_tokens": 20}}}}
+    config = {{"engine": engine, "data": {{"limit": 4}}, "output": {{"output_dir": "{out}-" + name}}}}
+    collect("{data}", RunConfig.model_validate(config | {{"resources": {{"replicas": 1, "ray_address": address}}}}))
+
+run("local", None)
+assert "RAY_AUTH_MODE" not in os.environ
+run("open", "127.0.0.1:{gcs}")
+os.environ["RAY_AUTH_MODE"] = "token"
+run("told", "127.0.0.1:{gcs}")
+assert os.environ["RAY_AUTH_MODE"] == "token"
+PYTHON
 ray stop >/dev/null 2>&1
 """
 
@@ -74,7 +89,7 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
     assert os.listdir(tmp_path / "run-stopped" / "parts")
     assert "RAY_AUTH_MODE is token and there is none here" in logs["tokenless"]
     assert (tmp_path / "tokenless.code").read_text().strip() == "1"
-    for client in ("client", "open"):  # a client with a token of a head that asks for it, and of one that asks for none
+    for client in ("client", "open"):  # of a head that asks for a token, and of one that asks for none
         assert (tmp_path / f"{client}.code").read_text().strip() == "0", logs[client]
         assert "Unauthenticated" not in logs[client]
 
