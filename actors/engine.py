@@ -41,11 +41,10 @@ def room(info: BackendInfo, held: int, waiting: int, short: bool) -> int:
     """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
     at once and an eighth more, so that a freed place never waits for us, and no more than an eighth between two steps: the
     second would wait for it. One whose core is apart hears of freed places steps later, and of all at once where draws have
-    one length: it is kept half a batch ahead, and does not wait for what it is given. While it is `short` of KV cache it is
+    one length: it is kept a batch ahead, and does not wait for what it is given. While it is `short` of KV cache it is
     kept an eighth ahead of what it does decode. The rest stays in the inbox."""
-    ahead = few = eighth(info.max_num_seqs)
-    if info.core_apart and not short:
-        ahead = max(few, info.max_num_seqs // 2)
+    few = eighth(info.max_num_seqs)
+    ahead = info.max_num_seqs if info.core_apart and not short else few
     free = max(0, ahead - waiting if short else info.max_num_seqs + ahead - held)
     return free if info.core_apart else min(free, few)
 

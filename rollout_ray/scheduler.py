@@ -1,12 +1,12 @@
 """Decides which engine gets which draws next. Pure: no clock, no Ray; the driver and a simulation both drive it.
 
 Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete.
-An engine is kept supplied by credit (1.5 x its max_num_seqs unfinished) and never holds more than its share, by speed,
-of all that is still to be decoded anywhere, nor takes more than that part of what is pending at once; so hand-outs
-shrink with the queue, engines end together, and a question with many draws is split rather than left to one. Once
-nothing is pending, an engine beyond its share gives back what it has not begun. Credit and share count what is still to
-be decoded, not what is still to be delivered: a question waits for its longest draw, and an engine that were refilled
-only then would idle half of its places on long-tailed lengths.
+An engine is kept supplied by credit (2 x its max_num_seqs unfinished) and never holds more than its share, by speed, of
+all that is still to be decoded anywhere, nor takes more than that part of what is pending at once; so hand-outs shrink
+with the queue, engines end together, and a question with many draws is split rather than left to one. Once nothing is
+pending, or as soon as it is known to be slow, an engine beyond its share gives back what it has not begun. Credit and
+share count what is still to be decoded, not what is still to be delivered: a question waits for its longest draw, and an
+engine that were refilled only then would idle half of its places on long-tailed lengths.
 Every call costs a time that depends on the pieces that it moves and not on the number of engines.
 """
 
@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, replace
 from rollout_ray.records import Question, RolloutRequest
 
 # Unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once. Draws of one length end
-# together, within a few steps: with a quarter ahead places stood empty until the driver had answered.
-CREDIT = 1.5
+# together, within a few steps, and what replaces them takes the driver and the tokenizer a third of a second: with half a
+# batch ahead places stood empty meanwhile.
+CREDIT = 2
+SLOW = 0.75  # of the engines' mean speed; equal ones measure closer to it
 MOST_SUSPECTS = 1024  # that an engine gets at once
 SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
 
@@ -100,7 +102,7 @@ class Scheduler:
         engine.tells(unfinished, now)
         self._count_speed(engine, 1)
         self._decodes(engine, unfinished)
-        credit = math.ceil(CREDIT * engine.max_num_seqs) - unfinished
+        credit = CREDIT * engine.max_num_seqs - unfinished
         share = self._share(engine) if unfinished else max(self._share(engine), SMALLEST_SLICE)
         wanted = min(credit, share - unfinished)
         left = min(wanted, self._part(engine)) if unfinished else wanted
@@ -134,7 +136,7 @@ class Scheduler:
         """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share."""
         engine = self._engines[name]
         excess = engine.unfinished - self._share(engine)
-        return excess if excess >= SMALLEST_SLICE and not self.pending else 0
+        return excess if excess >= SMALLEST_SLICE and (not self.pending or self._is_slow(engine)) else 0
 
     def give_back(self, name: str, cuts: Iterable[Cut]) -> int:
         """Engine `name` has given back, unbegun, the draws of these pieces from the given one on; returns how many.
@@ -159,6 +161,9 @@ class Scheduler:
         if engine.speed is not None:
             self._known += sign
             self._known_speed += sign * engine.speed
+
+    def _is_slow(self, engine: _Engine) -> bool:
+        return engine.speed is not None and engine.speed * self._known < SLOW * self._known_speed
 
     def _share(self, engine: _Engine) -> int:
         """Draws of all that is still to be decoded that the engine can do while the others do theirs."""

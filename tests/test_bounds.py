@@ -154,10 +154,10 @@ def test_a_backend_is_given_an_eighth_more_than_it_decodes() -> None:
     assert room(info, held=66, waiting=0, short=False) == 6 and room(info, held=80, waiting=16, short=False) == 0
 
 
-def test_one_whose_core_is_apart_is_given_half_a_batch_more_and_at_once() -> None:
+def test_one_whose_core_is_apart_is_given_a_batch_more_and_at_once() -> None:
     info = BackendInfo(64, 0.0, 0.0, core_apart=True)
-    assert room(info, held=0, waiting=0, short=False) == 96
-    assert room(info, held=90, waiting=26, short=False) == 6 and room(info, held=96, waiting=32, short=False) == 0
+    assert room(info, held=0, waiting=0, short=False) == 128
+    assert room(info, held=122, waiting=58, short=False) == 6 and room(info, held=128, waiting=64, short=False) == 0
 
 
 @pytest.mark.parametrize("apart", [False, True])

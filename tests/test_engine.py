@@ -269,7 +269,7 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
 
 @pytest.mark.parametrize(("backend", "own_process"), [("simulated", "0"), ("vllm", "0"), ("vllm", OWN_PROCESS)])
 def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, backend: str, own_process: str) -> None:
-    """The backend holds an eighth more than it decodes at once, and half a batch more where its core is apart."""
+    """The backend holds an eighth more than it decodes at once, and a batch more where its core is apart."""
     cfg = config(
         arms={"arm_list": [{"name": "long", "samples": 5, "max_tokens": 300}]},
         engine={

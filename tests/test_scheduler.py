@@ -81,14 +81,14 @@ def test_an_engine_holds_no_more_than_its_credit_and_one_question() -> None:
     scheduler = make(1000, 8)
     scheduler.add_engine("e", 64)
     assert 64 * CREDIT <= sum(map(len, scheduler.assign("e", 0, 0.0))) < 64 * CREDIT + 8
-    assert scheduler.assign("e", 96, 0.0) == []
+    assert scheduler.assign("e", 64 * CREDIT, 0.0) == []
 
 
 def test_an_engine_is_resupplied_as_it_finishes_draws_though_no_piece_is_complete() -> None:
     scheduler = make(1000, 8)
     scheduler.add_engine("e", 64)
     scheduler.assign("e", 0, 0.0)
-    assert [len(p) for p in scheduler.assign("e", 96 - 9, 0.0)] == [8, 8]
+    assert [len(p) for p in scheduler.assign("e", 64 * CREDIT - 9, 0.0)] == [8, 8]
 
 
 def test_the_first_engine_ready_leaves_the_others_their_share() -> None:
@@ -151,9 +151,9 @@ def test_a_suspect_goes_out_beside_fresh_questions_and_may_be_acquitted() -> Non
     scheduler.remove_engine("e")
     scheduler.add_engine("e", 16)
     handed = scheduler.assign("e", 0, 0.0)
-    assert [p.ordinal in first for p in handed] == [True, False, False]
+    assert [p.ordinal in first for p in handed] == [True, False, False, False]
     scheduler.complete("e", [(handed[0].ordinal, 0)])
-    assert [p.ordinal in first for p in scheduler.assign("e", 16, 0.0)] == [True]
+    assert [p.ordinal in first for p in scheduler.assign("e", 16, 0.0)] == [True, True]
 
 
 def test_pieces_of_one_question_on_one_engine_see_one_death() -> None:
@@ -218,10 +218,10 @@ def test_an_engine_that_others_have_overtaken_gives_back_what_it_holds_beyond_it
         scheduler.assign(name, 0, 0.0)
     while scheduler.pending:
         scheduler.assign("fast", 40, 1.0)
-    scheduler.assign("fast", 96, 1.0)
-    assert scheduler.recall("slow") == 0  # it holds 96, and the two of them 192 or more
+    scheduler.assign("fast", 128, 1.0)
+    assert scheduler.recall("slow") == 0  # it holds 128, and the two of them 256
     scheduler.assign("fast", 0, 2.0)
-    assert scheduler.recall("slow") == 48
+    assert scheduler.recall("slow") == 64
 
 
 def test_what_is_given_back_goes_to_another_engine_and_the_rest_is_delivered_under_its_own_key() -> None:
@@ -249,9 +249,29 @@ def test_a_slow_engine_stops_getting_more_before_the_others_do() -> None:
     assert scheduler.pending == 0 and slow_last < fast_last
 
 
+def test_what_a_slow_engine_has_not_begun_goes_to_the_others_while_there_is_more() -> None:
+    scheduler = make(125, 8, expected_engines=2)
+    held = {name: sum(map(len, ready(scheduler, name))) for name in ("slow", "fast")}
+    assert held == {"slow": 128, "fast": 128}
+    recalled = Counter[str]()
+    for second in range(1, 20):
+        for name, ended in (("slow", 8), ("fast", 64)):
+            held[name] -= ended
+            held[name] += sum(map(len, scheduler.assign(name, held[name], second)))
+            recalled[name] += scheduler.recall(name)
+        if recalled.total():
+            break
+    assert scheduler.pending and recalled["slow"] and not recalled["fast"]
+
+
+def ready(scheduler: Scheduler, name: str) -> list[RolloutRequest]:
+    scheduler.add_engine(name, 64)
+    return scheduler.assign(name, 0, 0.0)
+
+
 def test_the_first_engine_to_end_a_batch_leaves_the_others_their_part_of_the_rest() -> None:
     """The other's draws have ended as well by then; it has only not said so yet."""
-    scheduler = make(500, 8, expected_engines=2)
+    scheduler = make(600, 8, expected_engines=2)
     held = dict.fromkeys(("first", "second"), 0)
 
     def ask(name: str) -> int:
@@ -261,13 +281,13 @@ def test_the_first_engine_to_end_a_batch_leaves_the_others_their_part_of_the_res
 
     for name in held:
         scheduler.add_engine(name, 1024)
-        assert ask(name) == 1536 and not scheduler.asks_soon(name)
+        assert ask(name) == 2048 and not scheduler.asks_soon(name)
     held = dict.fromkeys(held, 512)  # both have ended what they decoded
-    assert ask("first") == (4000 - 2 * 1536) / 2
+    assert ask("first") == (4800 - 2 * 2048) / 2
     assert scheduler.asks_soon("first")
     while scheduler.pending:
         assert ask("second") + ask("first")
-    assert held == {"first": 976, "second": 976}
+    assert held == {"first": 864, "second": 864}
     assert not any(map(scheduler.asks_soon, held))
 
 
@@ -278,8 +298,8 @@ def test_engines_whose_draws_end_together_get_equal_parts(scenario: str) -> None
     assert outcome.idle < 0.03
 
 
-def mean_of(scenario: str) -> Outcome:
-    return mean([simulate(SCENARIOS[scenario], seed=seed) for seed in range(3)])
+def mean_of(scenario: str, seeds: int = 3) -> Outcome:
+    return mean([simulate(SCENARIOS[scenario], seed=seed) for seed in range(seeds)])
 
 
 @pytest.mark.parametrize(
@@ -288,7 +308,7 @@ def mean_of(scenario: str) -> Outcome:
     ids=lambda work: f"{work.questions}x{work.draws} on {work.engines}",
 )
 def test_no_place_is_free_while_work_is_pending(work: Workload) -> None:
-    assert simulate(work).unused < 0.01
+    assert mean([simulate(work, seed=seed) for seed in range(3)]).unused < 0.015
 
 
 @pytest.mark.parametrize("scenario", ["500 x 8", "30 x 64"])
@@ -299,7 +319,7 @@ def test_what_fits_into_the_engines_is_begun_at_once_and_evenly(scenario: str) -
 
 
 def test_a_slow_engine_does_not_hold_the_others_up_for_long() -> None:
-    assert mean_of("long tail, one at half speed").idle < 0.17  # with equal shares 0.2
+    assert mean_of("long tail, one at half speed", seeds=8).idle < 0.21  # with equal shares 0.24
 
 
 def test_what_a_slow_engine_has_not_begun_is_done_by_the_others() -> None:
