@@ -63,8 +63,6 @@ class VllmBackend:
             from vllm.lora.request import LoRARequest
             from vllm.sampling_params import RequestOutputKind
             from vllm.v1.engine.llm_engine import LLMEngine
-        # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
-        sys.setswitchinterval(0.001)
         if has_own_process(gpus) and sys.platform == "linux":
             end_cores_with_this_process()
         imported = time.perf_counter()
@@ -79,6 +77,9 @@ class VllmBackend:
         configured = time.perf_counter()
         self._stats = VllmStats(arguments["max_num_seqs"])
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=self._stats.loggers())
+        # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
+        # Set only now: the processes that vLLM has forked keep what they would have without us.
+        sys.setswitchinterval(0.001)
         enable_envs_cache()  # for this process too: vLLM reads a variable with every token that it counts
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
