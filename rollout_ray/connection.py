@@ -37,9 +37,11 @@ def connected(cfg: RunConfig) -> Iterator[None]:
     mode = os.environ.get(MODE)
     try:
         _connect(cluster_address(cfg))
-        yield
+        try:
+            yield
+        finally:
+            ray.shutdown()
     finally:
-        ray.shutdown()
         _set_auth_mode(mode)  # a local Ray would leave its own, which the next cluster need not have
 
 
