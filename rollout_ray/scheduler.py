@@ -23,7 +23,7 @@ from rollout_ray.records import Question, RolloutRequest
 # together, within a few steps, and what replaces them takes the driver and the tokenizer a third of a second: with half a
 # batch ahead places stood empty meanwhile.
 CREDIT = 2
-SLOW = 0.75  # of the engines' mean speed; equal ones measure closer to it
+SLOW = 0.75  # of the engines' mean speed; equal ones of a thousand places measure within an eighth of it
 MOST_SUSPECTS = 1024  # that an engine gets at once
 SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
 
@@ -133,10 +133,12 @@ class Scheduler:
         return self._engines[name].asks_soon
 
     def recall(self, name: str) -> int:
-        """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share."""
+        """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share, once
+        nothing is pending or where it is slow."""
         engine = self._engines[name]
         excess = engine.unfinished - self._share(engine)
-        return excess if excess >= SMALLEST_SLICE and (not self.pending or self._is_slow(engine)) else 0
+        due = not self.pending or self._relative_speed(engine) < SLOW
+        return excess if due and excess >= SMALLEST_SLICE else 0
 
     def give_back(self, name: str, cuts: Iterable[Cut]) -> int:
         """Engine `name` has given back, unbegun, the draws of these pieces from the given one on; returns how many.
@@ -162,9 +164,6 @@ class Scheduler:
             self._known += sign
             self._known_speed += sign * engine.speed
 
-    def _is_slow(self, engine: _Engine) -> bool:
-        return engine.speed is not None and engine.speed * self._known < SLOW * self._known_speed
-
     def _share(self, engine: _Engine) -> int:
         """Draws of all that is still to be decoded that the engine can do while the others do theirs."""
         return math.ceil((self.pending + self._unfinished) * self._fraction(engine))
@@ -176,11 +175,12 @@ class Scheduler:
         return max(SMALLEST_SLICE, math.ceil(self.pending * self._fraction(engine)))
 
     def _fraction(self, engine: _Engine) -> float:
-        """The engine's part of all engines' speed. One whose speed is not known, or that is not there yet, counts as an
-        average one."""
-        engines = max(1, self.expected_engines, len(self._engines))
-        mean = self._known_speed / self._known if self._known else 1.0
-        return (mean if engine.speed is None else engine.speed) / (mean * engines)
+        """The engine's part of all engines' speed, those that are not there yet among them."""
+        return self._relative_speed(engine) / max(1, self.expected_engines, len(self._engines))
+
+    def _relative_speed(self, engine: _Engine) -> float:
+        """The engine's speed by the mean of those that are known. One whose speed is not known counts as an average one."""
+        return 1.0 if engine.speed is None else engine.speed / (self._known_speed / self._known)
 
     def complete(self, name: str, pieces: Iterable[PieceKey]) -> list[RolloutRequest]:
         """Engine `name` has delivered these pieces; returns what they were. Raises KeyError for one it does not hold."""
