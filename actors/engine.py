@@ -11,12 +11,11 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
 from actors.logs import Log, is_second_hand
@@ -51,8 +50,7 @@ def room(info: BackendInfo, held: int, waiting: int, short: bool) -> int:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What an engine hands over: the pieces it finished, and per lane their list[Generated] (from the actor, a reference to
-    it).
+    """What an engine tells of itself when it hands over: the pieces it finished.
 
     `returned` names pieces of which it gives draws back, and the first of them: the piece keeps those before it.
     `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces; `steps` counts all
@@ -61,7 +59,6 @@ class Exchange:
     """
 
     pieces: tuple[PieceKey, ...]
-    payloads: Mapping[int, Any]
     returned: tuple[Cut, ...]
     unfinished: int
     tokens: int
@@ -154,8 +151,11 @@ class Engine:
 
         return VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
 
-    def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0) -> Exchange:
-        """Takes on `requests`, gives back up to `recalled` draws that are not begun yet, and hands over finished pieces.
+    def exchange(
+        self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0
+    ) -> tuple[Exchange, dict[int, list[Generated]]]:
+        """Takes on `requests`, gives back up to `recalled` draws that are not begun yet, and hands over finished pieces,
+        by lane.
 
         Returns at once where it gives something back; else once a piece is finished and `coalesce_s` have passed (a
         short pause gathers many pieces into one hand-over), at once when an eighth of the batch is to be refilled or
@@ -187,15 +187,15 @@ class Engine:
         lanes: dict[int, list[Generated]] = defaultdict(list)
         for generated in done:
             lanes[generated.request.lane].append(generated)
-        return Exchange(
+        told = Exchange(
             pieces=tuple((g.request.ordinal, g.request.first) for g in done),
-            payloads=lanes,
             returned=returned,
             unfinished=unfinished,
             tokens=sum(c.num_tokens for g in done for c in g.completions),
             steps=steps,
             stats=stats,
         )
+        return told, dict(lanes)
 
     def _counted(self) -> EngineStats:
         """All that was counted since the start."""
@@ -256,7 +256,8 @@ class Engine:
                     backend.abort(list(held))
                     held.clear()
                     current = run
-                self._take_back(backend, held, min(recalled, stats.waiting))
+                # Of a core apart these are an earlier step's: what was taken back since is not waiting any more.
+                self._take_back(backend, held, min(recalled, stats.waiting, max(0, len(held) - stats.running)))
                 if not held and not new and self._task:
                     self._run_task()
                 held.update((draw.key, None) for draw in new if self._submit(backend, draw))

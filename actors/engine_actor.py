@@ -1,7 +1,7 @@
 """The engine actor: what Ray and the driver see of an engine (engine.py).
 
-Owns what an engine has to do with Ray: finished generations go into the object store for the scoring actors, and the driver
-gets references and counts; one of a named pool ends once no job uses it. The engine itself is in a process that has
+Owns what an engine has to do with Ray: finished generations are returned for the scoring actors, the driver reads counts
+only; one of a named pool ends once no job uses it. The engine itself is in a process that has
 imported vLLM already (engine_process.py), or here.
 """
 
@@ -24,7 +24,7 @@ from actors.vllm_arguments import environment as variables
 from actors.vllm_arguments import has_own_process
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
-from rollout_ray.records import Arm, RolloutRequest
+from rollout_ray.records import Arm, Generated, RolloutRequest
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,14 @@ class EngineActor:
         self._policy = policy
         return seconds
 
-    def exchange(self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0) -> Exchange:
-        """Engine.exchange, with references for payloads."""
-        import ray
+    def exchange(
+        self, lanes: int, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0
+    ) -> tuple[Exchange | list[Generated] | None, ...]:
+        """Engine.exchange, and then for each of `lanes` what it hands over, if that is anything: 1 + `lanes` returns.
 
-        answer: Exchange = self._call("exchange", requests, wait_s, coalesce_s, recalled)
-        return replace(answer, payloads={lane: ray.put(batch) for lane, batch in answer.payloads.items()})
+        They belong to the caller: what this actor would put into the store itself would be lost with it.
+        """
+        told: Exchange
+        done: dict[int, list[Generated]]
+        told, done = self._call("exchange", requests, wait_s, coalesce_s, recalled)
+        return told, *map(done.get, range(lanes))

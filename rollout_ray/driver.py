@@ -1,8 +1,8 @@
 """The driver's loop: keeps engines supplied and scorers fed until every question is committed.
 
 It decides what happens next, and leaves to fleet.py what becomes of an engine, to scorers.py what becomes of a scorer.
-It holds references, receipts and counters, never a generation.
-Invariant: a payload that is lost with its engine is drawn again.
+It handles references, receipts and counters, and reads no generation.
+Invariant: a payload that is lost with its node is drawn again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
@@ -116,7 +116,7 @@ class _Session:
         )  # fmt: skip
         self._next_look = 0.0
         self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
-        fleet.attach(cfg, arms, self.view.engines, events)
+        fleet.attach(cfg, arms, lanes, self.view.engines, events)
         self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent=idle is not None)
         self._scorers = Scorers(cfg, self._arms, run, events, placement, lanes, idle)
 
@@ -169,15 +169,19 @@ class _Session:
 
     def _engine_answered(self, slot: Slot) -> None:
         call, slot.call = slot.call, None
+        finished, slot.finished = slot.finished, []
         try:
             answer = ray.get(call)
-        except RayActorError as error:
-            self._engine_died(slot, error)
-            return
         except RayTaskError as error:
+            for payload in finished:  # each of them is that error, and Ray logs those that nobody read
+                with suppress(RayTaskError):
+                    ray.get(payload)
             if isinstance(error.cause, ConfigError):  # the engine is sound, and would say the same again
                 raise error.cause from error
             self._engine_died(slot, error.cause if isinstance(error.cause, Exception) else error)
+            return
+        except (RayActorError, ObjectLostError) as error:  # the latter where the answer was in the store of its node
+            self._engine_died(slot, error)
             return
         if isinstance(answer, BackendInfo) and not slot.started:
             self._fleet.started(slot, answer)
@@ -186,14 +190,13 @@ class _Session:
             self._scheduler.add_engine(slot.name, answer.max_num_seqs)
             most = 2 * len(self._fleet.slots) * answer.max_num_seqs
             self._scorers.most_unscored = max(self._scorers.most_unscored, most)
-            self._scorers.engines = len(self._fleet.slots)
             self.view.engines[slot.name].places = answer.max_num_seqs
             self._fleet.begun(slot, answer)
             if self.view.generation_began is None:
                 self.view.generation_began = time.monotonic()
         else:
             self._fleet.answered(slot, answer)
-            self._deliver(slot, answer)
+            self._deliver(slot, answer, finished)
         self._exchange(slot, unfinished=getattr(answer, "unfinished", 0))
         if slot.call is None:
             self._events.write("engine_idle", engine=slot.name, pending=self._scheduler.pending)
@@ -216,8 +219,8 @@ class _Session:
                 if slot.begun and slot.call is None:
                     self._exchange(slot, unfinished=0)
 
-    def _deliver(self, slot: Slot, exchange: Exchange) -> None:
-        """Takes back what an engine gives back, and passes its payloads on to the scorers of their lanes."""
+    def _deliver(self, slot: Slot, exchange: Exchange, finished: Sequence[Any]) -> None:
+        """Takes back what an engine gives back, and passes what it finished on to the scorers of their lanes."""
         if given_back := self._scheduler.give_back(slot.name, exchange.returned):
             self._events.write("given_back", engine=slot.name, draws=given_back)
         delivered = self._scheduler.complete(slot.name, exchange.pieces)
@@ -229,9 +232,10 @@ class _Session:
         self.view.generated_draws += draws
         if delivered:
             self.view.last_generated = time.monotonic()
-        slot.payloads.update(exchange.payloads.values())
-        for lane, payload in exchange.payloads.items():
-            self._scorers.score(lane, payload, [r for r in delivered if r.lane == lane])
+        for lane, payload in enumerate(finished):
+            if requests := [request for request in delivered if request.lane == lane]:
+                slot.payloads.add(payload)
+                self._scorers.score(lane, payload, requests)
 
     def _scorer_answered(self, scorer: Scorer, call: Any) -> None:
         receipt, lost = self._scorers.answered(scorer, call)
@@ -258,8 +262,6 @@ class _Session:
         if slot.begun:
             for request in self._scheduler.remove_engine(slot.name):
                 self._set_aside(request, reason_of(error))
-        self._draw_again(self._scorers.lose(slot.payloads))
-        slot.payloads.clear()
         self._fleet.died(slot, error)
 
     def _set_aside(self, request: RolloutRequest, reason: str) -> None:

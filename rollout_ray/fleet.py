@@ -62,6 +62,7 @@ class Fleet:
         self._cfg = cfg.model_copy(update={"engine": placement.engine})
         self.placement, self.policy, self._logs, self._tenancy = placement, policy, logs, tenancy
         self._arms: tuple[Arm, ...] = ()
+        self._lanes = 1
         self._run_cfg = cfg
         self._views: Mapping[str, EngineView] = {}
         self._events: EventLog | None = None
@@ -81,10 +82,12 @@ class Fleet:
 
     # Runs
 
-    def attach(self, cfg: RunConfig, arms: Sequence[Arm], views: Mapping[str, EngineView], events: EventLog) -> None:
-        """Serves this run from now on. Slots that stand empty are filled; the others' engines take the run up, whatever
-        they had in hand. Engines that died meanwhile are found out by that."""
-        self._run_cfg, self._arms, self._views, self._events = cfg, tuple(arms), views, events
+    def attach(
+        self, cfg: RunConfig, arms: Sequence[Arm], lanes: int, views: Mapping[str, EngineView], events: EventLog
+    ) -> None:
+        """Serves this run of so many lanes from now on. Slots that stand empty are filled; the others' engines take the
+        run up, whatever they had in hand. Engines that died meanwhile are found out by that."""
+        self._run_cfg, self._arms, self._lanes, self._views, self._events = cfg, tuple(arms), lanes, views, events
         self.deaths = 0
         for event, fields in self._news:
             events.write(event, **fields)
@@ -215,7 +218,8 @@ class Fleet:
         self._show(slot, "running" if unfinished else "idle", unfinished)
         if unfinished:
             wait_s = COALESCE_S if soon else HEARTBEAT_S
-            slot.call = slot.actor.exchange.remote(work, wait_s, COALESCE_S, recalled)
+            exchange = slot.actor.exchange.options(num_returns=1 + self._lanes)
+            slot.call, *slot.finished = exchange.remote(self._lanes, work, wait_s, COALESCE_S, recalled)
 
     def answered(self, slot: Slot, exchange: Exchange) -> None:
         """Notes whether the engine still decodes."""

@@ -1,7 +1,7 @@
 """The scoring actors of a session: what each of them holds, and what becomes of it when one dies.
 
-Owns the scorers and the calls to them. What a commit or a loss means for the run is driver.py's. It holds references,
-receipts and counters, never a generation.
+Owns the scorers and the calls to them. What a commit or a loss means for the run is driver.py's. It handles
+references, receipts and counters, and reads no generation.
 Invariant: a payload is kept until every question in it is committed, so that a scorer can be replaced.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -29,21 +28,17 @@ from rollout_ray.slots import reason_of
 log = logging.getLogger(__name__)
 
 MOST_UNSCORED = 4096  # draws; or twice what the engines decode at once, where that is more
-# Calls to a scorer at a time, for each engine: enough that it always has one to go on with, and no more, since Ray holds it
-# for a second with every payload that was lost.
-CALLS = 4
 
 
 @dataclass
 class Scorer:
-    """One scoring actor. `payloads` maps a payload to its requests that are not committed yet; `unsent` those of them that
-    are still to be passed on, in that order, to their draws; `calls` a call in flight to its payload and draws (None and 0
-    where it has none); `unscored` counts the draws of both; `deaths` those of its lane since something was committed."""
+    """One scoring actor. `payloads` maps a payload to its requests that are not committed yet; `calls` a call in flight to
+    its payload and draws (None and 0 where it has none); `unscored` counts those draws; `deaths` those of its lane since
+    something was committed."""
 
     lane: int
     actor: Any
     payloads: dict[Any, list[RolloutRequest]] = field(default_factory=dict)
-    unsent: OrderedDict[Any, int] = field(default_factory=OrderedDict)
     calls: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     unscored: int = 0
     deaths: int = 0
@@ -52,7 +47,7 @@ class Scorer:
 
 
 class Answer(NamedTuple):
-    """What came of a call: a receipt, or requests whose payload was lost with the engine that made it, or neither."""
+    """What came of a call: a receipt, or requests whose payload was lost with the node that held it, or neither."""
 
     receipt: Receipt | None = None
     lost: tuple[RolloutRequest, ...] = ()
@@ -94,7 +89,7 @@ class Scorers:
     ) -> None:
         self._cfg, self._arms, self._run, self._events, self._placement = cfg, arms, run, events, placement
         self._idle = idle if cfg.scoring.reward is None else None  # the user's function may be another by the next run
-        self.most_unscored, self.engines = MOST_UNSCORED, 1
+        self.most_unscored = MOST_UNSCORED
         self._scorers = [self._start(lane) for lane in range(lanes)]
 
     def _start(self, lane: int, deaths: int = 0) -> Scorer:
@@ -123,35 +118,17 @@ class Scorers:
         return {call: scorer for scorer in self._scorers for call in scorer.calls}
 
     def unread(self) -> set[Any]:
-        """The payloads that a scorer may still have to fetch from the engine that made them."""
-        sent = {payload for scorer in self._scorers for payload, _ in scorer.calls.values()}
-        return sent.union(*(scorer.unsent for scorer in self._scorers))
+        """The payloads that a scorer may still have to fetch from the node of the engine that made them."""
+        return {payload for scorer in self._scorers for payload, _ in scorer.calls.values()}
 
     def score(self, lane: int, payload: Any, requests: list[RolloutRequest]) -> None:
         """Passes a payload on, which is a reference to a list[Generated] of these requests."""
         scorer = self._scorers[lane]
         scorer.payloads[payload] = requests
-        scorer.unsent[payload] = sum(map(len, requests))
-        scorer.unscored += scorer.unsent[payload]
-        self._send(scorer)
-
-    def _send(self, scorer: Scorer) -> None:
-        while scorer.unsent and len(scorer.calls) < CALLS * self.engines:
-            payload, draws = scorer.unsent.popitem(last=False)
-            ordinals = frozenset(request.ordinal for request in scorer.payloads[payload])
-            scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, draws
-
-    def lose(self, payloads: Set[Any]) -> list[RolloutRequest]:
-        """The requests of those payloads that are not passed on yet, and are not going to be: the engine that made them
-        has ended. A scorer may have read the others."""
-        lost: list[RolloutRequest] = []
-        for scorer in self._scorers:
-            for payload in [unsent for unsent in scorer.unsent if unsent in payloads]:
-                scorer.unscored -= scorer.unsent.pop(payload)
-                lost += scorer.payloads.pop(payload)
-        if lost:
-            self._events.write("payload_lost", draws=sum(map(len, lost)), error="the engine ended before they were read")
-        return lost
+        draws = sum(map(len, requests))
+        scorer.unscored += draws
+        ordinals = frozenset(request.ordinal for request in requests)
+        scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, draws
 
     def flush(self) -> None:
         """Has every scorer commit what is complete."""
@@ -173,29 +150,26 @@ class Scorers:
         """
         payload, draws = scorer.calls.pop(call)
         scorer.unscored -= draws
+        if scorer is not self._scorers[scorer.lane]:
+            return Answer()  # it was replaced, and the other was asked all that it had not committed
         try:
             receipt: Receipt = ray.get(call)
-        except RayActorError as error:
+        except RayTaskError as error:
+            if not isinstance(error.cause, ObjectLostError):
+                raise _as_rollout_error(error) from error
+            self._events.write("payload_lost", draws=draws, error=type(error.cause).__name__)
+            return Answer(lost=tuple(scorer.payloads.pop(payload, ())))
+        except (RayActorError, ObjectLostError) as error:  # the latter where the receipt was in the store of its node
             self._died(scorer, error)
             return Answer()
-        except RayError as error:
-            if isinstance(error, RayTaskError) and not isinstance(error.cause, ObjectLostError):
-                raise _as_rollout_error(error) from error
-            answer = Answer(lost=tuple(scorer.payloads.pop(payload, ())))
-            self._events.write("payload_lost", draws=draws, error=type(error).__name__)
-        else:
-            answer = Answer(receipt)
-            scorer.waiting, scorer.last_receipt = receipt.waiting, time.monotonic()
-            if receipt.committed:
-                scorer.deaths = 0
-                _forget(scorer, frozenset(receipt.committed))
-        self._send(scorer)
-        return answer
+        scorer.waiting, scorer.last_receipt = receipt.waiting, time.monotonic()
+        if receipt.committed:
+            scorer.deaths = 0
+            _forget(scorer, frozenset(receipt.committed))
+        return Answer(receipt)
 
     def _died(self, scorer: Scorer, error: Exception) -> None:
         """A new scorer gets every payload that holds an uncommitted question."""
-        if scorer is not self._scorers[scorer.lane]:
-            return  # a second call of a scorer that was replaced already
         reason = reason_of(error)
         self._events.write("scorer_died", lane=scorer.lane, error=reason)
         ray.kill(scorer.actor)
@@ -206,7 +180,6 @@ class Scorers:
             )
         log.warning("scorer-%d died and is started again: %s", scorer.lane, reason)
         self._scorers[scorer.lane] = self._start(scorer.lane, scorer.deaths + 1)
-        scorer.unsent.clear()
         for payload, requests in scorer.payloads.items():
             self.score(scorer.lane, payload, requests)
 

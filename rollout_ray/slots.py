@@ -17,18 +17,20 @@ from actors.engine_process import EngineLost
 @dataclass
 class Slot:
     """One engine slot. `call` is its start, its taking up of the run, or its exchange in flight; None while it is idle.
+    `finished` is what an exchange in flight will hand over, by lane.
 
     `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
     started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
     `refused` is what its start raised, while it waits for another engine to show that starting is possible at all;
     `leaving` is set while its node is being drained; `placed` unless it waits for a node with room. `payloads` are those
-    that it has made and that may be unread; `asked_at` is when the engine was asked for.
+    that it has handed over and that may be unread; `asked_at` is when the engine was asked for.
     """
 
     name: str
     room: Any = None
     actor: Any = None
     call: Any = None
+    finished: list[Any] = field(default_factory=list)
     log: str | None = None
     started: bool = False
     begun: bool = False
@@ -60,7 +62,7 @@ def end(slot: Slot) -> None:
 
 def was_killed(error: Exception) -> bool:
     """Whether a process ended under the engine, as against an exception that it raised."""
-    return isinstance(error, (ray.exceptions.RayActorError, EngineLost, TimeoutError))
+    return isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, EngineLost, TimeoutError))
 
 
 def reason_of(error: Exception) -> str:

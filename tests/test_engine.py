@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.backend import BackendInfo
+from actors.engine import Exchange
 from actors.engine_actor import EngineActor
 from rollout_ray.arms import resolve_arms
 from rollout_ray.checkpoints import Policy
@@ -47,22 +48,27 @@ def request(ordinal: int, question: Question, cfg: RunConfig, lane: int = 0) -> 
     return RolloutRequest(ordinal, lane, question, 0, len(draws_of(resolve_arms(cfg))))
 
 
+def exchange(actor: Any, *arguments: Any, lanes: int = 1) -> tuple[Exchange, list[list[Generated]]]:
+    """What the engine tells, and what it hands over for each lane."""
+    told, *finished = ray.get(actor.exchange.options(num_returns=1 + lanes).remote(lanes, *arguments))
+    return told, [generated or [] for generated in finished]
+
+
 def exchange_all(
     actor: Any, requests: Sequence[RolloutRequest], stats: EngineStats | None = None
 ) -> dict[int, tuple[Completion, ...]]:
     """Gives the requests and exchanges until nothing is unfinished; completions by ordinal. Adds up `stats`."""
     found: dict[int, tuple[Completion, ...]] = {}
-    answer = ray.get(actor.exchange.remote(requests, 1.0, 0.05))
+    answer, finished = exchange(actor, requests, 1.0, 0.05)
     while True:
         if stats:
             stats.add(answer.stats)
-        for payload in answer.payloads.values():
-            generated: list[Generated] = ray.get(payload)
+        for generated in finished:
             assert {(g.request.ordinal, g.request.first) for g in generated} <= set(answer.pieces)
             found |= {g.request.ordinal: g.completions for g in generated}
         if not answer.unfinished:
             return found
-        answer = ray.get(actor.exchange.remote([], 1.0, 0.05))
+        answer, finished = exchange(actor, [], 1.0, 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,7 @@ def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: st
     assert_counted(actor, cfg)
     for update in (None, Policy(model_folder("demo"), "the same weights", 7)):
         left = [request(i, question, cfg) for i, question in enumerate(reversed(questions))]
-        assert ray.get(actor.exchange.remote(left, 0.0, 0.0)).unfinished > 0
+        assert exchange(actor, left, 0.0, 0.0)[0].unfinished > 0
         if update:
             assert ray.get(actor.update_weights.remote(update)) > 0
         ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
@@ -187,15 +193,15 @@ def assert_counted(actor: Any, cfg: RunConfig) -> None:
 def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> None:
     rows = demo_rows(4)
     requests = [request(i, Question(f"l{i}", row["prompt"], None), config(), lane=i % 2) for i, row in enumerate(rows)]
-    lanes: dict[int, set[int]] = {0: set(), 1: set()}
-    answer = ray.get(engine[0].exchange.remote(requests, 1.0, 0.05))
+    lanes: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    answer, finished = exchange(engine[0], requests, 1.0, 0.05, lanes=3)
     while True:
-        for lane, payload in answer.payloads.items():
-            lanes[lane] |= {g.request.ordinal for g in ray.get(payload)}
+        for lane, generated in enumerate(finished):
+            lanes[lane] |= {g.request.ordinal for g in generated}
         if not answer.unfinished:
             break
-        answer = ray.get(engine[0].exchange.remote([], 1.0, 0.05))
-    assert lanes == {0: {0, 2}, 1: {1, 3}}
+        answer, finished = exchange(engine[0], [], 1.0, 0.05, lanes=3)
+    assert lanes == {0: {0, 2}, 1: {1, 3}, 2: set()}
 
 
 def test_stop_strings_and_engine_extra(local_ray: None) -> None:
@@ -247,16 +253,16 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
     actor = start(cfg)
     ready(actor, cfg)
     requests = [request(i, q, cfg) for i, q in enumerate(questions)]
-    answer = ray.get(actor.exchange.remote(requests, 60.0, 60.0, 12))
+    answer, finished = exchange(actor, requests, 60.0, 60.0, 12)
     found: list[Generated] = []
     while True:
-        found += [g for payload in answer.payloads.values() for g in ray.get(payload)]
+        found += [g for generated in finished for g in generated]
         if answer.returned:
             cuts = dict(answer.returned)
             assert answer.unfinished <= 35 - 12
         if not answer.unfinished:
             break
-        answer = ray.get(actor.exchange.remote([], 1.0, 0.05, 0))
+        answer, finished = exchange(actor, [], 1.0, 0.05, 0)
     ray.kill(actor)
     assert cuts == {(7, 0): 0, (5, 0): 0, (4, 0): 3}
     assert {(g.request.ordinal, g.request.first, g.request.stop) for g in found} == {
@@ -284,17 +290,16 @@ def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, b
     actor = start(cfg, own_process=own_process)
     ready(actor, cfg)
     requests = [request(i, Question(f"q{i}", row["prompt"], None), cfg) for i, row in enumerate(demo_rows(8))]
-    answer = ray.get(actor.exchange.remote(requests, 0.1, 0.0))
+    answer, finished = exchange(actor, requests, 0.1, 0.0)
     while answer.stats.running < 16:
         assert answer.unfinished == 40
-        answer = ray.get(actor.exchange.remote([], 0.1, 0.0))
+        answer, finished = exchange(actor, [], 0.1, 0.0)
     stops = {(r.ordinal, r.first): r.stop for r in requests}
     pieces: dict[tuple[int, int], int] = {}
     while answer.unfinished:
-        answer = ray.get(actor.exchange.remote([], 1.0, 0.0, answer.unfinished))
+        answer, finished = exchange(actor, [], 1.0, 0.0, answer.unfinished)
         stops |= dict(answer.returned)
-        for payload in answer.payloads.values():
-            pieces |= {(g.request.ordinal, g.request.first): len(g.completions) for g in ray.get(payload)}
+        pieces |= {(g.request.ordinal, g.request.first): len(g.completions) for lane in finished for g in lane}
     ray.kill(actor)
     assert pieces == {piece: stop for piece, stop in stops.items() if stop}
     assert sum(stops.values()) == 16

@@ -166,10 +166,11 @@ def test_it_answers_as_an_engine_does(server: str) -> None:
     engine.call("begin", CFG, arms)
     requests = [RolloutRequest(i, 0, Question(f"q{i}", "how many", None), 0, 1) for i in range(5)]
     done: set[tuple[int, int]] = set()
-    answer: Exchange = engine.call("exchange", requests, 1.0, 0.0)
+    answer: Exchange
+    answer, finished = engine.call("exchange", requests, 1.0, 0.0)
     while answer.unfinished or answer.pieces:
-        done |= {(g.request.ordinal, g.request.first) for batch in answer.payloads.values() for g in batch}
-        answer = engine.call("exchange", [], 1.0, 0.0)
+        done |= {(g.request.ordinal, g.request.first) for batch in finished.values() for g in batch}
+        answer, finished = engine.call("exchange", [], 1.0, 0.0)
     assert done == {(i, 0) for i in range(5)}
 
 

@@ -79,11 +79,11 @@ def write_questions(path: Path, count: int) -> None:
 class Cluster:
     """A head and some raylets on this machine; a raylet that was killed is followed by a new one."""
 
-    def __init__(self, raylets: int, cpus: int) -> None:
+    def __init__(self, raylets: int, cpus: int, *head: str) -> None:
+        """`head`: further words for the head's `ray start`."""
         self.address, self._cpus, self._hosts = f"127.0.0.1:{free_port()}", cpus, 1
-        self._start(
-            "127.0.0.1", "--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"
-        )
+        port = self.address.rpartition(":")[2]
+        self._start("127.0.0.1", "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", *head)
         for _ in range(raylets):
             self.add()
 

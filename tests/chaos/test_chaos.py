@@ -23,3 +23,10 @@ def test_a_node_that_is_drained_is_left_in_time(tmp_path: Path) -> None:
     done = run_alone(f"{sys.executable} -m tests.chaos.drain {tmp_path}", ROOT, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "moved ['engine-" in done.stdout
+
+
+def test_what_is_lost_with_a_node_is_drawn_again(tmp_path: Path) -> None:
+    environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
+    done = run_alone(f"{sys.executable} -m tests.chaos.lost_node {tmp_path}", ROOT, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "payloads lost" in done.stdout
