@@ -38,7 +38,7 @@ class SimulatedBackend:
         if name == "engine-0":
             self._seconds_per_token *= simulated.sim_straggler
         self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, settings={"backend": "simulated"})
-        self._waiting: deque[tuple[str, str, int]] = deque()
+        self._waiting: deque[tuple[str, str, int, int]] = deque()  # key, text, tokens, tokens of the prompt
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
         self._hangs = False
         self._stats = EngineStats()
@@ -78,8 +78,7 @@ class SimulatedBackend:
         rng = random.Random(seed if self._weights == DEMO_MODEL else f"{seed} {self._weights}")
         length = min(draw.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
         text = f"Step 1: think {'so ' * min(length, 50)}\nAnswer: {rng.randint(1, 9)}"
-        self._waiting.append((key, text, length))
-        self._stats.prompt_tokens += len(tokens)
+        self._waiting.append((key, text, length, len(tokens)))
 
     def step(self) -> list[Finished]:
         """Waits for the next step's end and returns what is due by then."""
@@ -87,7 +86,8 @@ class SimulatedBackend:
             threading.Event().wait()
         now = time.monotonic()
         while self._waiting and len(self._running) < self._info.max_num_seqs:
-            key, text, length = self._waiting.popleft()
+            key, text, length, prompt_tokens = self._waiting.popleft()
+            self._stats.prompt_tokens += prompt_tokens
             heapq.heappush(self._running, (now + length * self._seconds_per_token, key, text, length))
         time.sleep(max(0.0, min(self._running[0][0] - now, STEP_SECONDS)))
         finished = []
