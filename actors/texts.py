@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+from tokenizers.decoders import ByteLevel, DecodeStream
 
 _UNREADABLE = "\ufffd"
 _LOST = "Invalid prefix encountered"  # how the library's decoder says that it cannot go on
@@ -32,6 +32,8 @@ class TextDecoder:
 
     def __init__(self, backend_tokenizer: Any) -> None:
         self._tokenizer = backend_tokenizer
+        # Of byte-level tokens only the bytes that are no character are replaced; a byte fallback replaces others with them.
+        self._byte_level = isinstance(backend_tokenizer.decoder, ByteLevel)
 
     def texts(self, outputs: Sequence[Output]) -> list[str]:
         """The text of each output, without special tokens and without a character that is cut off at its end."""
@@ -40,9 +42,13 @@ class TextDecoder:
         whole = self._decode([c + t for c, t in zip(contexts, tokens, strict=True)])
         before = self._decode(contexts)
         return [
-            self._step_by_step(c, t) if _UNREADABLE in w else w[len(b) :]
+            w[len(b) :] if self._is_whole(w) else self._step_by_step(c, t)
             for w, b, c, t in zip(whole, before, contexts, tokens, strict=True)
         ]
+
+    def _is_whole(self, text: str) -> bool:
+        """Whether the tokens decoded together give the text that they give one after the other."""
+        return not (text.endswith(_UNREADABLE) if self._byte_level else _UNREADABLE in text)
 
     def _decode(self, sequences: list[list[int]]) -> list[str]:
         texts: list[str] = self._tokenizer.decode_batch(sequences, skip_special_tokens=True)
