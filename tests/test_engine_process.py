@@ -62,12 +62,13 @@ class Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def ends_whole(self) -> None:
-        """Awaits the end; the merge has proven that every row is there once."""
+    def ends_whole(self) -> bytes:
+        """Awaits the end and returns what was printed; the merge has proven that every row is there once."""
         printed, _ = self.process.communicate(timeout=HANG_S)
         assert self.process.returncode == 0, printed
         assert pq.read_metadata(self.output / "merged.parquet").num_rows == QUESTIONS
         assert not psutil.wait_procs([self.server], timeout=HANG_S)[1]
+        return printed
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def test_an_engine_whose_process_or_actor_was_killed_is_replaced(start: Callable
     first.kill()
     actor.kill()
     assert not psutil.wait_procs([second], timeout=HANG_S)[1]
-    run.ends_whole()
+    printed = run.ends_whole()
+    assert b"Unhandled error" not in printed, printed  # as Ray says of each return of a failed call that nobody has read
     died = {e["engine"]: e["error"] for e in run.events() if e["event"] == "engine_died"}
     assert len(died) == 2 and "the engine's process ended" in died[lost]
 
