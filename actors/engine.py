@@ -195,7 +195,7 @@ class Engine:
             steps=steps,
             stats=stats,
         )
-        return told, dict(lanes)
+        return told, lanes
 
     def _counted(self) -> EngineStats:
         """All that was counted since the start."""

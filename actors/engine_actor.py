@@ -1,8 +1,8 @@
 """The engine actor: what Ray and the driver see of an engine (engine.py).
 
 Owns what an engine has to do with Ray: finished generations are returned for the scoring actors, the driver reads counts
-only; one of a named pool ends once no job uses it. The engine itself is in a process that has
-imported vLLM already (engine_process.py), or here.
+only; one of a named pool ends once no job uses it. The engine itself is in a process that has imported vLLM already
+(engine_process.py), or here.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
@@ -168,13 +168,12 @@ class _Session:
         self._elastic.look(self._scorers.unread())
 
     def _engine_answered(self, slot: Slot) -> None:
-        call, slot.call = slot.call, None
-        finished, slot.finished = slot.finished, []
+        (call, *finished), slot.call = slot.call, ()
         try:
             answer = ray.get(call)
         except RayTaskError as error:
             for payload in finished:  # each of them is that error, and Ray logs those that nobody read
-                with suppress(RayTaskError):
+                with suppress(RayError):
                     ray.get(payload)
             if isinstance(error.cause, ConfigError):  # the engine is sound, and would say the same again
                 raise error.cause from error
@@ -198,7 +197,7 @@ class _Session:
             self._fleet.answered(slot, answer)
             self._deliver(slot, answer, finished)
         self._exchange(slot, unfinished=getattr(answer, "unfinished", 0))
-        if slot.call is None:
+        if not slot.call:
             self._events.write("engine_idle", engine=slot.name, pending=self._scheduler.pending)
 
     def _exchange(self, slot: Slot, unfinished: int) -> None:
@@ -216,7 +215,7 @@ class _Session:
         if self._scheduler.pending:
             self._elastic.ensure_engine()
             for slot in self._fleet.slots.values():
-                if slot.begun and slot.call is None:
+                if slot.begun and not slot.call:
                     self._exchange(slot, unfinished=0)
 
     def _deliver(self, slot: Slot, exchange: Exchange, finished: Sequence[Any]) -> None:

@@ -102,8 +102,8 @@ class Fleet:
                 self._refill(slot)
             elif slot.started:
                 self._begin(slot)
-            elif slot.call is None:
-                slot.call = slot.actor.start.remote()
+            elif not slot.call:
+                slot.call = [slot.actor.start.remote()]
 
     def add(self, name: str) -> None:
         """Starts an engine in a slot of its own."""
@@ -145,7 +145,7 @@ class Fleet:
                 server_here(),
             )
         )  # fmt: skip
-        slot.call, slot.started, slot.begun, slot.adopted = slot.actor.start.remote(), False, False, False
+        slot.call, slot.started, slot.begun, slot.adopted = [slot.actor.start.remote()], False, False, False
         slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
         self._show(slot, "starting")
         return slot
@@ -164,7 +164,7 @@ class Fleet:
 
     def _begin(self, slot: Slot) -> None:
         slot.progress_at, slot.steps = time.monotonic(), 0
-        slot.call = slot.actor.begin.remote(self._run_cfg, self._arms)
+        slot.call = [slot.actor.begin.remote(self._run_cfg, self._arms)]
         self._show(slot, "starting")
 
     def _show(self, slot: Slot, state: str, unfinished: int = 0) -> None:
@@ -181,7 +181,8 @@ class Fleet:
     # What engines say
 
     def calls(self) -> dict[Any, Slot]:
-        return {slot.call: slot for slot in self.slots.values() if slot.call is not None}
+        """The answers that engines owe, and whose each is."""
+        return {slot.call[0]: slot for slot in self.slots.values() if slot.call}
 
     def started(self, slot: Slot, info: BackendInfo) -> None:
         """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
@@ -219,7 +220,7 @@ class Fleet:
         if unfinished:
             wait_s = COALESCE_S if soon else HEARTBEAT_S
             exchange = slot.actor.exchange.options(num_returns=1 + self._lanes)
-            slot.call, *slot.finished = exchange.remote(self._lanes, work, wait_s, COALESCE_S, recalled)
+            slot.call = exchange.remote(self._lanes, work, wait_s, COALESCE_S, recalled)
 
     def answered(self, slot: Slot, exchange: Exchange) -> None:
         """Notes whether the engine still decodes."""
@@ -234,7 +235,7 @@ class Fleet:
         return [
             (slot, TimeoutError(f"no decoding step for {now - slot.progress_at:.0f} s"))
             for slot in self.slots.values()
-            if slot.started and slot.call is not None and now - slot.progress_at > limit
+            if slot.started and slot.call and now - slot.progress_at > limit
         ]
 
     # Deaths
@@ -301,7 +302,7 @@ class Fleet:
         for slot in told:
             slot.leaving = True
             if not slot.begun:
-                slot.call = None
+                slot.call = ()
         return [slot.name for slot in told]
 
     def move_left(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The scoring actors of a session: what each of them holds, and what becomes of it when one dies.
 
-Owns the scorers and the calls to them. What a commit or a loss means for the run is driver.py's. It handles
-references, receipts and counters, and reads no generation.
+Owns the scorers and the calls to them. What a commit or a loss means for the run is driver.py's. It handles references,
+receipts and counters, and reads no generation.
 Invariant: a payload is kept until every question in it is committed, so that a scorer can be replaced.
 """
 

@@ -6,6 +6,7 @@ Owns no decision: fleet.py starts engines and replaces them.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,8 @@ from actors.engine_process import EngineLost
 
 @dataclass
 class Slot:
-    """One engine slot. `call` is its start, its taking up of the run, or its exchange in flight; None while it is idle.
-    `finished` is what an exchange in flight will hand over, by lane.
+    """One engine slot. `call` has the returns of its start, its taking up of the run, or its exchange in flight: the
+    answer, and of an exchange what it hands over, by lane; it is empty while the engine is idle.
 
     `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
     started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
@@ -29,8 +30,7 @@ class Slot:
     name: str
     room: Any = None
     actor: Any = None
-    call: Any = None
-    finished: list[Any] = field(default_factory=list)
+    call: Sequence[Any] = ()
     log: str | None = None
     started: bool = False
     begun: bool = False
@@ -50,14 +50,14 @@ class Slot:
     @property
     def empty(self) -> bool:
         """Whether its engine has nothing in hand, and nothing that may be unread."""
-        return self.call is None and not self.payloads
+        return not self.call and not self.payloads
 
 
 def end(slot: Slot) -> None:
     """Ends the slot's engine, where it has one."""
     if slot.actor is not None:
         ray.kill(slot.actor)
-    slot.actor, slot.call, slot.started, slot.begun = None, None, False, False
+    slot.actor, slot.call, slot.started, slot.begun = None, (), False, False
 
 
 def was_killed(error: Exception) -> bool:

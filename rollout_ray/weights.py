@@ -34,7 +34,7 @@ def holding(cfg: RunConfig, policy: Policy) -> RunConfig:
 def load_weights(slots: Sequence[Slot], policy: Policy, timeout_s: float) -> tuple[int, list[tuple[Slot, Exception]]]:
     """Has all engines load the weights at once, those that still start once they have. Returns how many hold them now, and
     the others with what each raised; one that takes longer than `timeout_s` is among those."""
-    starts = [slot.call for slot in slots if not slot.started and slot.call is not None]
+    starts = [slot.call[0] for slot in slots if not slot.started and slot.call]
     if starts:
         ray.wait(starts, num_returns=len(starts))
     calls = {slot.actor.update_weights.remote(policy): slot for slot in slots if slot.actor is not None}
