@@ -13,10 +13,7 @@ from rollout_ray.prepare import prepare_demo
 from tests.conftest import ROOT, clean_environment, run_alone
 
 DNS_SERVER = "192.0.2.53"
-METADATA = "169.254.169.254"
-
-# Ray's dashboard asks once whether it runs in a cloud, whatever its usage reports are set to.
-CLOUD_DETECTION = {f"tcp {METADATA}:80", "dns metadata.google.internal"}
+METADATA = "169.254.169.254"  # Ray's dashboard asks there whether it runs in a cloud, whatever its usage reports are set to
 
 SNIFFER = """
 import socket, sys
@@ -71,7 +68,7 @@ def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
     assert "4 questions, 32 trajectories" in (tmp_path / "log").read_text()
     assert "tcp 203.0.113.7:443" in (tmp_path / "seen").read_text(), "the link must catch what does leave"
     seen = set((tmp_path / "seen-by-run").read_text().splitlines()) - {"watching"}
-    assert seen <= CLOUD_DETECTION
+    assert not seen
 
 
 LISTENERS = """
