@@ -1,6 +1,6 @@
 """The connection to Ray: a named cluster, the Ray that the caller started, or a local one for the length of a run.
 
-Owns the checks that turn Ray's minutes of retries into a sentence. It places nothing.
+Owns what a local Ray consists of, and the checks that turn Ray's minutes of retries into a sentence. It places nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rollout_ray.models import cluster_address
 
 # What starts the processes of a local Ray that no run has a use for: its autoscaler, what passes logs on to a driver that
 # wants none, and the web server of a dashboard that is off, which asks the network whether it is in a cloud. With them
-# Ray's start takes 1.4 s more of CPU time, and a command of 400 trajectories on two cores 11.4 s instead of 10.4.
+# Ray's start takes 1.4 s more of CPU time, and a command of 400 trajectories on two cores 11.5 s instead of 10.5.
 NEEDLESS = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
