@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -30,6 +31,12 @@ def workers(of: psutil.Process, *names: str) -> list[psutil.Process]:
     return children(of, *(f"ray::{name}" for name in names), recursive=True)
 
 
-def worker_pids(name: str) -> list[int]:
-    """Ray workers of this process's own Ray that show the actor class `name` as their title."""
-    return [process.pid for process in workers(psutil.Process(), name)]
+def later_workers(name: str) -> Callable[[], set[int]]:
+    """Tells the pids of those of this process's own Ray (see `workers`) that were not there yet at this call: what an
+    earlier test started may still be ending."""
+
+    def pids() -> set[int]:
+        return {process.pid for process in workers(psutil.Process(), name)}
+
+    earlier = pids()
+    return lambda: pids() - earlier

@@ -21,7 +21,7 @@ from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory, sampling_seed
 from rollout_ray.view import RunView
 from tests.conftest import demo_rows
-from tests.processes import worker_pids
+from tests.processes import later_workers
 
 
 def config(output: Path, **sections: Any) -> RunConfig:
@@ -210,10 +210,7 @@ class When(Plain):
 
 @pytest.mark.parametrize("actor", ["EngineActor", "ScorerActor"])
 def test_a_killed_actor_is_replaced_and_no_row_is_lost(tmp_path: Path, local_ray: None, actor: str) -> None:
-    others = set(worker_pids(actor))
-
-    def victims() -> set[int]:
-        return set(worker_pids(actor)) - others
+    victims = later_workers(actor)
 
     def kill_one() -> None:
         os.kill(victims().pop(), signal.SIGKILL)

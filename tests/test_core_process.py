@@ -20,7 +20,7 @@ from actors.worker import Worker
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import EngineError
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
-from tests.processes import children, servers, worker_pids
+from tests.processes import children, later_workers, servers
 from tests.test_collect import When
 from tests.test_fleet import assert_whole, changed
 
@@ -44,9 +44,10 @@ def cfg(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Run
 
 
 def core_of(maker: psutil.Process) -> psutil.Process:
-    """The core of the one engine of the server that `maker` has started; its title may not be there yet."""
+    """The core of the newest engine of the server that `maker` has started: an earlier one may still be ending. Its title
+    may not be there yet."""
     (server,) = servers(maker)
-    (engine,) = server.children()
+    engine = max(server.children(), key=psutil.Process.create_time)
     (found,) = set(engine.children()) - set(children(engine, "multiprocessing.resource_tracker"))
     return found
 
@@ -75,11 +76,12 @@ def test_one_that_was_killed_counts_as_dead(cfg: RunConfig) -> None:
 
 def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
     """Nothing else would end it, and it would keep its GPU's memory."""
+    engines = later_workers("EngineActor")
     left: list[psutil.Process] = []
 
     def kill_actor() -> None:
         left.extend((core(), *core().parents()[:1]))
-        (actor,) = worker_pids("EngineActor")
+        (actor,) = engines()
         os.kill(actor, signal.SIGKILL)
 
     rollouts = collect(demo_rows(60), cfg, progress=midway(kill_actor))
@@ -90,10 +92,10 @@ def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
 
 def test_an_actor_without_a_server_starts_one_that_ends_with_it(cfg: RunConfig) -> None:
     """As on a cluster's other machines."""
-    before = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     actor = ray.remote(EngineActor).remote("engine-0", cfg, 0, 1, {"VLLM_ENABLE_V1_MULTIPROCESSING": OWN_PROCESS})
     ray.get(actor.start.remote())
-    (pid,) = set(worker_pids("EngineActor")) - before
+    (pid,) = engines()
     core = core_of(psutil.Process(pid))
     left = [core, *core.parents()[:2]]
     assert left[2].ppid() == pid

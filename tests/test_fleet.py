@@ -21,7 +21,7 @@ from rollout_ray.records import Question, Trajectory
 from rollout_ray.scorers import MOST_UNSCORED
 from rollout_ray.view import RunView
 from tests.conftest import OWN_PROCESS, demo_rows
-from tests.processes import worker_pids
+from tests.processes import later_workers
 from tests.test_collect import When, keys, simulated
 
 
@@ -46,10 +46,11 @@ def test_an_engine_that_no_longer_decodes_counts_as_dead(tmp_path: Path, local_r
 
 
 def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_ray: None) -> None:
+    engines = later_workers("EngineActor")
     stopped: list[psutil.Process] = []
 
     def stop_one() -> None:
-        stopped.append(psutil.Process(worker_pids("EngineActor")[0]))
+        stopped.append(psutil.Process(engines().pop()))
         stopped[0].suspend()
 
     progress = When(lambda view: view.generated_draws >= 100, stop_one)
@@ -156,6 +157,8 @@ def test_engines_wait_for_a_slow_scorer(tmp_path: Path, local_ray: None) -> None
 def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray: None) -> None:
     """The scorer stands still, as it would in a write to a stalled disk, until the engines have stopped as well."""
 
+    scorers = later_workers("ScorerActor")
+
     class Stall(Backlog):
         scorer = 0
         seen = -1
@@ -163,7 +166,7 @@ def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray:
 
         def update(self, view: RunView) -> None:
             super().update(view)
-            if not self.scorer and view.generated_draws > 500 and (started := worker_pids("ScorerActor")):
+            if not self.scorer and view.generated_draws > 500 and (started := scorers()):
                 (self.scorer,) = started
                 os.kill(self.scorer, signal.SIGSTOP)
             if self.scorer and self.since >= 0 and view.generated_draws != self.seen:

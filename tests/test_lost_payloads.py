@@ -10,7 +10,7 @@ from rollout_ray import collect
 from rollout_ray.progress import Plain
 from rollout_ray.view import RunView
 from tests.conftest import demo_rows
-from tests.processes import worker_pids
+from tests.processes import later_workers
 from tests.test_collect import simulated
 from tests.test_fleet import assert_whole
 
@@ -20,12 +20,16 @@ class Kill(Plain):
 
     engine = scorer = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._engines, self._scorers = later_workers("EngineActor"), later_workers("ScorerActor")
+
     def update(self, view: RunView) -> None:
-        if not self.scorer and view.generated_draws and (started := worker_pids("ScorerActor")):
+        if not self.scorer and view.generated_draws and (started := self._scorers()):
             (self.scorer,) = started
             os.kill(self.scorer, signal.SIGSTOP)
         elif self.scorer and not self.engine and view.generated_draws > 2000:
-            (self.engine,) = worker_pids("EngineActor")
+            (self.engine,) = self._engines()
             os.kill(self.engine, signal.SIGKILL)
         elif self.engine and view.engines["engine-0"].state == "starting":
             os.kill(self.scorer, signal.SIGCONT)

@@ -22,7 +22,7 @@ from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
 from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
 from rollout_ray.records import sampling_seed
 from tests.conftest import OWN_PROCESS, ROOT, clean_environment, demo_rows
-from tests.processes import worker_pids
+from tests.processes import later_workers
 from tests.test_checkpoints import checkpoint, cut, noisy
 from tests.test_collect import When, keys, simulated, trajectories
 
@@ -46,12 +46,12 @@ def assert_whole(rollouts: Rollouts, questions: int) -> None:
 
 
 def test_the_second_collection_starts_no_engine(folders: Callable[[], Path], local_ray: None) -> None:
-    before = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     with RolloutPool(simulated(folders(), 2, sim_start_seconds=1.0)) as pool:
         first = pool.collect(demo_rows(30), at(folders()))
-        engines = engines_since(before)
+        first_ones = both(engines)
         second = pool.collect(demo_rows(40, seed=2), at(folders()) | {"sampling": {"max_tokens": 50}})
-        assert engines_since(before) == engines
+        assert both(engines) == first_ones
     assert_whole(first, 30)
     assert_whole(second, 40)
     assert len(events(first, "engine_started")) == 2 and not events(first, "engine_adopted")
@@ -89,10 +89,10 @@ def test_an_interrupted_collection_leaves_nothing_to_the_next(folders: Callable[
 
 @pytest.mark.parametrize("during", [False, True])
 def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray: None, during: bool) -> None:
-    others = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
 
     def kill_one() -> None:
-        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        os.kill(engines().pop(), signal.SIGKILL)
 
     with RolloutPool(simulated(folders(), 2, speed=30_000)) as pool:  # the other engine has work for longer than a start
         pool.collect(demo_rows(10), at(folders()))
@@ -110,10 +110,10 @@ def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray:
 def test_a_retired_engine_is_tried_again_in_the_next_collection(folders: Callable[[], Path], local_ray: None) -> None:
     values = simulated(folders(), 1).model_dump()
     values["resources"]["max_engine_deaths"] = 0
-    others = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     with RolloutPool(RunConfig.model_validate(values)) as pool:
         pool.collect(demo_rows(5), at(folders()))
-        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        os.kill(engines().pop(), signal.SIGKILL)
         with pytest.raises(EngineError, match="every engine died"):
             pool.collect(demo_rows(5), at(folders()))
         assert_whole(pool.collect(demo_rows(5), at(folders())), 5)
@@ -129,10 +129,10 @@ def test_a_run_that_needs_other_engines_is_refused_by_field(folders: Callable[[]
 
 
 def test_nothing_of_an_unnamed_pool_is_left(folders: Callable[[], Path], local_ray: None) -> None:
-    before = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     with RolloutPool(simulated(folders(), 2)) as pool:
         pool.collect(demo_rows(1), at(folders()))
-    await_that(lambda: set(worker_pids("EngineActor")) <= before)
+    await_that(lambda: not engines())
 
 
 def await_that(condition: Callable[[], T], seconds: float = 30) -> T:
@@ -145,14 +145,9 @@ def await_that(condition: Callable[[], T], seconds: float = 30) -> T:
     return value
 
 
-def engines_since(before: set[int]) -> set[int]:
+def both(engines: Callable[[], set[int]]) -> set[int]:
     """The two engines' processes, once there are two: one may still be starting, and in a call it bears another name."""
-
-    def both() -> set[int]:
-        found = set(worker_pids("EngineActor")) - before
-        return found if len(found) == 2 else set()
-
-    return await_that(both)
+    return await_that(lambda: found if len(found := engines()) == 2 else set())
 
 
 # Weights
@@ -183,11 +178,11 @@ def test_an_engine_that_starts_later_has_the_new_weights(
     folders: Callable[[], Path], tmp_path: Path, local_ray: None
 ) -> None:
     (tmp_path / "step-1").mkdir()
-    others = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     with RolloutPool(simulated(folders(), 1)) as pool:
         pool.update_weights(str(tmp_path / "step-1"))
         before = pool.collect(demo_rows(10), at(folders()))
-        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        os.kill(engines().pop(), signal.SIGKILL)
         after = pool.collect(demo_rows(10), at(folders()))
     columns = ["seed", "full_text", "policy_version"]
     assert trajectories(before)[columns].equals(trajectories(after)[columns])
@@ -227,7 +222,7 @@ def test_vllm_draws_with_the_new_weights(
     """As an engine that was started with them would, and with the old ones again as before; in the engine's process and
     with vLLM's own. A checkpoint of another shape changes nothing."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
-    others = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     cfg = RunConfig.model_validate(GREEDY | {"resources": {"replicas": 1}})
     with RolloutPool(cfg) as pool:
         old = greedy(pool.collect(demo_rows(20), at(folders())))
@@ -238,7 +233,7 @@ def test_vllm_draws_with_the_new_weights(
         assert greedy(new) == fresh != old
         assert len(events(new, "engine_adopted")) == 1 and not events(new, "engine_started")
         if own_process == "0":
-            os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+            os.kill(engines().pop(), signal.SIGKILL)
             assert greedy(pool.collect(demo_rows(20), at(folders()))) == fresh
         pool.update_weights(demo_folder())
         again = pool.collect(demo_rows(20), at(folders()))
@@ -249,12 +244,12 @@ def test_no_engine_starts_with_a_folder_that_was_written_over(
     folders: Callable[[], Path], tmp_path: Path, local_ray: None
 ) -> None:
     folder = Path(checkpoint(tmp_path / "latest"))
-    others = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     with RolloutPool(simulated(folders(), 1)) as pool:
         pool.update_weights(str(folder))
         pool.collect(demo_rows(5), at(folders()))
         shutil.copy2(Path(checkpoint(tmp_path / "next", noisy)) / "model.safetensors", folder)
-        os.kill((set(worker_pids("EngineActor")) - others).pop(), signal.SIGKILL)
+        os.kill(engines().pop(), signal.SIGKILL)
         with pytest.raises(EngineError, match="are others than those that the engines were started with"):
             pool.collect(demo_rows(5), at(folders()))
 
@@ -315,14 +310,14 @@ def name(request: pytest.FixtureRequest, folders: Callable[[], Path], local_ray:
 
 def test_jobs_share_a_named_pool_s_engines(folders: Callable[[], Path], name: str) -> None:
     """One job after the other, though the second did not end well; the third wants other engines."""
-    before = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     values = values_of(simulated(folders(), 2))
     first, _ = ended(job(values, name, folders(), "end"))
-    engines = engines_since(before)
+    first_ones = both(engines)
     second, _ = ended(job(values, name, folders(), "crash"))
     third, _ = ended(job(values, name, folders(), "end"))
     assert first == ["engine_started"] * 2 and second == third == ["engine_adopted"] * 2
-    assert engines == engines_since(before)
+    assert both(engines) == first_ones
     values["engine"]["dtype"] = "float32"
     _, words = ended(job(values, name, folders(), "end"))
     assert "has engines of another kind: engine.dtype is 'auto' there and 'float32' here" in words
@@ -356,11 +351,11 @@ def test_updated_weights_outlive_the_job(folders: Callable[[], Path], tmp_path: 
 
 def test_engines_that_nobody_uses_end(folders: Callable[[], Path], name: str) -> None:
     """After a job that crashed, as after one that ended."""
-    before = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     for end in ("end", "crash"):
         ended(job(values_of(simulated(folders(), 2), pool_idle_seconds=2.0), name, folders(), end))
-        engines_since(before)
-        await_that(lambda: set(worker_pids("EngineActor")) <= before)
+        both(engines)
+        await_that(lambda: not engines())
 
 
 def test_engines_stay_while_their_job_does_something_else(folders: Callable[[], Path], name: str) -> None:
@@ -372,13 +367,13 @@ def test_engines_stay_while_their_job_does_something_else(folders: Callable[[], 
 
 
 def test_close_ends_the_engines_of_a_named_pool(folders: Callable[[], Path], name: str) -> None:
-    before = set(worker_pids("EngineActor"))
+    engines = later_workers("EngineActor")
     cfg = simulated(folders(), 2)
     with RolloutPool(cfg, name=name) as pool:
         pool.collect(demo_rows(3), at(folders()))
-    engines_since(before)
+    both(engines)
     RolloutPool(cfg, name=name).close()
-    await_that(lambda: set(worker_pids("EngineActor")) <= before)
+    await_that(lambda: not engines())
 
 
 def test_a_name_needs_a_cluster_that_outlives_the_job(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rollout_ray import RolloutPool
 from rollout_ray.grading import Grader
 from rollout_ray.records import Question, Trajectory
 from tests.conftest import demo_rows
-from tests.processes import worker_pids
+from tests.processes import later_workers
 from tests.test_collect import simulated, trajectories
 from tests.test_pool import assert_whole, at, await_that, events
 
@@ -22,8 +22,7 @@ from tests.test_pool import assert_whole, at, await_that, events
 @pytest.fixture
 def scorers(local_ray: None) -> Callable[[], set[int]]:
     """The processes of this test's scoring actors."""
-    before = set(worker_pids("ScorerActor"))
-    return lambda: set(worker_pids("ScorerActor")) - before
+    return later_workers("ScorerActor")
 
 
 def process_as_reward(question: Question, trajectories: Sequence[Trajectory]) -> Iterator[float]:
