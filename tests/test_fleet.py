@@ -110,6 +110,42 @@ def test_a_slot_is_retired_with_the_end_of_its_log(tmp_path: Path, local_ray: No
         collect(demo_rows(5), cfg)
 
 
+class RefuseOnce(Plain):
+    """Stops an engine, and has vLLM refuse the first start after it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self._engines, self._patch = later_workers("EngineActor"), patch
+        self.stopped: list[psutil.Process] = []
+
+    def update(self, view: RunView) -> None:
+        if not self.stopped and view.generated_draws >= 20:
+            self.stopped = [psutil.Process(self._engines().pop())]
+            self.stopped[0].suspend()
+            self._patch.setenv("VLLM_CPU_KVCACHE_SPACE", "much")
+        elif self.stopped and any(engine.restarts for engine in view.engines.values()):
+            self._patch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+
+
+def test_a_replacement_whose_start_fails_is_tried_again(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hung engine still owed has failed as well by then."""
+    cfg = RunConfig.model_validate(
+        {
+            "output": {"output_dir": str(tmp_path / "run")},
+            "engine": {"max_num_seqs": 4, "max_model_len": 512},
+            "resources": {"replicas": 2, "engine_hang_seconds": 10.0},
+        }
+    )
+    rollouts = collect(demo_rows(60), cfg, progress=RefuseOnce(monkeypatch))
+    assert_whole(rollouts, 480)
+    hung, refused = (e for e in rollouts.run.events() if e["event"] == "engine_died")
+    assert "no decoding step for" in hung["error"] and hung["started"]
+    assert "invalid literal for int() with base 10: 'much'" in refused["error"] and not refused["started"]
+    assert [e["engine"] for e in rollouts.run.events() if e["event"] == "engine_started"][2:] == [hung["engine"]]
+
+
 def test_a_scorer_that_keeps_dying_ends_the_run_and_not_the_data(tmp_path: Path, local_ray: None) -> None:
     deadly = {"reward": "tests.test_fleet:deadly_reward"}
     cfg = changed(simulated(tmp_path / "run"), scoring=deadly, resources={"max_engine_deaths": 3})
