@@ -8,18 +8,14 @@ serves one run after the other: it is attached to each, and whatever is left of 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
-from actors.engine_actor import EngineActor
-from actors.engine_process import server_here
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
 from actors.placement import Placement, release, reserve
@@ -28,8 +24,7 @@ from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
 from rollout_ray.ledger import EventLog
 from rollout_ray.records import Arm, RolloutRequest
-from rollout_ray.redaction import without_secrets
-from rollout_ray.slots import Slot, end, reason_of, was_killed
+from rollout_ray.slots import Slot, end, reason_of, start, was_killed
 from rollout_ray.tenancy import Found, Tenancy
 from rollout_ray.view import EngineView
 from rollout_ray.weights import holding, load_weights
@@ -39,8 +34,6 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0  # an engine answers at least this often
 COALESCE_S = 0.1  # finished pieces gather this long before they are handed over
 LOG_LINES = 6
-# Variables of the driver's environment that an engine on another node needs too, but for secrets.
-FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
 
 
 class Fleet:
@@ -127,26 +120,8 @@ class Fleet:
 
     def _fill(self, slot: Slot) -> Slot:
         """Starts an engine in the slot, on a fresh actor."""
-        options: dict[str, Any] = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus}
-        if slot.room is not None:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(slot.room, placement_group_bundle_index=0)
-        leash, note = None, None
-        if self._tenancy:
-            options |= self._tenancy.options(slot.name)
-            leash, note = self._tenancy.leash, self._tenancy.note
-        forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
         cfg = holding(self._smaller(slot) if slot.shrunk else self._cfg, self.policy)
-        slot.log = f"{self._logs}/{slot.name}.log" if self._logs else None
-        slot.actor = (
-            ray.remote(EngineActor)
-            .options(**options)
-            .remote(
-                slot.name, cfg, self.placement.gpus, self.placement.threads, forwarded, slot.log, self.policy, leash, note,
-                server_here(),
-            )
-        )  # fmt: skip
-        slot.call, slot.started, slot.begun, slot.adopted = [slot.actor.start.remote()], False, False, False
-        slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
+        start(slot, cfg, self.placement, self.policy, self._logs, self._tenancy)
         self._show(slot, "starting")
         return slot
 

@@ -1,18 +1,29 @@
-"""One engine slot: what is known of the engine in it, how it is ended, and the words for why it died.
+"""One engine slot: what is known of the engine in it, how it is started and ended, and the words for why it died.
 
-Owns no decision: fleet.py starts engines and replaces them.
+Owns no decision: with what an engine is started, and when again, is fleet.py's.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.engine_process import EngineLost
+from actors.engine_actor import EngineActor
+from actors.engine_process import EngineLost, server_here
+from actors.placement import Placement
+from rollout_ray.checkpoints import Policy
+from rollout_ray.config import RunConfig
+from rollout_ray.redaction import without_secrets
+from rollout_ray.tenancy import Tenancy
+
+# Variables of the driver's environment that an engine on another node needs too, but for secrets.
+FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
 
 
 @dataclass
@@ -51,6 +62,29 @@ class Slot:
     def empty(self) -> bool:
         """Whether its engine has nothing in hand, and nothing that may be unread."""
         return not self.call and not self.payloads
+
+
+def start(
+    slot: Slot, cfg: RunConfig, placement: Placement, policy: Policy, logs: str | None, tenancy: Tenancy | None
+) -> None:
+    """Starts an engine of this config in the slot, on a fresh actor in the slot's room; `policy` says which weights the
+    config names, and `logs` is the folder for its output."""
+    options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    if slot.room is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(slot.room, placement_group_bundle_index=0)
+    leash, note = None, None
+    if tenancy:
+        options |= tenancy.options(slot.name)
+        leash, note = tenancy.leash, tenancy.note
+    forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
+    slot.log = f"{logs}/{slot.name}.log" if logs else None
+    slot.actor = (
+        ray.remote(EngineActor)
+        .options(**options)
+        .remote(slot.name, cfg, placement.gpus, placement.threads, forwarded, slot.log, policy, leash, note, server_here())
+    )
+    slot.call, slot.started, slot.begun, slot.adopted = [slot.actor.start.remote()], False, False, False
+    slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
 
 
 def end(slot: Slot) -> None:
