@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -19,6 +20,8 @@ from actors.engine_process import forking
 from actors.vllm_arguments import environment
 from rollout_ray import RunConfig
 from rollout_ray.demo_questions import generate_problems
+
+T = TypeVar("T")
 
 HANG_S = 1000.0  # on a busy machine a test takes twice its time; what takes longer than this hangs
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +114,15 @@ def run_alone(
         timeout=timeout,
         check=False,
     )
+
+
+def await_that(condition: Callable[[], T], seconds: float = HANG_S) -> T:
+    """What the condition gives once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+    return value
 
 
 def free_port() -> int:

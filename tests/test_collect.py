@@ -20,7 +20,7 @@ from rollout_ray.errors import ConfigError, EngineError, IncompleteError, Interr
 from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory, sampling_seed
 from rollout_ray.view import RunView
-from tests.conftest import demo_rows
+from tests.conftest import HANG_S, demo_rows
 from tests.processes import later_workers
 
 
@@ -264,7 +264,7 @@ def test_a_run_gives_its_cpus_back_to_the_ray_that_it_was_lent(two_replicas: Rol
 
     whole = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     try:
-        assert whole.wait(30)
+        assert whole.wait(HANG_S)
     finally:
         remove_placement_group(whole)
 

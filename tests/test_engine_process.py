@@ -26,9 +26,8 @@ from rollout_ray.arms import resolve_arms
 from rollout_ray.checkpoints import Policy
 from rollout_ray.errors import ConfigError
 from rollout_ray.records import Question, RolloutRequest
-from tests.conftest import HANG_S, clean_environment, demo_rows, simulated_greedy
+from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, simulated_greedy
 from tests.processes import servers, workers
-from tests.test_pool import await_that
 
 QUESTIONS = 30
 
@@ -43,7 +42,7 @@ class Run:
         command = [sys.executable, "-m", "rollout_ray.run", "--quiet", "--dataset", str(questions), "--ignore_eos"]
         command += ["--max_tokens", "160", "--replicas", "2", "--output_dir", str(self.output), *flags]
         self.process = psutil.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.server = await_that(self._server, HANG_S)
+        self.server = await_that(self._server)
 
     def _server(self) -> psutil.Process | None:
         assert self.process.poll() is None, self.process.communicate()
@@ -52,7 +51,7 @@ class Run:
 
     def engines(self) -> list[psutil.Process]:
         """The engines' processes, once both decode."""
-        await_that(lambda: sum(e["event"] == "engine_started" for e in self.events()) >= 2, HANG_S)
+        await_that(lambda: sum(e["event"] == "engine_started" for e in self.events()) >= 2)
         found = self.server.children()
         assert len(found) == 2
         return found

@@ -20,7 +20,7 @@ from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory
 from rollout_ray.scorers import MOST_UNSCORED
 from rollout_ray.view import RunView
-from tests.conftest import OWN_PROCESS, demo_rows
+from tests.conftest import HANG_S, OWN_PROCESS, demo_rows
 from tests.processes import later_workers
 from tests.test_collect import When, keys, simulated
 
@@ -58,7 +58,7 @@ def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_r
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert_whole(rollouts, 800)
     assert "no decoding step for" in next(e["error"] for e in rollouts.run.events() if e["event"] == "engine_died")
-    stopped[0].wait(20)  # Ray ends a process that does not heed it; it would keep its GPU's memory otherwise
+    stopped[0].wait(HANG_S)  # Ray ends a process that does not heed it; it would keep its GPU's memory otherwise
 
 
 def test_an_idle_engine_does_not_hang(tmp_path: Path, local_ray: None) -> None:

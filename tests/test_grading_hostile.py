@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -25,7 +25,7 @@ from rollout_ray import answers, grading, latex, normal_form
 from rollout_ray.errors import GradingError
 from rollout_ray.grading import START_SECONDS, Grade, Grader
 from rollout_ray.records import ScoreStatus
-from tests.conftest import ROOT
+from tests.conftest import ROOT, await_that
 
 MATRIX = "\\begin{{pmatrix}}{}\\end{{pmatrix}}"
 UNKNOWNS = MATRIX.format("a&b&c&d\\\\e&f&g&h\\\\i&j&k&l\\\\m&n&o&p")
@@ -251,13 +251,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def await_that(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def kill_in_the_middle(pid: int, idle_cpu: float) -> None:

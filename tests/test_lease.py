@@ -23,7 +23,7 @@ from rollout_ray.errors import LedgerError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.records import ScoredQuestion
 from rollout_ray.storage import Folder
-from tests.conftest import ROOT, clean_environment, demo_rows
+from tests.conftest import HANG_S, ROOT, clean_environment, demo_rows
 from tests.s3_store import BUCKET, Store, running_store
 
 RENEW_S, EXPIRY_S = 0.4, 4.0
@@ -84,7 +84,7 @@ class Driver:
     def end(self) -> None:
         if self._process.poll() is None:
             self.signal(signal.SIGCONT)
-            self._process.communicate(timeout=20)
+            self._process.communicate(timeout=HANG_S)
 
 
 @pytest.fixture
@@ -205,14 +205,14 @@ def test_of_many_that_come_at_once_one_holds_it(uri: str) -> None:
                 pass  # the little store dropped a connection; the message says to come again
             if held_it != "held":
                 refused.append(held_it)
-                done.wait(30)
+                done.wait(HANG_S)
 
         def take_turn(held: list[int], done: threading.Barrier) -> str:
             """Holds the lease until all have had their turn, or says why not; nothing where the store failed."""
             try:
                 with RunDirectory(uri).lease():
                     held.append(1)
-                    done.wait(30)
+                    done.wait(HANG_S)
                     return "held"
             except LedgerError as error:
                 return str(error) if "is in use by another driver" in str(error) else ""
@@ -261,11 +261,11 @@ def test_the_command_line_refuses_and_after_a_kill_goes_on(tmp_path: Path) -> No
     while not (output / "parts").exists() or not run.parts():
         assert first.poll() is None
         time.sleep(0.05)
-    second = subprocess.run([*words], capture_output=True, timeout=120, check=False, **options)
+    second = subprocess.run([*words], capture_output=True, timeout=HANG_S, check=False, **options)
     assert second.returncode == 6
     assert f"is in use by another driver (process {first.pid} on " in second.stderr
     first.kill()
     first.wait()
-    third = subprocess.run([*words, "--sim_tokens_per_second", "1000000"], timeout=120, check=False, **options)
+    third = subprocess.run([*words, "--sim_tokens_per_second", "1000000"], timeout=HANG_S, check=False, **options)
     assert third.returncode == 0 and len(run.done_ids()) == 60
     assert claims(str(output)) == []

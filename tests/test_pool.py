@@ -10,10 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import ray
@@ -21,12 +20,10 @@ import ray
 from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
 from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
 from rollout_ray.records import sampling_seed
-from tests.conftest import OWN_PROCESS, ROOT, clean_environment, demo_rows
+from tests.conftest import HANG_S, OWN_PROCESS, ROOT, await_that, clean_environment, demo_rows
 from tests.processes import later_workers
 from tests.test_checkpoints import checkpoint, cut, noisy
 from tests.test_collect import When, keys, simulated, trajectories
-
-T = TypeVar("T")
 
 
 def at(output: Path) -> dict[str, Any]:
@@ -133,16 +130,6 @@ def test_nothing_of_an_unnamed_pool_is_left(folders: Callable[[], Path], local_r
     with RolloutPool(simulated(folders(), 2)) as pool:
         pool.collect(demo_rows(1), at(folders()))
     await_that(lambda: not engines())
-
-
-def await_that(condition: Callable[[], T], seconds: float = 30) -> T:
-    """What the condition gives once that is true."""
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        pause.wait(0.1)
-    return value
 
 
 def both(engines: Callable[[], set[int]]) -> set[int]:
@@ -295,7 +282,7 @@ def job(values: dict[str, Any], name: str, output: Path, end: str) -> subprocess
 
 def ended(process: subprocess.Popen[str]) -> tuple[list[str], str]:
     """How it came by its engines, by the kinds of its events, and what it said on stderr."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANG_S)
     kinds = [event["event"] for event in json.loads(out)] if out else []
     return [kind for kind in kinds if kind in ("engine_started", "engine_adopted")], err
 
@@ -334,7 +321,7 @@ def test_two_jobs_at_once_are_refused(folders: Callable[[], Path], name: str) ->
         RolloutPool(RunConfig.model_validate(values), name=name),
     ):
         pass
-    first.communicate("", timeout=60)
+    first.communicate("", timeout=HANG_S)
     with RolloutPool(RunConfig.model_validate(values), name=name) as pool:
         assert_whole(pool.collect(demo_rows(3), at(folders())), 3)
 

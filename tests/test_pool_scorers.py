@@ -13,10 +13,10 @@ import pytest
 from rollout_ray import RolloutPool
 from rollout_ray.grading import Grader
 from rollout_ray.records import Question, Trajectory
-from tests.conftest import demo_rows
+from tests.conftest import await_that, demo_rows
 from tests.processes import later_workers
 from tests.test_collect import simulated, trajectories
-from tests.test_pool import assert_whole, at, await_that, events
+from tests.test_pool import assert_whole, at, events
 
 
 @pytest.fixture

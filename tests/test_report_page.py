@@ -16,7 +16,7 @@ import pytest
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.records import Completion, Question
 from rollout_ray.report import write_report
-from tests.conftest import demo_rows
+from tests.conftest import HANG_S, demo_rows
 from tests.finished_runs import drawn, finished
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def opened(browser: Browser) -> Iterator[Opened]:
         page.on("request", lambda request: trouble.append(request.url) if request.url.partition("#")[0] != uri else None)
         uri = Path(path).as_uri()
         page.goto(uri)
-        page.wait_for_selector("html[data-ready]", timeout=20_000)
+        page.wait_for_selector("html[data-ready]", timeout=HANG_S * 1000)
         pages.append(page)
         return page
 

@@ -15,7 +15,7 @@ import pytest
 
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo
-from tests.conftest import ROOT, clean_environment, rollout
+from tests.conftest import HANG_S, ROOT, clean_environment, rollout
 
 QUESTIONS = 60
 
@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_with_the_same_command(
         os.killpg(process.pid, number)
     else:
         os.kill(process.pid, number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANG_S)
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:

@@ -22,7 +22,7 @@ from rollout_ray.errors import ConfigError, DatasetError, LedgerError
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.storage import Folder
 from rollout_ray.verify import verify
-from tests.conftest import ROOT, clean_environment, demo_rows, free_port
+from tests.conftest import HANG_S, ROOT, clean_environment, demo_rows, free_port
 from tests.s3_store import BUCKET, SECRET, Store, running_store
 from tests.test_collect import When, keys
 
@@ -112,13 +112,13 @@ def test_a_killed_driver_is_followed_and_what_it_committed_counts(store: Store, 
     while not run.parts():
         assert first.poll() is None
         time.sleep(0.1)
-    refused = subprocess.run([*words, "--quiet"], capture_output=True, timeout=120, check=False, **options)
+    refused = subprocess.run([*words, "--quiet"], capture_output=True, timeout=HANG_S, check=False, **options)
     assert refused.returncode == 6 and f"is in use by another driver (process {first.pid} on " in refused.stderr
     first.send_signal(signal.SIGKILL)
     first.wait()
     done = run.done_ids()
     last = subprocess.run(
-        [*words, "--sim_tokens_per_second", "1000000"], capture_output=True, timeout=120, check=False, **options
+        [*words, "--sim_tokens_per_second", "1000000"], capture_output=True, timeout=HANG_S, check=False, **options
     )
     assert last.returncode == 0, last.stderr
     resumed = next(e for e in RunDirectory(f"s3://{BUCKET}/killed").events() if e["event"] == "resumed")

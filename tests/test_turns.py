@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from actors.turns import await_turn
-from tests.conftest import ROOT
+from tests.conftest import HANG_S, ROOT
 
 TAKE = """
 import sys
@@ -35,9 +35,9 @@ def test_the_first_leads_and_the_others_follow_once_it_is_done(tmp_path: Path) -
     assert said(first) == "leads"
     second = take(tmp_path)
     assert not await_turn(str(tmp_path), "graph", longest_wait_s=0.3).leads  # nobody is done yet, and it waits no longer
-    first.communicate("\n", timeout=30)
+    first.communicate("\n", timeout=HANG_S)
     assert said(second) == "follows"
-    second.communicate("\n", timeout=30)
+    second.communicate("\n", timeout=HANG_S)
     assert not await_turn(str(tmp_path), "graph").leads
     with await_turn(str(tmp_path), "another graph") as other:
         assert other.leads
@@ -48,9 +48,9 @@ def test_a_killed_leader_is_followed_by_another(tmp_path: Path) -> None:
     assert said(first) == "leads"
     second = take(tmp_path)
     first.send_signal(signal.SIGKILL)
-    first.wait(timeout=30)
+    first.wait(timeout=HANG_S)
     assert said(second) == "leads"
-    second.communicate("\n", timeout=30)
+    second.communicate("\n", timeout=HANG_S)
 
 
 def test_a_leader_that_fails_leaves_no_mark(tmp_path: Path) -> None:

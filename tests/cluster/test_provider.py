@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +24,7 @@ from cluster.lambda_pace import Pace
 from cluster.lambda_provider import LambdaNodeProvider
 from rollout_ray.errors import CloudError
 from tests.cluster.conftest import KEY, Account
+from tests.conftest import await_that
 
 WORKER = {
     TAG_RAY_NODE_KIND: "worker",
@@ -35,14 +35,6 @@ WORKER = {
 HEAD = {**WORKER, TAG_RAY_NODE_KIND: "head", TAG_RAY_USER_NODE_TYPE: "head"}
 H100 = {"instance_type": "gpu_8x_h100_sxm5"}
 Start = Callable[..., Account]
-
-
-def until(true: Callable[[], bool], seconds: float = 20) -> None:
-    """Waits for what a server or a clock brings about."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
 
 
 def make(account: Account, state: Path, name: str = "fleet", **more: Any) -> LambdaNodeProvider:
@@ -57,7 +49,7 @@ def test_a_node_is_found_at_once_and_runs_when_it_has_an_address(account: Start,
     node = next(iter(created))
     assert not provider.is_running(node) and provider.internal_ip(node) is None and provider.external_ip(node) is None
     one.change(status={node: "active"})
-    until(lambda: provider.is_running(node))
+    await_that(lambda: provider.is_running(node))
     assert provider.internal_ip(node) == provider.external_ip(node) == "10.0.0.2"
     tags = {tag["key"]: tag["value"] for tag in one.alive()[0]["tags"]}
     assert tags[TAG_RAY_CLUSTER_NAME] == "fleet" and TAG_RAY_NODE_STATUS not in tags
@@ -113,7 +105,7 @@ def test_an_instance_of_a_launch_given_up_is_ended_when_it_appears(account: Star
     created = provider.create_node(H100, WORKER, 1)
     assert len(one.alive()) == 2
     one.change(options={"lag_s": 0})
-    until(lambda: provider.non_terminated_nodes({}) == list(created) and len(one.alive()) == 1)
+    await_that(lambda: provider.non_terminated_nodes({}) == list(created) and len(one.alive()) == 1)
     assert [instance["id"] for instance in one.alive()] == list(created)
 
 
@@ -177,18 +169,18 @@ def test_without_capacity_the_next_type_is_taken_and_the_first_left_alone(accoun
         except NodeLaunchException:
             return False
 
-    until(launched)
+    await_that(launched)
 
 
 def test_preempted_is_gone_and_unhealthy_is_ended(account: Start, state: Path) -> None:
     one = account()
     provider = make(one, state)
     first, second, third = provider.create_node(H100, WORKER, 3)
-    until(lambda: provider.is_running(third))
+    await_that(lambda: provider.is_running(third))
     one.change(status={first: "preempted", second: "unhealthy"})
-    until(lambda: provider.is_terminated(first))
+    await_that(lambda: provider.is_terminated(first))
     assert not provider.is_terminated(second)  # it may get well
-    until(lambda: provider.non_terminated_nodes({}) == [third])
+    await_that(lambda: provider.non_terminated_nodes({}) == [third])
     assert [instance["id"] for instance in one.alive()] == [third]
 
 
@@ -212,7 +204,7 @@ def test_what_appears_after_the_end_is_ended_too(account: Start, state: Path) ->
     assert laptop.non_terminated_nodes({}) == []
     with ThreadPoolExecutor(1) as thread:
         cleanup = thread.submit(laptop.cleanup_cluster_resources)
-        until(lambda: one.truth()["calls"]["/instances"] > 2)
+        await_that(lambda: one.truth()["calls"]["/instances"] > 2)
         one.change(options={"lag_s": 0})
         cleanup.result()
     assert one.alive() == []
@@ -226,7 +218,7 @@ def test_what_a_head_launches_while_it_ends_is_ended_too(account: Start, state: 
     assert laptop.non_terminated_nodes({}) == [], "Ray takes it to be over now"
     with ThreadPoolExecutor(1) as thread:
         cleanup = thread.submit(laptop.cleanup_cluster_resources)
-        until(lambda: one.truth()["calls"]["/instances"] > 8)
+        await_that(lambda: one.truth()["calls"]["/instances"] > 8)
         assert not cleanup.done()
         one.change(options={"end_s": 0.1})
         head.create_node(H100, WORKER, 1)
@@ -263,9 +255,9 @@ def test_a_node_is_not_given_up_because_lambda_does_not_answer(account: Start, s
     one = account()
     provider = make(one, state)
     (node,) = provider.create_node(H100, WORKER, 1)
-    until(lambda: provider.is_running(node))
+    await_that(lambda: provider.is_running(node))
     one.change(faults={"/instances": ["500-before"] * 6})
-    until(lambda: provider.is_running(node) and one.truth()["calls"]["/instances"] > 6)
+    await_that(lambda: provider.is_running(node) and one.truth()["calls"]["/instances"] > 6)
     assert provider.internal_ip(node) == "10.0.0.2" and not provider.is_terminated(node)
 
 
