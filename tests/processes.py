@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
+
+# What Ray shows as an actor's command line: its class between its calls, and its own name during them.
+ENGINES = ("ray::EngineActor", "ray::engine-")
+SCORERS = ("ray::ScorerActor", "ray::scorer-")
 
 
 def children(of: psutil.Process, *words: str, recursive: bool = False) -> list[psutil.Process]:
@@ -26,17 +30,17 @@ def servers(of: psutil.Process) -> list[psutil.Process]:
     return children(of, "actors.engine_process")
 
 
-def workers(of: psutil.Process, *names: str) -> list[psutil.Process]:
-    """Ray workers of that process's own Ray that show one of `names`, an actor's class or its own name, as their title."""
-    return children(of, *(f"ray::{name}" for name in names), recursive=True)
+def workers(of: psutil.Process, titles: Sequence[str]) -> list[psutil.Process]:
+    """Actors' processes of that process's own Ray: `titles` is ENGINES or SCORERS."""
+    return children(of, *titles, recursive=True)
 
 
-def later_workers(name: str) -> Callable[[], set[int]]:
+def later_workers(titles: Sequence[str]) -> Callable[[], set[int]]:
     """Tells the pids of those of this process's own Ray (see `workers`) that were not there yet at this call: what an
     earlier test started may still be ending."""
 
     def pids() -> set[int]:
-        return {process.pid for process in workers(psutil.Process(), name)}
+        return {process.pid for process in workers(psutil.Process(), titles)}
 
     earlier = pids()
     return lambda: pids() - earlier

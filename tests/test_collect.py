@@ -21,7 +21,7 @@ from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory, sampling_seed
 from rollout_ray.view import RunView
 from tests.conftest import HANG_S, demo_rows
-from tests.processes import later_workers
+from tests.processes import ENGINES, SCORERS, later_workers
 
 
 def config(output: Path, **sections: Any) -> RunConfig:
@@ -208,9 +208,11 @@ class When(Plain):
             self._action()
 
 
-@pytest.mark.parametrize("actor", ["EngineActor", "ScorerActor"])
-def test_a_killed_actor_is_replaced_and_no_row_is_lost(tmp_path: Path, local_ray: None, actor: str) -> None:
-    victims = later_workers(actor)
+@pytest.mark.parametrize(("titles", "died"), [(ENGINES, "engine_died"), (SCORERS, "scorer_died")])
+def test_a_killed_actor_is_replaced_and_no_row_is_lost(
+    tmp_path: Path, local_ray: None, titles: Sequence[str], died: str
+) -> None:
+    victims = later_workers(titles)
 
     def kill_one() -> None:
         os.kill(victims().pop(), signal.SIGKILL)
@@ -221,7 +223,6 @@ def test_a_killed_actor_is_replaced_and_no_row_is_lost(tmp_path: Path, local_ray
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert progress.done
     assert len(set(keys(rollouts))) == len(keys(rollouts)) == 800
-    died = "engine_died" if actor == "EngineActor" else "scorer_died"
     assert died in [event["event"] for event in rollouts.run.events()]
 
 

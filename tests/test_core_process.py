@@ -20,7 +20,7 @@ from actors.worker import Worker
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.errors import EngineError
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
-from tests.processes import children, later_workers, servers
+from tests.processes import ENGINES, children, later_workers, servers
 from tests.test_collect import When
 from tests.test_fleet import assert_whole, changed
 
@@ -76,7 +76,7 @@ def test_one_that_was_killed_counts_as_dead(cfg: RunConfig) -> None:
 
 def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
     """Nothing else would end it, and it would keep its GPU's memory."""
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     left: list[psutil.Process] = []
 
     def kill_actor() -> None:
@@ -92,7 +92,7 @@ def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
 
 def test_an_actor_without_a_server_starts_one_that_ends_with_it(cfg: RunConfig) -> None:
     """As on a cluster's other machines."""
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     actor = ray.remote(EngineActor).remote("engine-0", cfg, 0, 1, {"VLLM_ENABLE_V1_MULTIPROCESSING": OWN_PROCESS})
     ray.get(actor.start.remote())
     (pid,) = engines()

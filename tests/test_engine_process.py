@@ -27,7 +27,7 @@ from rollout_ray.checkpoints import Policy
 from rollout_ray.errors import ConfigError
 from rollout_ray.records import Question, RolloutRequest
 from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, simulated_greedy
-from tests.processes import servers, workers
+from tests.processes import ENGINES, servers, workers
 
 QUESTIONS = 30
 
@@ -93,7 +93,7 @@ def log_of(process: psutil.Process) -> str:
 def test_an_engine_whose_process_or_actor_was_killed_is_replaced(start: Callable[..., Run]) -> None:
     run = start()
     first, second = run.engines()
-    (actor,) = [one for one in workers(run.process, "engine-", "EngineActor") if log_of(one) == log_of(second)]
+    (actor,) = [one for one in workers(run.process, ENGINES) if log_of(one) == log_of(second)]
     lost = Path(log_of(first)).stem
     first.kill()
     actor.kill()

@@ -21,7 +21,7 @@ from rollout_ray.records import Question, Trajectory
 from rollout_ray.scorers import MOST_UNSCORED
 from rollout_ray.view import RunView
 from tests.conftest import HANG_S, OWN_PROCESS, demo_rows
-from tests.processes import later_workers
+from tests.processes import ENGINES, SCORERS, later_workers
 from tests.test_collect import When, keys, simulated
 
 
@@ -46,7 +46,7 @@ def test_an_engine_that_no_longer_decodes_counts_as_dead(tmp_path: Path, local_r
 
 
 def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_ray: None) -> None:
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     stopped: list[psutil.Process] = []
 
     def stop_one() -> None:
@@ -115,7 +115,7 @@ class RefuseOnce(Plain):
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self._engines, self._patch = later_workers("EngineActor"), patch
+        self._engines, self._patch = later_workers(ENGINES), patch
         self.stopped: list[psutil.Process] = []
 
     def update(self, view: RunView) -> None:
@@ -193,7 +193,7 @@ def test_engines_wait_for_a_slow_scorer(tmp_path: Path, local_ray: None) -> None
 def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray: None) -> None:
     """The scorer stands still, as it would in a write to a stalled disk, until the engines have stopped as well."""
 
-    scorers = later_workers("ScorerActor")
+    scorers = later_workers(SCORERS)
 
     class Stall(Backlog):
         scorer = 0

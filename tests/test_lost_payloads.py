@@ -10,7 +10,7 @@ from rollout_ray import collect
 from rollout_ray.progress import Plain
 from rollout_ray.view import RunView
 from tests.conftest import demo_rows
-from tests.processes import later_workers
+from tests.processes import ENGINES, SCORERS, later_workers
 from tests.test_collect import simulated
 from tests.test_fleet import assert_whole
 
@@ -22,7 +22,7 @@ class Kill(Plain):
 
     def __init__(self) -> None:
         super().__init__()
-        self._engines, self._scorers = later_workers("EngineActor"), later_workers("ScorerActor")
+        self._engines, self._scorers = later_workers(ENGINES), later_workers(SCORERS)
 
     def update(self, view: RunView) -> None:
         if not self.scorer and view.generated_draws and (started := self._scorers()):

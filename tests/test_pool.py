@@ -21,7 +21,7 @@ from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
 from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
 from rollout_ray.records import sampling_seed
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, await_that, clean_environment, demo_rows
-from tests.processes import later_workers
+from tests.processes import ENGINES, later_workers
 from tests.test_checkpoints import checkpoint, cut, noisy
 from tests.test_collect import When, keys, simulated, trajectories
 
@@ -43,7 +43,7 @@ def assert_whole(rollouts: Rollouts, questions: int) -> None:
 
 
 def test_the_second_collection_starts_no_engine(folders: Callable[[], Path], local_ray: None) -> None:
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     with RolloutPool(simulated(folders(), 2, sim_start_seconds=1.0)) as pool:
         first = pool.collect(demo_rows(30), at(folders()))
         first_ones = both(engines)
@@ -86,7 +86,7 @@ def test_an_interrupted_collection_leaves_nothing_to_the_next(folders: Callable[
 
 @pytest.mark.parametrize("during", [False, True])
 def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray: None, during: bool) -> None:
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
 
     def kill_one() -> None:
         os.kill(engines().pop(), signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray:
 def test_a_retired_engine_is_tried_again_in_the_next_collection(folders: Callable[[], Path], local_ray: None) -> None:
     values = simulated(folders(), 1).model_dump()
     values["resources"]["max_engine_deaths"] = 0
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     with RolloutPool(RunConfig.model_validate(values)) as pool:
         pool.collect(demo_rows(5), at(folders()))
         os.kill(engines().pop(), signal.SIGKILL)
@@ -126,14 +126,14 @@ def test_a_run_that_needs_other_engines_is_refused_by_field(folders: Callable[[]
 
 
 def test_nothing_of_an_unnamed_pool_is_left(folders: Callable[[], Path], local_ray: None) -> None:
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     with RolloutPool(simulated(folders(), 2)) as pool:
         pool.collect(demo_rows(1), at(folders()))
     await_that(lambda: not engines())
 
 
 def both(engines: Callable[[], set[int]]) -> set[int]:
-    """The two engines' processes, once there are two: one may still be starting, and in a call it bears another name."""
+    """The two engines' processes, once there are two: one may still be starting."""
     return await_that(lambda: found if len(found := engines()) == 2 else set())
 
 
@@ -165,7 +165,7 @@ def test_an_engine_that_starts_later_has_the_new_weights(
     folders: Callable[[], Path], tmp_path: Path, local_ray: None
 ) -> None:
     (tmp_path / "step-1").mkdir()
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     with RolloutPool(simulated(folders(), 1)) as pool:
         pool.update_weights(str(tmp_path / "step-1"))
         before = pool.collect(demo_rows(10), at(folders()))
@@ -209,7 +209,7 @@ def test_vllm_draws_with_the_new_weights(
     """As an engine that was started with them would, and with the old ones again as before; in the engine's process and
     with vLLM's own. A checkpoint of another shape changes nothing."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     cfg = RunConfig.model_validate(GREEDY | {"resources": {"replicas": 1}})
     with RolloutPool(cfg) as pool:
         old = greedy(pool.collect(demo_rows(20), at(folders())))
@@ -231,7 +231,7 @@ def test_no_engine_starts_with_a_folder_that_was_written_over(
     folders: Callable[[], Path], tmp_path: Path, local_ray: None
 ) -> None:
     folder = Path(checkpoint(tmp_path / "latest"))
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     with RolloutPool(simulated(folders(), 1)) as pool:
         pool.update_weights(str(folder))
         pool.collect(demo_rows(5), at(folders()))
@@ -297,7 +297,7 @@ def name(request: pytest.FixtureRequest, folders: Callable[[], Path], local_ray:
 
 def test_jobs_share_a_named_pool_s_engines(folders: Callable[[], Path], name: str) -> None:
     """One job after the other, though the second did not end well; the third wants other engines."""
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     values = values_of(simulated(folders(), 2))
     first, _ = ended(job(values, name, folders(), "end"))
     first_ones = both(engines)
@@ -338,7 +338,7 @@ def test_updated_weights_outlive_the_job(folders: Callable[[], Path], tmp_path: 
 
 def test_engines_that_nobody_uses_end(folders: Callable[[], Path], name: str) -> None:
     """After a job that crashed, as after one that ended."""
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     for end in ("end", "crash"):
         ended(job(values_of(simulated(folders(), 2), pool_idle_seconds=2.0), name, folders(), end))
         both(engines)
@@ -354,7 +354,7 @@ def test_engines_stay_while_their_job_does_something_else(folders: Callable[[], 
 
 
 def test_close_ends_the_engines_of_a_named_pool(folders: Callable[[], Path], name: str) -> None:
-    engines = later_workers("EngineActor")
+    engines = later_workers(ENGINES)
     cfg = simulated(folders(), 2)
     with RolloutPool(cfg, name=name) as pool:
         pool.collect(demo_rows(3), at(folders()))

@@ -14,7 +14,7 @@ from rollout_ray import RolloutPool
 from rollout_ray.grading import Grader
 from rollout_ray.records import Question, Trajectory
 from tests.conftest import await_that, demo_rows
-from tests.processes import later_workers
+from tests.processes import SCORERS, later_workers
 from tests.test_collect import simulated, trajectories
 from tests.test_pool import assert_whole, at, events
 
@@ -22,7 +22,7 @@ from tests.test_pool import assert_whole, at, events
 @pytest.fixture
 def scorers(local_ray: None) -> Callable[[], set[int]]:
     """The processes of this test's scoring actors."""
-    return later_workers("ScorerActor")
+    return later_workers(SCORERS)
 
 
 def process_as_reward(question: Question, trajectories: Sequence[Trajectory]) -> Iterator[float]:

@@ -23,12 +23,13 @@ from rollout_ray.arms import resolve_arms
 from rollout_ray.config import RunConfig
 from rollout_ray.records import draws_of, sampling_seed
 from tests.conftest import ROOT, clean_environment, demo_rows, free_port
+from tests.processes import ENGINES, SCORERS
 
 ENGINE, SCORER, GRADER, DRIVER, RAYLET = "engine", "scorer", "grader child", "driver", "raylet"
-# What a process shows in its command line; an actor shows its class between its calls, and its own name during them.
+# What a process shows in its command line.
 TITLES = {
-    ENGINE: ("ray::engine-", "ray::EngineActor"),
-    SCORER: ("ray::scorer-", "ray::ScorerActor"),
+    ENGINE: ENGINES,
+    SCORER: SCORERS,
     GRADER: ("rollout_ray.grader_child",),
     RAYLET: ("/raylet/raylet",),
 }
