@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from actors.architecture import checkpoint_config, is_hybrid
 from rollout_ray import adapters, arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
@@ -19,6 +20,7 @@ from rollout_ray.model_size import size_of
 from rollout_ray.models import model_folder
 
 CPU_MAX_NUM_BATCHED_TOKENS = 4096
+UNKNOWN_KV_CACHE_BYTES = 2**30  # where a model's need is not known; it is not told for the states of a hybrid
 GRAPH_CHOICES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilation_config"}  # the user's, through extra
 WORKER = "actors.worker.Worker"  # by name: the module imports vLLM
 
@@ -76,6 +78,9 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         "trust_remote_code": model.trust_remote_code,
         "dtype": engine.dtype,
         "load_format": engine.load_format,
+        # Questions are text. The encoders of a model that takes pictures or sound as well would want memory, time at the
+        # start, and files that a trainer does not save.
+        "language_model_only": True,
         "max_model_len": max_model_len,
         "tensor_parallel_size": max(1, gpus),
         "gpu_memory_utilization": engine.gpu_memory_utilization,
@@ -103,6 +108,8 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
             raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
         tokens = engine.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
         longest = max_model_len or limit or tokens
+        if engine.enable_prefix_caching is None and is_hybrid(config):
+            arguments["enable_prefix_caching"] = False  # vLLM shares such states between chunks of a prefill only
         arguments |= {
             "max_num_batched_tokens": max(tokens, longest),
             "kv_cache_memory_bytes": _cpu_kv_cache_bytes(config, checkpoint, max_num_seqs, longest),
@@ -134,17 +141,6 @@ def _lora_arguments(config: RunConfig, on_gpu: bool) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
 
-def checkpoint_config(config: RunConfig) -> Any:
-    """The checkpoint's own config, as transformers reads it."""
-    from vllm.transformers_utils.config import get_config
-
-    return get_config(
-        model_folder(config.model.model_path),
-        trust_remote_code=config.model.trust_remote_code,
-        revision=config.model.revision,
-    )
-
-
 def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, longest: int) -> int:
     """Room for max_num_seqs sequences of a quarter of the `longest` (tokens), within 4 GiB; at least for one whole one.
 
@@ -156,7 +152,8 @@ def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, l
     written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
     size = size_of(written, config)
     if size is None:
-        return 2**30
+        return UNKNOWN_KV_CACHE_BYTES
     bytes_per_token = size.kv_bytes_per_token
     many = min(max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
-    return max(many, 2 * longest * bytes_per_token)
+    least = UNKNOWN_KV_CACHE_BYTES if is_hybrid(config) else 2 * longest * bytes_per_token
+    return max(many, least)

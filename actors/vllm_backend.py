@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from actors.architecture import register_classes
 from actors.backend import BackendInfo, Finished, Refused
 from actors.core_process import end_cores_with_this_process
 from actors.importing import uncollected
 from actors.prompts import PromptEncoder
 from actors.readahead import read_ahead
 from actors.texts import Output, TextDecoder
-from actors.vllm_arguments import WORKER, checkpoint_config, engine_arguments, environment, has_own_process
+from actors.vllm_arguments import WORKER, engine_arguments, environment, has_own_process
 from actors.vllm_stats import VllmStats
 from rollout_ray import adapters
 from rollout_ray.config import RunConfig
@@ -34,16 +35,6 @@ log = logging.getLogger(__name__)
 
 
 RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
-
-
-def _inspect_architecture_here(config: RunConfig) -> None:
-    """Registers the model's class itself in place of its name. By the name alone vLLM starts a process that imports
-    everything again to look at the class, which takes 14 s where it was never done on this machine."""
-    from vllm import ModelRegistry
-
-    for name in getattr(checkpoint_config(config), "architectures", None) or ():
-        if name in ModelRegistry.models:
-            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 class VllmBackend:
@@ -72,7 +63,7 @@ class VllmBackend:
         self._last_lora = 0
         self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
-        _inspect_architecture_here(config)
+        register_classes(config)
         arguments = engine_arguments(config, gpus=gpus)
         configured = time.perf_counter()
         self._stats = VllmStats(arguments["max_num_seqs"])

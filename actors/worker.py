@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from vllm.platforms import current_platform
 
 if current_platform.is_cpu():
@@ -88,16 +89,38 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
         os.environ[variable] = place
 
     def rollout_load_weights(self, path: str) -> None:
-        """Loads the checkpoint in the folder `path` into the present tensors, which compiled graphs go on to use."""
+        """Loads the checkpoint in the folder `path` into the present tensors, which compiled graphs go on to use. Raises
+        RuntimeError where a tensor was left out: some models' own loaders write past what vLLM then puts in place, and
+        say nothing."""
+        parameters: dict[str, Any] = {}
+        if not self.model_config.quantization:  # else the checkpoint need not have all of them
+            named = self.model_runner.get_model().named_parameters()
+            parameters = {name: one.data for name, one in named if one.numel() and one.is_floating_point()}
+        for parameter in parameters.values():
+            parameter.fill_(torch.nan)
         self.reload_weights(weights_path=path)
+        if left := [name for name, one in parameters.items() if one[(0,) * one.ndim].isnan() and one.isnan().all()]:
+            raise RuntimeError(
+                f"vLLM left out {len(left)} of {len(parameters)} tensors of this model, such as {left[0]}; only a new "
+                "start can change its weights"
+            )
         if current_platform.is_cpu():
             self._rollout_pack_again()
 
     def _rollout_pack_again(self) -> None:
-        """On the CPU a layer multiplies with a packed copy of its weight. vLLM packs again what it loads, but not an
-        output layer that shares the embedding's weight: no tensor of the checkpoint is its own, and it would go on with
-        the old ones."""
+        """On the CPU a layer computes with a packed copy of its weight. vLLM packs again what it loads, but for
+
+        - an output layer that shares the embedding's weight: no tensor of the checkpoint is its own;
+        - experts, which it packs at the first load only;
+        - the view of a convolution's weight that a Mamba layer took before it was packed.
+        """
         for layer in self.model_runner.get_model().modules():
             weight = getattr(layer, "weight", None)
             if hasattr(layer, "cpu_linear") and weight is not None and weight.numel():
                 layer.quant_method.process_weights_after_loading(layer)
+            experts = getattr(getattr(getattr(layer, "quant_method", None), "moe_kernel", None), "fused_experts", None)
+            if experts is not None and hasattr(layer, "w13_weight"):
+                experts.process_weights_after_loading(layer)
+            unpacked = getattr(getattr(layer, "conv1d", None), "_cpu_unpacked_conv_weight", None)
+            if unpacked is not None and hasattr(layer, "conv_weights"):
+                layer.conv_weights.copy_(unpacked)

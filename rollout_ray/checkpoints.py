@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,18 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Fields that both have with different values. One that only one of them has may be a default that another version
-    of transformers wrote out."""
-    names = sorted((ours.keys() & theirs.keys()) - _INCIDENTAL)
-    return ", ".join(f"{name} ({theirs[name]}, not {ours[name]})" for name in names if ours[name] != theirs[name])
+    """Fields that both have with different values, those of a config in the config by dotted names. One that only one of
+    them has may be a default that another version of transformers wrote out."""
+    return ", ".join(f"{name} ({there}, not {here})" for name, here, there in _differences(ours, theirs))
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted((ours.keys() & theirs.keys()) - _INCIDENTAL):
+        here, there = ours[name], theirs[name]
+        if isinstance(here, dict) and isinstance(there, dict):
+            yield from _differences(here, there, f"{prefix}{name}.")
+        elif here != there:
+            yield f"{prefix}{name}", here, there
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

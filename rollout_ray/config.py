@@ -130,7 +130,9 @@ class EngineConfig(Section):
     enforce_eager: bool | None = Field(
         None, description="No CUDA graphs and no compilation; unset: false on a GPU, true on the CPU."
     )
-    enable_prefix_caching: bool = Field(True, description="Share the KV cache of equal prompt beginnings.")
+    enable_prefix_caching: bool | None = Field(
+        None, description="Share the KV cache of equal prompt beginnings; unset: true where the model can."
+    )
     enable_chunked_prefill: bool | None = Field(
         None, description="Split long prompts over steps; unset: true on a GPU. The CPU engine cannot."
     )

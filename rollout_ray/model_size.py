@@ -23,8 +23,9 @@ QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "awq": 0.56, "gptq": 0.56, "bitsandb
 @dataclass(frozen=True)
 class ModelSize:
     """`weight_bytes` of all `parameters` as they are loaded, of which a token meets the `active_parameters`;
-    `kv_bytes_per_token` over all `layers`; `heads` of the attention, which a tensor parallel degree must divide; `hidden`
-    and `width` are a layer's input and its widest activation, in elements a token; `max_position_embeddings` in tokens."""
+    `kv_bytes_per_token` over those of the `layers` that keep any; `heads` of the attention, which a tensor parallel degree
+    must divide; `hidden` and `width` are a layer's input and its widest activation, in elements a token;
+    `max_position_embeddings` in tokens."""
 
     parameters: int
     active_parameters: int
@@ -88,12 +89,18 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
         layers=layers,
         hidden=hidden,
         weight_bytes=int(weights),
-        kv_bytes_per_token=int(layers * kv_elements * kv_each),
+        kv_bytes_per_token=int(_caching_layers(text, layers) * kv_elements * kv_each),
         heads=heads,
         width=2 * inner + 2 * hidden,
         vocabulary=vocabulary,
         max_position_embeddings=text.get("max_position_embeddings"),
     )
+
+
+def _caching_layers(text: dict[str, Any], layers: int) -> int:
+    """How many layers keep keys and values: in a hybrid the others keep a state of one size (Mamba, linear attention)."""
+    kinds = text.get("layer_types") or text.get("layers_block_type")
+    return max(1, sum("attention" in kind and "linear" not in kind for kind in kinds)) if kinds else layers
 
 
 def _stored_dtype(*configs: dict[str, Any]) -> str:

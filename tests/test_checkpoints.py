@@ -87,6 +87,14 @@ def test_another_shape_is_refused_by_name(
         check_same_shape(DEMO, checkpoint(tmp_path / "other", change, **config))
 
 
+def test_the_config_of_a_part_is_compared_field_by_field(tmp_path: Path) -> None:
+    """Where the model takes pictures as well, and a trainer writes down what the original left out."""
+    held = checkpoint(tmp_path / "held", text_config={"hidden_act": "silu", "dtype": "bfloat16"})
+    check_same_shape(held, checkpoint(tmp_path / "new", text_config={"hidden_act": "silu", "dtype": "float32", "bias": 1}))
+    with pytest.raises(ConfigError, match=r"in text_config\.hidden_act \(gelu, not silu\);"):
+        check_same_shape(held, checkpoint(tmp_path / "other", text_config={"hidden_act": "gelu"}))
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no folder"):
         check_same_shape(DEMO, str(tmp_path / "nowhere"))

@@ -63,6 +63,12 @@ def test_a_token_meets_few_of_the_experts() -> None:
     assert size is not None and size.active_parameters == pytest.approx(3.0e9, rel=0.05)
 
 
+def test_a_hybrid_keeps_keys_and_values_in_its_attention_layers() -> None:
+    kinds = ["linear_attention", "linear_attention", "sliding_attention", "full_attention"] * 8
+    size = size_of({**MODELS["7B"], "layer_types": kinds}, RunConfig())
+    assert size is not None and size.kv_bytes_per_token == 131072 // 2
+
+
 def test_the_size_of_the_shipped_model_is_that_of_its_file() -> None:
     size = model_size(RunConfig())
     file = Path(__file__).parent.parent / "rollout_ray" / "demo_model" / "model.safetensors"
