@@ -20,6 +20,7 @@ from rollout_ray.records import Arm
 # The ranks that vLLM can make room for.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PREFIX = "base_model.model."
+_LANGUAGE_MODEL = "model.language_model."
 _BEYOND = ("lora_bias", "target_parameters", "alora_invocation_tokens", "layer_replication")
 
 
@@ -75,7 +76,7 @@ def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], model: str, ran
     base = tensor_shapes(Path(model))
     for name, shape in shapes.items():
         module, found, matrix = name.removeprefix(_PREFIX).partition(".lora_")
-        weight = base.get(f"{module}.weight")
+        weight = next((base[each] for each in _stored_names(f"{module}.weight") if each in base), None)
         if not found or matrix not in ("A.weight", "B.weight"):
             raise ConfigError(f"the adapter {path} holds {name}, which is no LoRA matrix; merge it into the model")
         if weight is None:
@@ -83,6 +84,13 @@ def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], model: str, ran
         due = (rank, weight[1]) if matrix == "A.weight" else (weight[0], rank)
         if shape != due:
             raise ConfigError(f"the adapter {path} is another model's: {name} is {shape}, not {due}; check lora_path")
+
+
+def _stored_names(name: str) -> Sequence[str]:
+    """Where a checkpoint may have a weight, by its name in transformers: where it takes pictures as well, files have other
+    names than the model. vLLM knows all three."""
+    inner = name.removeprefix(_LANGUAGE_MODEL)
+    return (name,) if inner == name else (name, f"language_model.model.{inner}", f"model.{inner}")
 
 
 def read_adapter_config(path: str) -> dict[str, Any]:

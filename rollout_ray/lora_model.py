@@ -7,23 +7,27 @@ from the checkpoint when it runs and drop them afterwards. It writes nothing (me
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from rollout_ray.adapters import read_adapter_config
 from rollout_ray.checkpoints import shapes_by_file, tensor_shapes
 from rollout_ray.errors import ConfigError
+from rollout_ray.stored_parts import renamed_and_joined
 
 ADAPTER = "default"
+PEFT_PREFIX = "base_model.model."  # of a tensor's name in an adapter
 
 # Fields of an adapter's config that peft resolves for us, or that say nothing about its weights. Any other one that is set
 # makes something of the adapter that adding B A to a weight is not.
@@ -65,23 +69,24 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 class LazyModel:
     """A causal language model of a checkpoint whose weights are read as they are needed, in float32.
 
-    `tied` maps the name of a parameter that is another one's twin to the other's name. `kept` are parts of names that
-    must not be stored in less than float32. Raises ConfigError where transformers has no such model, or the checkpoint
-    has not every tensor under the name that transformers uses.
+    `stored` has the checkpoint's names of the parameters, but for those that it has in parts: these are `joined`, and
+    `part_of` names the parameter of each part. `tied` maps the name of a parameter that is another one's twin to the
+    other's name. `kept` are parts of names that must not be stored in less than float32. Where transformers has several
+    classes for the checkpoint (with and without what takes pictures), it is that which has these `modules`. Raises
+    ConfigError where there is none, or the checkpoint has not every tensor under a name that transformers knows.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, modules: Collection[str] = ()) -> None:
         self.checkpoint = Checkpoint(folder)
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            with init_empty_weights(include_buffers=False):
-                self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{folder} holds no causal language model that transformers knows: {error}") from error
-        tied = self.model.all_tied_weights_keys if getattr(config, "tie_word_embeddings", False) else {}
+        self.model = _without_weights(folder, modules)
+        tied = self.model.all_tied_weights_keys if getattr(self.model.config, "tie_word_embeddings", False) else {}
         self.tied: dict[str, str] = dict(tied)
         self.kept: tuple[str, ...] = tuple(self.model._keep_in_fp32_modules_strict or ())
-        self.stored = {name: self._stored_name(name) for name, _ in self._own_tensors()}
+        self._renamed, joined = renamed_and_joined(self.model, self.checkpoint)
+        names = [name for name, _ in self._own_tensors()]
+        self.joined = {name: joined[name] for name in names if name in joined and name not in self.checkpoint}
+        self.part_of = {each: name for name, parts in self.joined.items() for each in parts.all_names()}
+        self.stored = {name: self._stored_name(name) for name in names if name not in self.joined}
         self._owners = [(name, module) for name, module in self.model.named_modules() if _has_tensors(module)]
         for module in (module for _, module in self._owners):
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -99,22 +104,34 @@ class LazyModel:
         prefix = f"{self.model.base_model_prefix}."
         names = [self.tied[name]] if name in self.tied else [name]
         names += [each.removeprefix(prefix) for each in names]
+        names += [self._renamed[each] for each in names if each in self._renamed]
         found = next((each for each in names if each in self.checkpoint), None)
         if found is None:
             raise ConfigError(
-                f"{self.checkpoint.folder} has no tensor {name}; save the model with this version of transformers"
+                f"{self.checkpoint.folder} has no tensor {name} under a name that transformers knows; serve the adapter "
+                "without merging (--lora_path), or merge it with peft's merge_and_unload"
             )
         return found
 
+    def parameter(self, name: str) -> torch.Tensor:
+        """One of the parameters, as the checkpoint has it."""
+        return self.joined[name].join(self.checkpoint) if name in self.joined else self.checkpoint[self.stored[name]]
+
     def logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """The logits at each token of the prompts (token ids), one after another: float32, (tokens in all, vocabulary).
-        One layer's weights are held at a time."""
+        One layer's weights are held at a time. Raises ConfigError where the model cannot run in this way."""
         self._stream()
         longest = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
         mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
-        with torch.inference_mode():
-            logits = self.model(tokens, attention_mask=mask, use_cache=False).logits
+        try:
+            with torch.inference_mode():
+                logits = self.model(tokens, attention_mask=mask, use_cache=False).logits
+        except RuntimeError as error:  # it moves something to where its weights are: nowhere, until they are read
+            raise ConfigError(
+                f"{self.checkpoint.folder} cannot be run layer by layer ({_first_line(error)}); serve the adapter without "
+                "merging (--lora_path), or merge it with peft's merge_and_unload"
+            ) from error
         return torch.cat([row[: len(prompt)] for row, prompt in zip(logits, prompts, strict=True)])
 
     def _stream(self) -> None:
@@ -126,6 +143,24 @@ class LazyModel:
                 add_hook_to_module(module, hook)
 
 
+def _without_weights(folder: Path, modules: Collection[str]) -> Any:
+    """The checkpoint's model of the first class that has these modules, else of the last."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        own = [getattr(transformers, name, None) for name in config.architectures or ()]
+        makers = [kind._from_config for kind in own if kind is not None]
+        if not makers or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            makers.append(AutoModelForCausalLM.from_config)
+        for make in makers:
+            with init_empty_weights(include_buffers=False):
+                model = make(config, dtype=torch.float32).eval()
+            if {name for name, _ in model.named_modules()}.issuperset(modules):
+                break
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no causal language model that transformers knows: {error}") from error
+    return model
+
+
 class _Under(Mapping[str, torch.Tensor]):
     """The tensors of one module by their names in it."""
 
@@ -133,11 +168,12 @@ class _Under(Mapping[str, torch.Tensor]):
         self._model, self._prefix = model, prefix
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = self._model.checkpoint[self._model.stored[self._prefix + name]]
+        tensor = self._model.parameter(self._prefix + name)
         return tensor.float() if tensor.is_floating_point() else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._prefix) for name in self._model.stored if name.startswith(self._prefix))
+        names = (*self._model.stored, *self._model.joined)
+        return (name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -151,9 +187,10 @@ class AdaptedModel(LazyModel):
     """
 
     def __init__(self, folder: Path, adapter: Path) -> None:
-        super().__init__(folder)
         self.config = _mergeable(adapter)
-        tensor_shapes(adapter)  # refuses what is not safetensors
+        names = tensor_shapes(adapter)  # refuses what is not safetensors
+        inner = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in names if ".lora_" in name}
+        super().__init__(folder, inner)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on tied embeddings, which are set apart here
@@ -181,7 +218,7 @@ class AdaptedModel(LazyModel):
         """The adapter's tensors without the base model's own embeddings, which peft saves along where it adapts them."""
         kept = {}
         for key, tensor in weights.items():
-            name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            name = key.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
             if name not in self.stored or any(name.startswith(f"{wrapper}.") for wrapper in self._wrappers):
                 kept[key] = tensor
                 continue

@@ -158,6 +158,8 @@ def _made_of(adapted: AdaptedModel, stored: str) -> list[tuple[str, str | None]]
     or two where the adapter sets twins apart; none for a stored copy of a twin."""
     if stored in adapted.tied and stored != adapted.stored[stored]:
         return []
+    if stored in adapted.part_of:
+        return [(stored, adapted.part_of[stored])]
     made: list[tuple[str, str | None]] = []
     for parameter in (name for name, its in adapted.stored.items() if its == stored):
         if parameter not in adapted.tied:

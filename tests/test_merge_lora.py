@@ -9,23 +9,34 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from rollout_ray.adapters import check_adapter
 from rollout_ray.checkpoints import tensor_shapes
 from rollout_ray.errors import ConfigError, VerifyError
 from rollout_ray.merge_lora import merge_lora
 from rollout_ray.models import model_folder
 from tests.conftest import rollout
+from tests.test_architectures import saved
 
 TOKENS = torch.arange(5, 45)[None]
 
 
-def saved_adapter(base: Path, folder: Path, **fields: Any) -> Any:
+def saved_adapter(base: Path, folder: Path, kind: Any = AutoModelForCausalLM, **fields: Any) -> Any:
     """A LoRA as training leaves it: no matrix is zero, whole modules have moved. Returns the adapted model."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = kind.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(**{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"], **fields})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on tied embeddings, which are what some of these are about
@@ -186,3 +197,20 @@ def test_the_command_prints_its_steps(tmp_path: Path) -> None:
     assert places == sorted(places)
     again = rollout("merge-lora", "--base", "demo", "--adapter", "lora", "--output", "merged", cwd=tmp_path)
     assert again.returncode == 2 and "give another --output" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize("kind", ["experts", "pictures, with torchvision"])
+def test_models_whose_checkpoints_have_other_names_or_parts(tmp_path: Path, kind: str) -> None:
+    """transformers renames tensors of both as it loads them, and joins the experts."""
+    base = Path(saved(tmp_path / "base", kind))
+    kept = getattr(transformers, AutoConfig.from_pretrained(base).architectures[0])
+    fields = {"target_modules": r".*layers\.\d+\.self_attn\.[qv]_proj", "exclude_modules": ".*vision.*"}
+    adapted = saved_adapter(base, tmp_path / "adapter", kept, **fields)
+    wanted = logits(adapted)
+    check_adapter(str(tmp_path / "adapter"), str(base))  # for an engine that serves it unmerged
+    merged = merge_lora(str(base), str(tmp_path / "adapter"), str(tmp_path / "merged"), lambda line: None)
+    assert merged.modules == 4
+    difference = float((logits(kept.from_pretrained(tmp_path / "merged", dtype=torch.float32)) - wanted).abs().max())
+    assert difference < 0.05 * float(wanted.std()) < merged.agreement.effect
+    got = tensors(tmp_path / "merged")
+    assert got.keys() == tensor_shapes(base).keys() and {tensor.dtype for tensor in got.values()} == {torch.bfloat16}
