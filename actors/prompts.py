@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark where a text must be cut; no text may hold them in this order
 
 _QUICKLY_TOKENIZED = 1 << 16  # characters
+QUESTION = "What is 2 + 2?"  # by which a template is tried
 
 
 class PromptEncoder:
@@ -31,6 +32,8 @@ class PromptEncoder:
         self._tokenizer, self._max_model_len, self._template = tokenizer, max_model_len, chat_template
         self._has_template = bool(chat_template or getattr(tokenizer, "chat_template", None))
         self._longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        self._parts = False
+        self._parts = self._has_template and not self._shows_text() and self._shows_text(parts=True)
         self._special = self._find_special()
         self._takes_system = self._has_template and self._find_takes_system()
 
@@ -50,10 +53,19 @@ class PromptEncoder:
             raise Refused(f"the chat template refused the prompt: {error}") from error
         return self._fits(self._tokens(text))
 
+    def _shows_text(self, parts: bool = False) -> bool:
+        """Whether the template shows a question that is a message's content, or (of some models that take pictures as well)
+        the one of its `parts` that is text."""
+        self._parts = parts
+        try:
+            return QUESTION in self._templated([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+        except TEMPLATE_ERRORS:
+            return False
+
     def _find_takes_system(self) -> bool:
         """Whether the template takes a system message, by a plain conversation: no row's text decides it for others."""
         try:
-            self._render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}])
+            self._render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}])
         except TEMPLATE_ERRORS as error:
             log.warning("the chat template takes no system message (%s); it opens the user's turn instead", error)
             return False
@@ -73,6 +85,8 @@ class PromptEncoder:
         return text
 
     def _templated(self, messages: list[Any], *, add_generation_prompt: bool) -> str:
+        if self._parts:
+            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         # The template is passed on and not set: vLLM's tokenizer is a pool of copies, which would not have it.
         text: str = self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt

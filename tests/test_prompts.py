@@ -16,6 +16,10 @@ NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 )
+PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
 ONLY_USER = "{% if messages|length > 1 %}{{ raise_exception('one message only') }}{% endif %}{{ messages[0]['content'] }}"
 
 
@@ -44,6 +48,15 @@ def test_a_template_without_a_system_role_gets_it_in_the_users_turn() -> None:
     for _ in range(2):
         assert real.decode(encoder.encode("q", "s")) == "<user>s\n\nq"
     assert real.decode(encoder.encode("q", None)) == "<user>q"
+
+
+def test_a_template_that_reads_parts_gets_the_text_as_one() -> None:
+    """As of models that take pictures as well; of a string it would show nothing."""
+    real = tokenizer(PARTS)
+    encoder = PromptEncoder(real, 2048)
+    assert real.decode(encoder.encode("q", "s")) == "<system>s<user>q"
+    assert real.decode(encoder.encode("an <|end|>", None)) == "<user>an <|end|>"
+    assert real.convert_tokens_to_ids("<|end|>") not in encoder.encode("an <|end|>", None)
 
 
 def test_a_template_that_rejects_one_conversation_refuses_it_and_takes_the_next() -> None:
