@@ -121,7 +121,8 @@ DRIVERS = {
 # Steps that work on weights: they import torch, transformers and peft when their command runs, but neither Ray nor vLLM.
 ON_WEIGHTS: dict[str, set[str]] = {
     "shards": set(),
-    "lora_model": {"adapters", "checkpoints", "errors"},
+    "stored_parts": set(),
+    "lora_model": {"adapters", "checkpoints", "errors", "stored_parts"},
     "merge_lora": {"errors", "lora_model", "shards"},
 }
 
