@@ -34,30 +34,30 @@ def register_classes(config: RunConfig) -> None:
     """
     from vllm import ModelRegistry
 
-    for name, model in _classes(config).items():
+    for name, model in _classes(checkpoint_config(config)).items():
         ModelRegistry.register_model(name, model)
 
 
-def is_hybrid(config: RunConfig) -> bool:
-    """Whether layers of the model keep a state of one size (Mamba, linear attention) beside a KV cache. Raises as
-    `register_classes` does."""
-    return any(getattr(model, "is_hybrid", False) for model in _classes(config).values())
+def is_hybrid(checkpoint: Any) -> bool:
+    """Whether layers of the model with this `checkpoint_config` keep a state of one size (Mamba, linear attention) beside a
+    KV cache. Raises as `register_classes` does."""
+    return any(getattr(model, "is_hybrid", False) for model in _classes(checkpoint).values())
 
 
-def _classes(config: RunConfig) -> dict[str, Any]:
-    """vLLM's classes of the architectures that the checkpoint names."""
+def _classes(checkpoint: Any) -> dict[str, Any]:
+    """vLLM's classes of the architectures that the checkpoint's config names."""
     from vllm import ModelRegistry
 
-    names = getattr(checkpoint_config(config), "architectures", None) or ()
+    names = getattr(checkpoint, "architectures", None) or ()
     try:
         return {name: ModelRegistry.models[name].load_model_cls() for name in names if name in ModelRegistry.models}
     except ModuleNotFoundError as error:
         package = _missing(error)
         if package is None:
             raise
-        install = package
-        if package in PYTORCH_PACKAGES:
-            install += f" torch=={version('torch')} --extra-index-url {CPU_WHEELS}" if "+cpu" in version("torch") else ""
+        install, torch = package, version("torch")
+        if package in PYTORCH_PACKAGES and "+cpu" in torch:
+            install += f" torch=={torch} --extra-index-url {CPU_WHEELS}"
         raise ModuleNotFoundError(
             f"vLLM needs {package} for {', '.join(names)}, and it is not installed here: pip install {install}"
         ) from error

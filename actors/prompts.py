@@ -33,7 +33,7 @@ class PromptEncoder:
         self._has_template = bool(chat_template or getattr(tokenizer, "chat_template", None))
         self._longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
         self._parts = False
-        self._parts = self._has_template and not self._shows_text() and self._shows_text(parts=True)
+        self._parts = self._has_template and not self._shows(QUESTION) and self._shows(_as_parts(QUESTION))
         self._special = self._find_special()
         self._takes_system = self._has_template and self._find_takes_system()
 
@@ -53,12 +53,11 @@ class PromptEncoder:
             raise Refused(f"the chat template refused the prompt: {error}") from error
         return self._fits(self._tokens(text))
 
-    def _shows_text(self, parts: bool = False) -> bool:
-        """Whether the template shows a question that is a message's content, or (of some models that take pictures as well)
-        the one of its `parts` that is text."""
-        self._parts = parts
+    def _shows(self, content: Any) -> bool:
+        """Whether the template shows the question in a message of this content. Some, of models that take pictures as well,
+        see a text only where it is one of several parts."""
         try:
-            return QUESTION in self._templated([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+            return QUESTION in self._templated([{"role": "user", "content": content}], add_generation_prompt=True)
         except TEMPLATE_ERRORS:
             return False
 
@@ -86,7 +85,7 @@ class PromptEncoder:
 
     def _templated(self, messages: list[Any], *, add_generation_prompt: bool) -> str:
         if self._parts:
-            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+            messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
         # The template is passed on and not set: vLLM's tokenizer is a pool of copies, which would not have it.
         text: str = self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -143,6 +142,10 @@ class PromptEncoder:
         if len(tokens) >= self._max_model_len:
             raise Refused(f"the prompt has {len(tokens)} tokens and max_model_len is {self._max_model_len}")
         return tokens
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def _mapped(value: Any, change: Any) -> Any:

@@ -66,7 +66,8 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
     engine, model = config.engine, config.model
     on_gpu = gpus > 0
     max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_SEQS)
-    checkpoint = checkpoint_config(config).get_text_config()
+    whole = checkpoint_config(config)
+    checkpoint = whole.get_text_config()
     limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
     max_model_len = engine.max_model_len or arms.default_max_model_len(config)
     if max_model_len and limit and not engine.max_model_len:
@@ -108,11 +109,12 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
             raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
         tokens = engine.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
         longest = max_model_len or limit or tokens
-        if engine.enable_prefix_caching is None and is_hybrid(config):
+        hybrid = is_hybrid(whole)
+        if engine.enable_prefix_caching is None and hybrid:
             arguments["enable_prefix_caching"] = False  # vLLM shares such states between chunks of a prefill only
         arguments |= {
             "max_num_batched_tokens": max(tokens, longest),
-            "kv_cache_memory_bytes": _cpu_kv_cache_bytes(config, checkpoint, max_num_seqs, longest),
+            "kv_cache_memory_bytes": _cpu_kv_cache_bytes(config, checkpoint, max_num_seqs, longest, hybrid),
             "enable_chunked_prefill": False,
             "distributed_executor_backend": "uni",
         }
@@ -141,7 +143,7 @@ def _lora_arguments(config: RunConfig, on_gpu: bool) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
 
-def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, longest: int) -> int:
+def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, longest: int, hybrid: bool) -> int:
     """Room for max_num_seqs sequences of a quarter of the `longest` (tokens), within 4 GiB; at least for one whole one.
 
     vLLM would take most of the machine's memory and touch every page of it at start: 1.6 s a GiB.
@@ -155,5 +157,4 @@ def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, l
         return UNKNOWN_KV_CACHE_BYTES
     bytes_per_token = size.kv_bytes_per_token
     many = min(max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
-    least = UNKNOWN_KV_CACHE_BYTES if is_hybrid(config) else 2 * longest * bytes_per_token
-    return max(many, least)
+    return max(many, 2 * longest * bytes_per_token, UNKNOWN_KV_CACHE_BYTES if hybrid else 0)

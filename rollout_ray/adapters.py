@@ -19,7 +19,7 @@ from rollout_ray.records import Arm
 
 # The ranks that vLLM can make room for.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."  # of a tensor's name in an adapter
 _LANGUAGE_MODEL = "model.language_model."
 _BEYOND = ("lora_bias", "target_parameters", "alora_invocation_tokens", "layer_replication")
 
@@ -75,7 +75,7 @@ def check_adapter(path: str, model: str) -> None:
 def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], model: str, rank: int) -> None:
     base = tensor_shapes(Path(model))
     for name, shape in shapes.items():
-        module, found, matrix = name.removeprefix(_PREFIX).partition(".lora_")
+        module, found, matrix = name.removeprefix(PEFT_PREFIX).partition(".lora_")
         weight = next((base[each] for each in _stored_names(f"{module}.weight") if each in base), None)
         if not found or matrix not in ("A.weight", "B.weight"):
             raise ConfigError(f"the adapter {path} holds {name}, which is no LoRA matrix; merge it into the model")

@@ -21,13 +21,12 @@ from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from safetensors import safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from rollout_ray.adapters import read_adapter_config
+from rollout_ray.adapters import PEFT_PREFIX, read_adapter_config
 from rollout_ray.checkpoints import shapes_by_file, tensor_shapes
 from rollout_ray.errors import ConfigError
 from rollout_ray.stored_parts import renamed_and_joined
 
 ADAPTER = "default"
-PEFT_PREFIX = "base_model.model."  # of a tensor's name in an adapter
 
 # Fields of an adapter's config that peft resolves for us, or that say nothing about its weights. Any other one that is set
 # makes something of the adapter that adding B A to a weight is not.

@@ -18,6 +18,7 @@ from rollout_ray.models import model_folder
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "awq": 0.56, "gptq": 0.56, "bitsandbytes": 0.56}  # of a weight, with scales
+WITHOUT_CACHE = {"linear_attention", "mamba", "conv", "moe", "mlp"}  # of transformers' kinds of layers
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
 def _caching_layers(text: dict[str, Any], layers: int) -> int:
     """How many layers keep keys and values: in a hybrid the others keep a state of one size (Mamba, linear attention)."""
     kinds = text.get("layer_types") or text.get("layers_block_type")
-    return max(1, sum("attention" in kind and "linear" not in kind for kind in kinds)) if kinds else layers
+    return max(1, sum(kind not in WITHOUT_CACHE for kind in kinds)) if kinds else layers
 
 
 def _stored_dtype(*configs: dict[str, Any]) -> str:

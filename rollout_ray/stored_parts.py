@@ -43,19 +43,19 @@ def renamed_and_joined(model: torch.nn.Module, stored: Iterable[str]) -> tuple[d
     """Of the `stored` tensors those that are a parameter of the model under another name, and those that are parts of one,
     each by the parameter's name."""
     conversions = get_model_conversion_mapping(model)
+    converters = [one for one in conversions if isinstance(one, WeightConverter)]
+    renamings = [one for one in conversions if not isinstance(one, WeightConverter)]
     renamed: dict[str, str] = {}
     joined: dict[str, Parts] = {}
     for each in stored:
         name = each
-        for conversion in conversions:
-            if not isinstance(conversion, WeightConverter):
-                name, _ = conversion.rename_source_key(name)
-        for conversion in conversions:
-            if isinstance(conversion, WeightConverter):
-                found, pattern = conversion.rename_source_key(name)
-                if pattern is not None:
-                    joined.setdefault(found, Parts(conversion)).names.setdefault(pattern, []).append(each)
-                    break
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        for converter in converters:
+            found, pattern = converter.rename_source_key(name)
+            if pattern is not None:
+                joined.setdefault(found, Parts(converter)).names.setdefault(pattern, []).append(each)
+                break
         else:
             renamed[name] = each
     return renamed, joined

@@ -34,25 +34,21 @@ def saved(folder: Path, kind: str) -> str:
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
     text: dict[str, Any] = TEXT | ends | {"vocab_size": -(-len(tokenizer) // 64) * 64}
-    if kind == "pictures":
-        config = hf.Idefics3Config(
+    config = {
+        "pictures": lambda: hf.Idefics3Config(
             text_config={"model_type": "llama", **text}, vision_config={"image_size": 28, **VISION}, image_token_id=image
-        )
-        model: Any = hf.Idefics3ForConditionalGeneration(config)
-    elif kind == "pictures, with torchvision":
-        config = hf.Gemma3Config(text_config={"head_dim": 32, **text}, vision_config=VISION, image_token_index=image)
-        model = hf.Gemma3ForConditionalGeneration(config)
-    else:
-        config = {
-            "hybrid": lambda: hf.FalconH1Config(
-                **text, mamba_n_heads=8, mamba_d_head=32, mamba_d_ssm=256, mamba_d_state=32
-            ),
-            "experts": lambda: hf.MixtralConfig(**text, num_local_experts=4),
-            "experts with a loader of their own": lambda: hf.GptOssConfig(
-                **text, head_dim=32, num_local_experts=4, num_experts_per_tok=2
-            ),
-        }[kind]()
-        model = hf.AutoModelForCausalLM.from_config(config)
+        ),
+        "pictures, with torchvision": lambda: hf.Gemma3Config(
+            text_config={"head_dim": 32, **text}, vision_config=VISION, image_token_index=image
+        ),
+        "hybrid": lambda: hf.FalconH1Config(**text, mamba_n_heads=8, mamba_d_head=32, mamba_d_ssm=256, mamba_d_state=32),
+        "experts": lambda: hf.MixtralConfig(**text, num_local_experts=4),
+        "experts with a loader of their own": lambda: hf.GptOssConfig(
+            **text, head_dim=32, num_local_experts=4, num_experts_per_tok=2
+        ),
+    }[kind]()
+    maker = hf.AutoModelForImageTextToText if "pictures" in kind else hf.AutoModelForCausalLM
+    model = maker.from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -67,6 +67,8 @@ def test_a_hybrid_keeps_keys_and_values_in_its_attention_layers() -> None:
     kinds = ["linear_attention", "linear_attention", "sliding_attention", "full_attention"] * 8
     size = size_of({**MODELS["7B"], "layer_types": kinds}, RunConfig())
     assert size is not None and size.kv_bytes_per_token == 131072 // 2
+    both = size_of({**MODELS["7B"], "layer_types": ["hybrid"] * 32}, RunConfig())  # attention and a state in each
+    assert both is not None and both.kv_bytes_per_token == 131072
 
 
 def test_the_size_of_the_shipped_model_is_that_of_its_file() -> None:

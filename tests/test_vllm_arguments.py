@@ -67,3 +67,13 @@ def test_a_cpu_engine_gets_a_kv_cache_for_a_quarter_of_its_longest_batch(
         {"model": {"model_path": str(tmp_path)}, "engine": {"max_model_len": 512, "max_num_seqs": 64, "dtype": dtype}}
     )
     assert engine_arguments(cfg, gpus=0)["kv_cache_memory_bytes"] == 64 * 512 // 4 * bytes_per_token
+
+
+def test_a_hybrid_on_the_cpu_has_room_for_states_and_for_its_longest_sequence(tmp_path: Path) -> None:
+    hybrid = LLAMA | {"model_type": "falcon_h1", "architectures": ["FalconH1ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(hybrid))
+    for longest, needed in ((512, 2**30), (2**20, 2 * 2**20 * 2 * 3 * 2 * 64 * 2)):
+        engine = {"max_model_len": longest, "max_num_seqs": 1}
+        cfg = RunConfig.model_validate({"model": {"model_path": str(tmp_path)}, "engine": engine})
+        arguments = engine_arguments(cfg, gpus=0)
+        assert arguments["kv_cache_memory_bytes"] == needed and arguments["enable_prefix_caching"] is False
