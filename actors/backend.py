@@ -49,7 +49,7 @@ class Backend(Protocol):
 
     `check` raises where the backend can no longer finish what it holds. `step` decodes one step and returns what it
     finished, to which `read` gives the text. `begin` prepares for a run's requests, and raises
-    ConfigError where an adapter cannot be served; `abort` forgets requests, whatever their state. `update_weights` loads
+    ConfigError where an arm cannot be served; `abort` forgets requests, whatever their state. `update_weights` loads
     other weights of the same shape while there are no requests, and leaves the backend broken where it raises. `stats`
     counts since the start; `steps` and `idle_seconds` in it are left to engine.py, and what waits there is added there.
     """
@@ -64,7 +64,7 @@ class Backend(Protocol):
 
     def update_weights(self, path: str) -> None: ...
 
-    def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]: ...
+    def encode(self, prompt: Prompt, arm: Arm) -> list[int]: ...
 
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None: ...
 

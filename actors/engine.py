@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import islice
 from queue import SimpleQueue
+from typing import Any
 
 from actors.backend import Backend, BackendInfo, Finished, Refused
 from actors.logs import Log, is_second_hand
@@ -105,7 +106,7 @@ class Engine:
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
         """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the backend cannot serve
-        an adapter, and what broke the engine, where it is broken."""
+        an arm, and what broke the engine, where it is broken."""
         backend = self._ready()
         backend.check()
         self.drop()
@@ -216,17 +217,17 @@ class Engine:
         backend = self._ready()
         prompts: dict[int, list[int]] = {}
         failed: dict[int, Completion] = {}
-        known: dict[str | None, list[int] | Refused] = {}
+        known: dict[Any, list[int] | Refused] = {}
         for number in range(request.first, request.stop):
-            system_prompt = self._draws[number].arm.system_prompt
-            if system_prompt not in known:
+            arm = self._draws[number].arm
+            if arm.wording not in known:
                 try:
                     if request.question.fault:
                         raise Refused(request.question.fault)
-                    known[system_prompt] = backend.encode(request.question.prompt, system_prompt)
+                    known[arm.wording] = backend.encode(request.question.prompt, arm)
                 except Refused as refused:
-                    known[system_prompt] = refused
-            tokens = known[system_prompt]
+                    known[arm.wording] = refused
+            tokens = known[arm.wording]
             if isinstance(tokens, Refused):
                 failed[number] = Completion(number, "", 0, 0, "error", self._name, str(tokens), self._policy.version)
             else:

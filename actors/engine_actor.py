@@ -118,7 +118,7 @@ class EngineActor:
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
         """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the engine cannot serve
-        an adapter, and what broke it, where it is broken."""
+        an arm, and what broke it, where it is broken."""
         self._call("begin", config, arms)
         assert self._info is not None
         return self._info

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.backend import Refused
-from rollout_ray import arms
-from rollout_ray.records import Message, Prompt
-from rollout_ray.templates import TEMPLATE_ERRORS
+from rollout_ray.arms import chat_messages, plain_text, without_system_role
+from rollout_ray.errors import ConfigError
+from rollout_ray.records import Arm, Message, Prompt
+from rollout_ray.templates import TEMPLATE_ERRORS, variables_of
 
 log = logging.getLogger(__name__)
 
 _CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark where a text must be cut; no text may hold them in this order
 
 _QUICKLY_TOKENIZED = 1 << 16  # characters
+NO_VARIABLES: Mapping[str, Any] = {}
 QUESTION = "What is 2 + 2?"  # by which a template is tried
 
 
@@ -37,18 +40,35 @@ class PromptEncoder:
         self._special = self._find_special()
         self._takes_system = self._has_template and self._find_takes_system()
 
-    def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
-        """Token ids of the prompt, under the chat template where there is one.
+    def check(self, arms: Sequence[Arm]) -> None:
+        """Raises ConfigError where an arm gives the chat template a variable that it does not read."""
+        given = {name for arm in arms for name in arm.chat_template_kwargs}
+        if not given:
+            return
+        if not self._has_template:
+            raise ConfigError(
+                "the tokenizer has no chat template to read chat_template_kwargs; leave them out, or give chat_template"
+            )
+        text = self._template or self._tokenizer.get_chat_template()
+        known = variables_of(text)
+        if unread := sorted(given - known):
+            raise ConfigError(
+                f"the chat template reads no variable {', '.join(unread)} of chat_template_kwargs; it reads "
+                f"{', '.join(sorted(known))}"
+            )
+
+    def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
+        """Token ids of the prompt as the arm asks it, under the chat template where there is one.
 
         Raises Refused where the template rejects the conversation, or the prompt is empty or too long.
         """
         if not self._has_template:
-            return self._fits(self._tokens_of_plain(arms.plain_text(prompt, system_prompt)))
-        messages = arms.chat_messages(prompt, system_prompt)
+            return self._fits(self._tokens_of_plain(plain_text(prompt, arm.system_prompt)))
+        messages = chat_messages(prompt, arm.system_prompt)
         if not self._takes_system:
-            messages = arms.without_system_role(messages)
+            messages = without_system_role(messages)
         try:
-            text = self._render(messages)
+            text = self._render(messages, arm.chat_template_kwargs)
         except TEMPLATE_ERRORS as error:
             raise Refused(f"the chat template refused the prompt: {error}") from error
         return self._fits(self._tokens(text))
@@ -70,25 +90,31 @@ class PromptEncoder:
             return False
         return True
 
-    def _render(self, messages: list[Message]) -> str:
+    def _render(self, messages: list[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> str:
         """The conversation's text, with marks where special tokens in the messages' own text are to be cut.
 
         Raises ValueError where the template leaves a message out without a word.
         """
         marked: list[Any] = [{**_mapped(message, self._cut), "role": message["role"]} for message in messages]
-        text = self._templated(marked, add_generation_prompt=True)
+        text = self._templated(marked, variables, add_generation_prompt=True)
         for number, message in enumerate(marked):
             # An earlier thought, or a tool's answer, may be dropped or rewritten on purpose.
             if message["role"] in ("system", "developer", "user") and message["content"].strip() not in text:
                 raise ValueError(f"it leaves out message {number}, of the role {message['role']}")
         return text
 
-    def _templated(self, messages: list[Any], *, add_generation_prompt: bool) -> str:
+    def _templated(
+        self, messages: list[Any], variables: Mapping[str, Any] = NO_VARIABLES, *, add_generation_prompt: bool
+    ) -> str:
         if self._parts:
             messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
         # The template is passed on and not set: vLLM's tokenizer is a pool of copies, which would not have it.
         text: str = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=add_generation_prompt
+            messages,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
         )
         return text
 

@@ -63,10 +63,10 @@ class SimulatedBackend:
         """Other weights give other texts for the same keys."""
         self._weights = path
 
-    def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
+    def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
         """One token a word."""
         words = (prompt if isinstance(prompt, str) else " ".join(str(m["content"]) for m in prompt)).split()
-        return list(range(len(words) + len((system_prompt or "").split())))
+        return list(range(len(words) + len((arm.system_prompt or "").split())))
 
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
         if self._faults.random() < self._simulated.sim_death_rate:

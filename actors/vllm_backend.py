@@ -34,6 +34,8 @@ from rollout_ray.records import Arm, Draw, Prompt
 log = logging.getLogger(__name__)
 
 
+# Sampling parameters by which the text of the same tokens differs.
+TEXT_PARAMETERS = frozenset(("include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"))
 RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
 
 
@@ -52,7 +54,7 @@ class VllmBackend:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.envs import enable_envs_cache
             from vllm.lora.request import LoRARequest
-            from vllm.sampling_params import RequestOutputKind
+            from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
             from vllm.v1.engine.llm_engine import LLMEngine
         if has_own_process(gpus) and sys.platform == "linux":
             end_cores_with_this_process()
@@ -62,6 +64,8 @@ class VllmBackend:
         self._loras: dict[str, Any] = {}  # the same by path alone
         self._last_lora = 0
         self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
+        self._structured_outputs = StructuredOutputsParams
+        self._parameters: dict[str, dict[str, Any]] = {}  # of each arm
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
         register_classes(config)
         arguments = engine_arguments(config, gpus=gpus)
@@ -109,10 +113,14 @@ class VllmBackend:
         return self._stats.stats
 
     def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
-        """Takes up a run's sampling and adapters. Raises ConfigError where vLLM cannot load an adapter."""
+        """Takes up a run's arms. Raises ConfigError where vLLM cannot load an adapter or refuses an arm's sampling
+        parameters, and where the chat template knows no variable of an arm's."""
         self._config = config
-        # A stop string must be seen when it comes, which takes vLLM's own text.
-        self._vllm_decodes = self._decoder is None or bool(config.sampling.stop)
+        self._encoder.check(arms)
+        self._parameters = {arm.name: self._settled(arm) for arm in arms}
+        # A stop string must be seen when it comes, which takes vLLM's own text; and it reads special tokens in its own way.
+        changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
+        self._vllm_decodes = self._decoder is None or changed or bool(config.sampling.stop)
         wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
         for gone in self._served.keys() - wanted:
             self._engine.remove_lora(self._served.pop(gone).lora_int_id)
@@ -137,25 +145,43 @@ class VllmBackend:
                 raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
             time.sleep(0.05)
 
-    def encode(self, prompt: Prompt, system_prompt: str | None) -> list[int]:
-        """The prompt's tokens; see PromptEncoder."""
-        return self._encoder.encode(prompt, system_prompt)
-
-    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
-        """Queues one request. Raises Refused where vLLM rejects it."""
-        arm, sampling = draw.arm, self._config.sampling
-        parameters: Mapping[str, Any] = {
+    def _settled(self, arm: Arm) -> dict[str, Any]:
+        """The sampling parameters of an arm, but for those that each request has for itself."""
+        extra = dict(arm.extra_sampling)
+        sampling = self._config.sampling
+        parameters: dict[str, Any] = {
             "temperature": arm.temperature,
             "top_p": arm.top_p,
             "top_k": max(arm.top_k, 0),
             "repetition_penalty": arm.repetition_penalty,
-            "max_tokens": min(arm.max_tokens, self._max_model_len - len(tokens)),
-            "seed": seed if arm.temperature > 0 else None,
             "stop": sampling.stop or None,
             "ignore_eos": sampling.ignore_eos,
-            "detokenize": self._vllm_decodes,
             "output_kind": self._final_only,
             "skip_clone": True,  # no other request has these, and a deep copy is a third of the cost of adding one
+        }
+        try:
+            if isinstance(extra.get("structured_outputs"), Mapping):
+                extra["structured_outputs"] = self._structured_outputs(**extra["structured_outputs"])
+            made = self._sampling_params.from_optional(max_tokens=arm.max_tokens, **extra)
+            parameters |= {name: getattr(made, name) for name in extra}
+            self._sampling_params(**parameters, max_tokens=arm.max_tokens)
+        except self._refusals as error:
+            raise ConfigError(
+                f"vLLM refuses the sampling parameters of the arm {arm.name}: {error}; correct them"
+            ) from error
+        return parameters
+
+    def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
+        """The prompt's tokens; see PromptEncoder."""
+        return self._encoder.encode(prompt, arm)
+
+    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
+        """Queues one request. Raises Refused where vLLM rejects it."""
+        arm = draw.arm
+        parameters = self._parameters[arm.name] | {
+            "max_tokens": min(arm.max_tokens, self._max_model_len - len(tokens)),
+            "seed": seed if arm.temperature > 0 else None,
+            "detokenize": self._vllm_decodes,
         }
         lora = self._loras[arm.lora_path] if arm.lora_path else None
         try:

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rollout_ray import arms
 from rollout_ray.answers import extract_answer
-from rollout_ray.config import ArmConfig
+from rollout_ray.config_arms import ArmConfig
 from rollout_ray.demo_questions import OPERATORS, Problem, Step, generate_problems
 
 log = logging.getLogger("train_demo_model")

@@ -5,7 +5,8 @@ Owns the prompts' wording. It draws nothing and knows no tokenizer: an engine tu
 
 from __future__ import annotations
 
-from rollout_ray.config import ArmConfig, RunConfig
+from rollout_ray.config import RunConfig
+from rollout_ray.config_arms import ArmConfig
 from rollout_ray.records import Arm, Message, Prompt
 
 _LAST_LINE = "Finish with one line of the form Answer: <number>"
@@ -80,6 +81,8 @@ def resolve_arms(config: RunConfig) -> tuple[Arm, ...]:
         own = {name: value for name, value in arm.model_dump().items() if value is not None}
         over = {name: value for name, value in given.items() if value is not None}
         settled = fallback | ((over | own) if custom else (own | over))
+        settled["extra_sampling"] = {**sampling.extra_sampling, **arm.extra_sampling}
+        settled["chat_template_kwargs"] = {**config.model.chat_template_kwargs, **arm.chat_template_kwargs}
         resolved.append(Arm(**{"system_prompt": None, "probe_role": None, "lora_path": config.model.lora_path, **settled}))
     return tuple(resolved)
 

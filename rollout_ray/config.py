@@ -1,8 +1,8 @@
 """RunConfig: every parameter of a run, with its default, unit and range; and the digest that tells two runs apart.
 
-Owns what a run *is*. It does not read arguments or the environment (config_sources.py), nor files but those of templates,
-whose text is part of the run, and does not look at the machine: what is None here is chosen when the run starts, from the
-model and the hardware.
+Owns what a run *is*; the sections of arms and sampling are config_arms.py's. It does not read arguments or the environment
+(config_sources.py), nor files but those of templates, whose text is part of the run, and does not look at the machine:
+what is None here is chosen when the run starts, from the model and the hardware.
 """
 
 from __future__ import annotations
@@ -11,26 +11,18 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from rollout_ray.budget import seconds_of
+from rollout_ray.config_arms import ArmsConfig, SamplingConfig, Section, TemplateArguments
 from rollout_ray.redaction import secret_names
 
 DEMO_MODEL = "demo"
 
 Layout = Literal["questions", "trajectories", "responses"]
-ArmSet = Literal["regime-w", "regime-w-probes", "samples", "greedy", "custom"]
-ProbeRole = Literal["A", "A'", "CF1"]
 
-Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-
-
-class Section(BaseModel):
-    """Base of every part of the config: unknown fields are refused, values do not change once set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
 class DataConfig(Section):
@@ -77,6 +69,9 @@ class ModelConfig(Section):
         None, description="Folder of a peft LoRA adapter to draw with, unmerged; an arm may name its own."
     )
     chat_template: str | None = Field(None, description="Jinja file of a chat template; unset: the tokenizer's own.")
+    chat_template_kwargs: TemplateArguments = Field(
+        default_factory=dict, description='Variables of the chat template, such as {"enable_thinking": false}.'
+    )
 
     @field_validator("chat_template")
     @classmethod
@@ -144,60 +139,6 @@ class EngineConfig(Section):
     load_format: str = Field("auto", description="How vLLM reads weights; 'dummy' makes random ones.")
     extra: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, passed on as they are.")
     simulated: SimulatedConfig = SimulatedConfig()
-
-
-class ArmConfig(Section):
-    """One arm: a system prompt and sampling parameters. What is unset comes from `sampling`."""
-
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.\-]+$", description="Unique name of the arm.")
-    system_prompt: str | None = Field(None, description="System prompt; unset: none.")
-    temperature: float | None = Field(None, ge=0, description="Sampling temperature; 0 is greedy.")
-    top_p: Probability | None = Field(None, description="Nucleus mass.")
-    top_k: int | None = Field(None, ge=-1, description="Most likely tokens to draw from; -1: all.")
-    repetition_penalty: float | None = Field(None, gt=0, description="Above 1 discourages repetition.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
-    samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question.")
-    probe_role: ProbeRole | None = Field(None, description="Role in the s_cf probe: A, A' or CF1.")
-    lora_path: str | None = Field(None, description="Folder of a peft LoRA adapter; unset: the model's lora_path.")
-
-
-class ArmsConfig(Section):
-    """Which arms every question is asked under."""
-
-    arm_set: ArmSet = Field("regime-w", description="A preset, or custom for the arms of arm_list.")
-    arm_list: list[ArmConfig] = Field(default_factory=list, description="The arms of arm_set: custom.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_list_means_custom(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("arm_list") and "arm_set" not in data:
-            return {**data, "arm_set": "custom"}
-        return data
-
-    @model_validator(mode="after")
-    def _list_and_set_agree(self) -> Self:
-        if self.arm_set == "custom" and not self.arm_list:
-            raise ValueError("arm_set 'custom' has no arms; list them under arm_list in the config file")
-        if self.arm_set != "custom" and self.arm_list:
-            raise ValueError(f"arm_list and arm_set '{self.arm_set}' both give arms; leave one of them out")
-        names = [arm.name for arm in self.arm_list]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"arm_list names {', '.join(twice)} more than once; give each arm a name of its own")
-        return self
-
-
-class SamplingConfig(Section):
-    """How an output is drawn. What is set here overrides a preset arm's value and fills in a custom arm's."""
-
-    n_samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question and arm; unset: the arm set's.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens; unset: the arm set's.")
-    temperature: float | None = Field(None, ge=0, description="Temperature, 0 is greedy; unset: the arm set's.")
-    top_p: Probability | None = Field(None, description="Nucleus mass; unset: the arm set's.")
-    top_k: int = Field(-1, ge=-1, description="Most likely tokens to draw from; -1: all.")
-    repetition_penalty: float = Field(1.0, gt=0, description="Above 1 discourages repetition; 1: off.")
-    stop: list[str] = Field(default_factory=list, description="Strings that end an output.")
-    ignore_eos: bool = Field(False, description="Draw max_tokens whatever the model says (for benchmarks).")
-    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the run; a trajectory's follows from it and its key.")
 
 
 REWARD_PRESETS: dict[str, dict[str, float]] = {

@@ -13,12 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from rollout_ray.config import RunConfig, leaf_fields
 from rollout_ray.errors import ConfigError
@@ -28,15 +26,7 @@ from rollout_ray.usage import plain
 ENV_PREFIX = "ROLLOUT_"
 _FIELDS = leaf_fields(RunConfig)
 FLAGS = {name.rpartition(".")[2]: name for name in _FIELDS}
-
-
-class _Settings(RunConfig, BaseSettings):
-    """RunConfig as pydantic-settings wants it, for its command-line parser."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid", cli_exit_on_error=False, cli_shortcuts={name: flag for flag, name in FLAGS.items()},
-        cli_hide_none_type=True,
-    )  # fmt: skip
+_FREE = {flag for flag, name in FLAGS.items() if "dict[" in str(_FIELDS[name].annotation)}
 
 
 def load_config(
@@ -110,60 +100,78 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigError(
                 f"the environment variable {variable} names no field{_suggest(flag, FLAGS, ENV_PREFIX, str.upper)}"
             )
-        name = FLAGS[flag]
-        _put(values, name, _json_value(variable, text) if _is_json(_FIELDS[name]) else text)
+        _put(values, FLAGS[flag], _value(variable, flag, [text]))
     return values
 
 
+class _Flags(argparse.ArgumentParser):
+    """argparse over all fields; each flag gives the texts that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(prog="rollout", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for flag, name in FLAGS.items():
+            yes_or_no: dict[str, Any] = {}
+            if "bool" in str(_FIELDS[name].annotation):
+                yes_or_no = {"nargs": "?", "const": "true"}
+                self.add_argument(f"--no_{flag}", dest=flag, action="append_const", const="false")
+            self.add_argument(f"--{name}", f"--{flag}", dest=flag, action="append", **yes_or_no)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{plain(message)}; see rollout --help")
+
+
 def _from_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    if not arguments:
-        return {}
+    given, unknown = _Flags().parse_known_args([_underscored(argument) for argument in arguments])
+    if unknown:
+        word, _, _ = unknown[0].partition("=")
+        if not word.startswith("-"):
+            raise ConfigError(f"'{unknown[0]}' is neither a command nor a flag with its value; see rollout --help")
+        raise ConfigError(f"{word} is not a flag{_suggest(word.lstrip('-'), FLAGS, '--')}")
+    values: dict[str, Any] = {}
+    for flag, found in vars(given).items():
+        texts = ["--" if text == [] else text for text in found]  # what argparse makes of --stop=--
+        _put(values, FLAGS[flag], _value(f"--{flag}", flag, texts))
+    return values
+
+
+def _underscored(argument: str) -> str:
+    """A flag with dashes as it is with underscores."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
+
+
+def _value(source: str, flag: str, texts: Sequence[str]) -> Any:
+    """What these texts say of a field: of one that holds a list or dict, each adds to it, as JSON, or as an entry of a list
+    of strings, or as name=value; of any other the last one counts, and `null` is unset."""
+    kind = str(_FIELDS[FLAGS[flag]].annotation)
+    if "dict[" in kind:
+        return {name: value for text in texts for name, value in _named(source, text).items()}
+    if "list[" in kind or "tuple[" in kind:
+        return [entry for text in texts for entry in _entries(source, text, strings="list[typing.Annotated[str" in kind)]
+    return None if texts[-1] == "null" else texts[-1]
+
+
+def _named(source: str, text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        return dict(_json(source, text))
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f'{source} takes name=value, or JSON such as {{"name": 1}}, not {shortened(text, 60)}')
     try:
-        source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
-            _Settings, cli_prog_name="rollout", cli_parse_args=_plain_flags(arguments)
-        )
-        return dict(source())
-    except SettingsError as error:
-        message = str(error).removeprefix("error parsing CLI: ")
-        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
-            flag = unknown.group(1)
-            name = flag.lstrip("-").partition("=")[0]
-            if not flag.startswith("-"):
-                raise ConfigError(f"'{flag}' is neither a command nor a flag with its value; see rollout --help") from None
-            raise ConfigError(f"{flag} is not a flag{_suggest(name, FLAGS, '--')}") from None
-        raise ConfigError(f"{plain(message)}; see rollout --help") from None
+        return {name: yaml.safe_load(value)}
+    except yaml.YAMLError:
+        return {name: value}
 
 
-def _plain_flags(arguments: Sequence[str]) -> list[str]:
-    """Flags with dashes as they are with underscores, and `--flag` / `--no-flag` of a yes-or-no field as a value."""
-    plain: list[str] = []
-    for number, argument in enumerate(arguments):
-        if not argument.startswith("--"):
-            plain.append(argument)
-            continue
-        name, equals, value = argument[2:].partition("=")
-        name = name.replace("-", "_")
-        following = arguments[number + 1] if number + 1 < len(arguments) else "--"
-        if name.startswith("no_") and _is_bool(name.removeprefix("no_")) and not equals:
-            plain.append(f"--{name.removeprefix('no_')}=false")
-        elif _is_bool(name) and not equals and following.startswith("--"):
-            plain.append(f"--{name}=true")
-        else:
-            plain.append(f"--{name}{equals}{value}")
-    return plain
+def _entries(source: str, text: str, *, strings: bool) -> list[Any]:
+    opening = text.lstrip()[:1]
+    if opening != "[" and strings:
+        return [text]
+    found = _json(source, text if opening in ("[", "{") else f"[{text}]")
+    return found if isinstance(found, list) else [found]
 
 
-def _is_bool(flag: str) -> bool:
-    name = FLAGS.get(flag)
-    return name is not None and "bool" in str(_FIELDS[name].annotation)
-
-
-def _is_json(info: FieldInfo) -> bool:
-    """Whether a field takes a list, tuple or dict, written as JSON outside YAML."""
-    return re.search(r"\b(list|dict|tuple)\[", str(info.annotation)) is not None
-
-
-def _json_value(source: str, text: str) -> Any:
+def _json(source: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
@@ -178,9 +186,9 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Writes `over` into `values`; sections are merged, anything else (a list, the free `extra` dict) is replaced."""
+    """Writes `over` into `values`; sections are merged, anything else (a list, a free dict such as `extra`) is replaced."""
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key != "extra":
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in _FREE:
             _overlay(values[key], value)
         else:
             values[key] = value
@@ -197,7 +205,7 @@ def describe(error: ValidationError) -> str:
         elif problem["type"] == "value_error":
             sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
         else:
-            message = re.sub(r"^\w+ should", "must", problem["msg"].partition(", unable to parse")[0])
+            message = re.sub(r"^\w+ should", "must", problem["msg"].partition(", unable to ")[0])
             given = shortened(json.dumps(problem["input"], default=str), 60)
             remedy = f"give --{place.rpartition('.')[2]} such a value" if place in _FIELDS else "correct it there"
             sentences.append(f"{place} {message}, not {given}; {remedy}")

@@ -16,7 +16,7 @@ from actors.backend import Refused
 from actors.gpus import all_here, smallest
 from actors.placement import Node, Placement, choose_placement, scorers_for
 from rollout_ray.arms import chat_messages, resolve_arms
-from rollout_ray.config import RunConfig
+from rollout_ray.config import ModelConfig, RunConfig
 from rollout_ray.errors import ConfigError, DatasetError
 from rollout_ray.hardware import CPU_SEQS, Gpu, Layout, kind_of, lay_out, longest_sequence, named
 from rollout_ray.ledger import RunDirectory
@@ -153,13 +153,13 @@ def _spread(questions: QuestionSet, count: int) -> pa.Table:
 
 
 def _prompts(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet, size: ModelSize | None) -> Prompts:
-    """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, under every system prompt."""
+    """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, in every wording."""
     step = max(1, len(questions) // MOST_TOKENIZED)
     some = [question for number, question in enumerate(questions.questions()) if number % step == 0]
-    systems = list(dict.fromkeys(arm.system_prompt for arm in arms))
+    wordings = list({arm.wording: arm for arm in arms}.values())
     limit = longest_sequence(cfg, size)
     count = _counter(cfg)
-    lengths = sorted(count(prompt, system) for q in some if (prompt := _askable(q)) for system in systems)
+    lengths = sorted(count(prompt, arm) for q in some if (prompt := _askable(q)) for arm in wordings)
     too_long = sum(length >= limit for length in lengths)
     return Prompts(lengths, len(lengths), too_long, limit, exact=not isinstance(count, _Guess))
 
@@ -171,24 +171,27 @@ def _askable(question: Question) -> Prompt | None:
 class _Guess:
     """Counts tokens by the characters, where the tokenizer is not here."""
 
-    def __call__(self, prompt: Prompt, system: str | None) -> int:
-        return int(sum(len(message["content"]) for message in chat_messages(prompt, system)) / CHARACTERS_PER_TOKEN) + 10
+    def __call__(self, prompt: Prompt, arm: Arm) -> int:
+        return (
+            int(sum(len(message["content"]) for message in chat_messages(prompt, arm.system_prompt)) / CHARACTERS_PER_TOKEN)
+            + 10
+        )
 
 
 class _Tokens:
     """Counts tokens as an engine does."""
 
-    def __init__(self, folder: str, trust_remote_code: bool) -> None:
+    def __init__(self, folder: str, model: ModelConfig) -> None:
         from transformers import AutoTokenizer
 
         from actors.prompts import PromptEncoder
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        self._encoder = PromptEncoder(tokenizer, 1 << 30)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        self._encoder = PromptEncoder(tokenizer, 1 << 30, model.chat_template)
 
-    def __call__(self, prompt: Prompt, system: str | None) -> int:
+    def __call__(self, prompt: Prompt, arm: Arm) -> int:
         try:
-            return len(self._encoder.encode(prompt, system))
+            return len(self._encoder.encode(prompt, arm))
         except Refused:
             return 0  # it becomes an error row
 
@@ -196,4 +199,4 @@ class _Tokens:
 def _counter(cfg: RunConfig) -> _Guess | _Tokens:
     folder = cfg.model.tokenizer_path or model_folder(cfg.model.model_path)
     there = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZERS)
-    return _Tokens(folder, cfg.model.trust_remote_code) if there else _Guess()
+    return _Tokens(folder, cfg.model) if there else _Guess()

@@ -234,7 +234,7 @@ def _room(cfg: RunConfig) -> Capacity:
 
 def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
     """The fields that decide an engine, by their dotted names."""
-    model = cfg.model.model_dump(mode="json", exclude={"lora_path"})
+    model = cfg.model.model_dump(mode="json", exclude={"lora_path", "chat_template_kwargs"})
     engine = cfg.engine.model_dump(mode="json")
     engine["max_model_len"] = cfg.engine.max_model_len or default_max_model_len(cfg)
     return {**{f"model.{k}": v for k, v in model.items()}, **{f"engine.{k}": v for k, v in engine.items()}}

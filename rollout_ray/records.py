@@ -9,8 +9,9 @@ no Ray and no vLLM, and computes no score.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -36,7 +37,8 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One arm with every parameter settled. `top_k` -1 means all; `probe_role` is A, A' or CF1 for a probe; `lora_path` is
-    the folder of a peft adapter, None for the bare model."""
+    the folder of a peft adapter, None for the bare model; `extra_sampling` are more of vLLM's sampling parameters, and
+    `chat_template_kwargs` variables of the chat template."""
 
     name: str
     system_prompt: str | None
@@ -48,6 +50,15 @@ class Arm:
     samples: int
     probe_role: str | None = None
     lora_path: str | None = None
+    extra_sampling: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def wording(self) -> tuple[str | None, str]:
+        """Arms of which this is equal ask a question in the same tokens."""
+        return self.system_prompt, json.dumps(
+            self.chat_template_kwargs, sort_keys=True
+        ) if self.chat_template_kwargs else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +180,10 @@ PART_SCHEMA = pa.schema(
 
 
 def draws_of(arms: Sequence[Arm]) -> tuple[Draw, ...]:
-    """All draws of a question. Arms with one system prompt stand together, so that an engine meets their shared
-    prefix in a row."""
-    prompts = list(dict.fromkeys(arm.system_prompt for arm in arms))
-    adjacent = sorted(arms, key=lambda arm: prompts.index(arm.system_prompt))
+    """All draws of a question. Arms of one wording stand together, so that an engine meets their shared prefix in a
+    row."""
+    wordings = list(dict.fromkeys(arm.wording for arm in arms))
+    adjacent = sorted(arms, key=lambda arm: wordings.index(arm.wording))
     return tuple(Draw(arm, sample) for arm in adjacent for sample in range(arm.samples))
 
 

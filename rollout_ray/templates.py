@@ -64,8 +64,17 @@ def prompt_template(value: str) -> str:
 
 def chat_template(value: str) -> str:
     """The text of a chat template, checked. Raises ValueError where it is no Jinja, with its line."""
+    return _checked(value, _chats())
+
+
+def variables_of(text: str) -> set[str]:
+    """The variables that a chat template reads."""
+    return meta.find_undeclared_variables(_chats().parse(text))
+
+
+def _chats() -> jinja2.Environment:
     extensions = [_Generation, "jinja2.ext.loopcontrols"]
-    return _checked(value, ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions))
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
 
 
 def _checked(value: str, environment: jinja2.Environment) -> str:

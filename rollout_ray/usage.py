@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import re
 
-from rollout_ray.config import RunConfig, Section, leaf_fields
+from rollout_ray.config import RunConfig, leaf_fields
+from rollout_ray.config_arms import Section
 
 
 def help_text() -> str:

@@ -70,6 +70,32 @@ def test_lists_and_negative_numbers_as_flags() -> None:
     assert config.scoring.s_wm_weights == (0.5, 0.25, 0.25)
 
 
+@pytest.mark.parametrize("text", ["\n\n", " ", "a, b", 'Q: "x" [1]', "--", "- a", "{", "\\n"])
+def test_a_stop_string_is_taken_as_it_is(text: str) -> None:
+    both = [text, "b"]
+    assert load_config([f"--stop={text}", "--stop", "b"]).sampling.stop == both
+    assert load_config(["--stop", json.dumps(both)]).sampling.stop == both
+    assert load_config([], {"ROLLOUT_STOP": text}).sampling.stop == [text]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["min_p=0.05"], {"min_p": 0.05}),
+        (['{"min_p": 0.05}', "stop_token_ids=[1, 2]"], {"min_p": 0.05, "stop_token_ids": [1, 2]}),
+        (["bad_words=[x: y"], {"bad_words": "[x: y"}),
+    ],
+)
+def test_free_values_are_json_or_name_and_value(words: list[str], expected: dict[str, object]) -> None:
+    assert load_config([word for text in words for word in ("--extra_sampling", text)]).sampling.extra_sampling == expected
+
+
+def test_null_unsets_what_the_file_has(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sampling: {max_tokens: 5}\n")
+    assert load_config(["--max_tokens", "null"], {}, file).sampling.max_tokens is None
+
+
 MISTAKES = [
     (["--n_sample", "8"], {}, "--n_sample is not a flag; did you mean --n_samples?"),
     (["--n_samples", "many"], {}, 'sampling.n_samples must be a valid integer, not "many"; give --n_samples such a value'),
@@ -83,7 +109,13 @@ MISTAKES = [
     (["--n_samples"], {}, "--n_samples needs a value; see rollout --help"),
     (["stray"], {}, "'stray' is neither a command nor a flag with its value"),
     ([], {"ROLLOUT_TEMPRATURE": "1"}, "ROLLOUT_TEMPRATURE names no field; did you mean ROLLOUT_TEMPERATURE?"),
-    ([], {"ROLLOUT_STOP": "a"}, "ROLLOUT_STOP must be JSON"),
+    ([], {"ROLLOUT_STOP": "[a"}, "ROLLOUT_STOP must be JSON"),
+    (["--stop", ""], {}, "sampling.stop.0 must have at least 1 character"),
+    (["--extra_sampling", "5"], {}, "--extra_sampling takes name=value, or JSON such as .*, not 5"),
+    (["--extra_sampling", "seed=5"], {}, "sampling.extra_sampling: seed cannot stand here: a run has a field for it"),
+    (["--chat_template_kwargs", "tokenize=true"], {}, "model.chat_template_kwargs: tokenize cannot stand here"),
+    (["--deterministic", "maybe"], {}, 'engine.deterministic must be a valid boolean, not "maybe"'),
+    (["-x"], {}, "-x is not a flag"),
 ]
 
 

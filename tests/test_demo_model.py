@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs.train_demo_model import accuracy, solution
 from rollout_ray import arms
 from rollout_ray.answers import extract_answer
-from rollout_ray.config import ArmConfig
+from rollout_ray.config_arms import ArmConfig
 from rollout_ray.demo_questions import generate_problems
 from rollout_ray.models import model_folder
 from tests.conftest import ROOT, clean_environment

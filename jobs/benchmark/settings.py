@@ -39,10 +39,10 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     draws = draws_of(arms)
     waiting = 0
     for question in load_questions(config.data.dataset, config.data).questions():
-        prompts = {d.arm.system_prompt: backend.encode(question.prompt, d.arm.system_prompt) for d in draws}
+        prompts = {d.arm.wording: backend.encode(question.prompt, d.arm) for d in draws}
         for number, draw in enumerate(draws):
             seed = sampling_seed(config.sampling.seed, question.question_id, draw.arm.name, draw.sample)
-            backend.add(f"{question.question_id}.{number}", prompts[draw.arm.system_prompt], draw, seed)
+            backend.add(f"{question.question_id}.{number}", prompts[draw.arm.wording], draw, seed)
             waiting += 1
     handed_in = time.perf_counter()
     tokens = steps = 0

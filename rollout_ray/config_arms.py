@@ -1,0 +1,111 @@
+"""The sections of the config that say how a question is asked: its arms, and how their outputs are drawn.
+
+Owns their fields, defaults and ranges, and what a section is. The presets' arms are arms.py's, the other sections
+config.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+ArmSet = Literal["regime-w", "regime-w-probes", "samples", "greedy", "custom"]
+ProbeRole = Literal["A", "A'", "CF1"]
+
+Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every part of the config: unknown fields are refused, values do not change once set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+
+
+# What a run decides or keeps no trace of, and so cannot be among what is passed on.
+_OF_THE_SAMPLING = frozenset(
+    (
+        "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed", "n", "best_of",
+        "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs",
+        "detokenize", "output_kind", "stream_interval", "skip_clone",
+    )
+)  # fmt: skip
+_OF_THE_TEMPLATE = frozenset(
+    (
+        "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message",
+        "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    )
+)  # fmt: skip
+
+
+def _without(names: Collection[str], values: Mapping[str, Any] | None) -> Any:
+    if values and (ours := sorted(names & values.keys())):
+        raise ValueError(f"{', '.join(ours)} cannot stand here: a run has a field for it, or sets it itself; leave it out")
+    return values
+
+
+ExtraSampling = Annotated[dict[str, Any], AfterValidator(lambda values: _without(_OF_THE_SAMPLING, values))]
+TemplateArguments = Annotated[dict[str, Any], AfterValidator(lambda values: _without(_OF_THE_TEMPLATE, values))]
+
+
+class ArmConfig(Section):
+    """One arm: a system prompt and sampling parameters. What is unset comes from `sampling`."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.\-]+$", description="Unique name of the arm.")
+    system_prompt: str | None = Field(None, description="System prompt; unset: none.")
+    temperature: float | None = Field(None, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_p: Probability | None = Field(None, description="Nucleus mass.")
+    top_k: int | None = Field(None, ge=-1, description="Most likely tokens to draw from; -1: all.")
+    repetition_penalty: float | None = Field(None, gt=0, description="Above 1 discourages repetition.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
+    samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question.")
+    probe_role: ProbeRole | None = Field(None, description="Role in the s_cf probe: A, A' or CF1.")
+    lora_path: str | None = Field(None, description="Folder of a peft LoRA adapter; unset: the model's lora_path.")
+    extra_sampling: ExtraSampling = Field(default_factory=dict, description="Like sampling's, and beating it.")
+    chat_template_kwargs: TemplateArguments = Field(default_factory=dict, description="Like the model's, and beating it.")
+
+
+class ArmsConfig(Section):
+    """Which arms every question is asked under."""
+
+    arm_set: ArmSet = Field("regime-w", description="A preset, or custom for the arms of arm_list.")
+    arm_list: list[ArmConfig] = Field(default_factory=list, description="The arms of arm_set: custom.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_list_means_custom(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("arm_list") and "arm_set" not in data:
+            return {**data, "arm_set": "custom"}
+        return data
+
+    @model_validator(mode="after")
+    def _list_and_set_agree(self) -> Self:
+        if self.arm_set == "custom" and not self.arm_list:
+            raise ValueError("arm_set 'custom' has no arms; list them under arm_list in the config file")
+        if self.arm_set != "custom" and self.arm_list:
+            raise ValueError(f"arm_list and arm_set '{self.arm_set}' both give arms; leave one of them out")
+        names = [arm.name for arm in self.arm_list]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"arm_list names {', '.join(twice)} more than once; give each arm a name of its own")
+        return self
+
+
+class SamplingConfig(Section):
+    """How an output is drawn. What is set here overrides a preset arm's value and fills in a custom arm's."""
+
+    n_samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question and arm; unset: the arm set's.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens; unset: the arm set's.")
+    temperature: float | None = Field(None, ge=0, description="Temperature, 0 is greedy; unset: the arm set's.")
+    top_p: Probability | None = Field(None, description="Nucleus mass; unset: the arm set's.")
+    top_k: int = Field(-1, ge=-1, description="Most likely tokens to draw from; -1: all.")
+    repetition_penalty: float = Field(1.0, gt=0, description="Above 1 discourages repetition; 1: off.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="Strings that end an output; the flag takes one, or several as JSON."
+    )
+    ignore_eos: bool = Field(False, description="Draw max_tokens whatever the model says (for benchmarks).")
+    extra_sampling: ExtraSampling = Field(
+        default_factory=dict, description='More of vLLM\'s sampling parameters, such as {"min_p": 0.05}.'
+    )
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the run; a trajectory's follows from it and its key.")

@@ -1,0 +1,137 @@
+"""What an arm asks of vLLM's sampler and of the chat template reaches them, or is refused: real vLLM on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+from transformers import AutoTokenizer
+
+from rollout_ray.arms import resolve_arms
+from rollout_ray.config import RunConfig
+from rollout_ray.errors import ConfigError
+from rollout_ray.models import model_folder
+from rollout_ray.records import Completion, Question
+from tests.conftest import demo_rows
+from tests.test_engine import exchange_all, request, start
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}Think of nothing.\n{% endif %}"
+)
+QUESTIONS = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(4))]
+
+
+def config(arms: list[dict[str, Any]], model: dict[str, Any] | None = None, **sampling: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "arms": {"arm_list": arms},
+            "engine": {"max_model_len": 512},
+            "model": {"chat_template": TEMPLATE, **(model or {})},
+            "sampling": {"max_tokens": 40, **sampling},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(local_ray: None) -> Iterator[Any]:
+    actor = start(config([{"name": "a"}]))
+    ray.get(actor.start.remote())
+    yield actor
+    ray.kill(actor)
+
+
+def draw(engine: Any, cfg: RunConfig) -> list[tuple[Completion, ...]]:
+    """The completions of each question, in the order of the arms."""
+    ray.get(engine.begin.remote(cfg, resolve_arms(cfg)))
+    answers = exchange_all(engine, [request(number, question, cfg) for number, question in enumerate(QUESTIONS)])
+    return [answers[number] for number in range(len(QUESTIONS))]
+
+
+def test_an_arm_s_own_parameters_beat_the_run_s(engine: Any) -> None:
+    """Of tokens at least as likely as the likeliest only this one is left: min_p 1 is greedy at any temperature."""
+    arms = [
+        {"name": "greedy", "temperature": 0.0},
+        {"name": "only_the_likeliest", "temperature": 1.5, "top_p": 1.0},
+        {"name": "any", "temperature": 1.5, "top_p": 1.0, "extra_sampling": {"min_p": 0.0}},
+    ]
+    drawn = draw(engine, config(arms, extra_sampling={"min_p": 1.0}))
+    assert all(greedy.full_text == likeliest.full_text for greedy, likeliest, _ in drawn)
+    assert any(greedy.full_text != other.full_text for greedy, _, other in drawn)
+
+
+def test_stop_tokens_end_an_output_with_the_text_that_vllm_gives(engine: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("demo"))
+    (stop,) = tokenizer.encode("2", add_special_tokens=False)[-1:]
+    given = {"stop_token_ids": [stop]}
+    arms = [{"name": "a", "temperature": 0.0}]
+    free = draw(engine, config(arms))
+    ours, vllms = (
+        draw(engine, config(arms, extra_sampling=given | more)) for more in ({}, {"spaces_between_special_tokens": True})
+    )
+    assert [c.full_text for (c,) in ours] == [c.full_text for (c,) in vllms]
+    ended = [(c, whole) for (c,), (whole,) in zip(ours, free, strict=True) if c.num_tokens < whole.num_tokens]
+    assert ended and all(c.finish_reason == "stop" and whole.full_text.startswith(c.full_text) for c, whole in ended)
+
+
+def test_parameters_that_change_the_text_do(engine: Any) -> None:
+    arms = [{"name": "a", "temperature": 0.0}]
+    without = draw(engine, config(arms, stop=["Answer"], max_tokens=200))
+    with_it = draw(
+        engine, config(arms, stop=["Answer"], max_tokens=200, extra_sampling={"include_stop_str_in_output": True})
+    )
+    stopped = [(a, b) for (a,), (b,) in zip(without, with_it, strict=True) if a.num_tokens < 200]
+    assert stopped and all(b.full_text == f"{a.full_text}Answer" for a, b in stopped)
+
+
+def test_token_ids_may_be_names_as_in_json(engine: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("demo"))
+    (token,) = tokenizer.encode("2", add_special_tokens=False)[-1:]
+    drawn = draw(engine, config([{"name": "a", "max_tokens": 5}], extra_sampling={"logit_bias": {str(token): 100}}))
+    assert {c.full_text.strip() for (c,) in drawn} == {"22222"}
+
+
+def test_an_output_can_be_kept_to_a_choice(engine: Any) -> None:
+    arms = [{"name": "a", "extra_sampling": {"structured_outputs": {"choice": ["yes", "no"]}}}, {"name": "free"}]
+    drawn = draw(engine, config(arms))
+    assert {a.full_text for a, _ in drawn} <= {"yes", "no"} and not {b.full_text for _, b in drawn} & {"yes", "no"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"extra_sampling": {"min_q": 0.1}}, "vLLM refuses the sampling parameters of the arm odd: .*min_q"),
+        ({"extra_sampling": {"min_p": 3}}, "of the arm odd: min_p must be in"),
+        ({"extra_sampling": {"min_p": "much"}}, "of the arm odd: "),
+        ({"temperature": 3.0}, "of the arm odd: temperature must be in"),
+        (
+            {"chat_template_kwargs": {"enable_thinkng": False}},
+            "reads no variable enable_thinkng .* enable_thinking, messages",
+        ),
+    ],
+)
+def test_what_would_be_refused_or_ignored_ends_the_run_before_anything_is_drawn(
+    engine: Any, arm: dict[str, Any], message: str
+) -> None:
+    cfg = config([{"name": "fine"}, {"name": "odd", **arm}])
+    with pytest.raises(RayTaskError, match=message) as raised:
+        ray.get(engine.begin.remote(cfg, resolve_arms(cfg)))
+    assert isinstance(raised.value.cause, ConfigError)
+    assert draw(engine, config([{"name": "fine"}]))
+
+
+def test_variables_of_the_chat_template_are_an_arm_s_or_the_run_s(engine: Any) -> None:
+    arms = [
+        {"name": "as_the_run"},
+        {"name": "thinking", "chat_template_kwargs": {"enable_thinking": True}},
+        {"name": "as_the_run_too", "temperature": 0.5},
+    ]
+    drawn = draw(engine, config(arms, {"chat_template_kwargs": {"enable_thinking": False}}))
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("demo"))
+    for question, completions in zip(QUESTIONS, drawn, strict=True):
+        texts = (f"{question.prompt}\n{more}" for more in ("Think of nothing.\n", ""))
+        short, long = (len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        assert [c.num_prompt_tokens for c in completions] == [short, short, long]  # equal wordings stand together
