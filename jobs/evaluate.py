@@ -26,6 +26,7 @@ from rollout_ray.config import RunConfig
 from rollout_ray.config_sources import load_config, overlaid
 from rollout_ray.errors import ConfigError, RolloutError
 from rollout_ray.estimates import Clustered, majority_at_k, pass_at_k
+from rollout_ray.files import row_batches
 from rollout_ray.redaction import shown
 
 REPORT = "evaluation.json"
@@ -97,7 +98,7 @@ def evaluate(rollouts: Rollouts) -> list[Evaluation]:
     """The arms of a finished run, in their order. Reads the merged file batch by batch."""
     tallies: dict[str, _Tally] = {}
     with rollouts.run.open_parquet("merged.parquet") as file:
-        for batch in file.iter_batches(256, columns=["trajectories"]):
+        for batch in row_batches(file, 256, ["trajectories"]):
             for trajectories in batch.column("trajectories").to_pylist():
                 by_arm: dict[str, list[dict[str, Any]]] = {}
                 for trajectory in trajectories:

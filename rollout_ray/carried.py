@@ -94,6 +94,8 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     columns = []
     for field in schema:
         column = batch.column(field.name) if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
+        if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
+            column = column.dictionary_decode().dictionary_encode()  # Arrow cannot pick rows of one with a null in it
         if "dictionary<" in str(field.type):
             column.validate(full=True)  # readers refuse a dictionary page that is not UTF-8
         columns.append(column if column.type == field.type else column.cast(field.type))

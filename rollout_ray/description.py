@@ -23,7 +23,8 @@ class Description:
     """What a merged file says about its run.
 
     `config` has the fields of the run's identity, and defaults for the others. `hashed_ids`: the ids are hashes of prompt
-    and gold answer. `fingerprint` is QuestionSet's. `metadata` is the whole entry as it stands in the file.
+    and gold answer. `fingerprint` is QuestionSet's, `columns` are the input's. `metadata` is the whole entry as it stands
+    in the file.
     """
 
     config: RunConfig
@@ -33,6 +34,7 @@ class Description:
     hashed_ids: bool
     gold_key: str | None
     roster: Roster
+    columns: tuple[str, ...]
     metadata: Mapping[str, Any]
 
 
@@ -47,6 +49,7 @@ def describe(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet) -> dic
             "fingerprint": questions.fingerprint,
             "hashed_ids": not given_ids,
             "gold_key": questions.gold_key,
+            "columns": questions.source.schema.names,
             "roster": Roster.of(questions.ids).to_text(),
         },
     }
@@ -64,6 +67,7 @@ def read_description(metadata: Mapping[str, Any]) -> Description:
             dataset["hashed_ids"],
             dataset["gold_key"],
             Roster.from_text(dataset["roster"]),
+            tuple(dataset["columns"]),
             metadata,
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:

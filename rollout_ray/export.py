@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from rollout_ray.errors import ConfigError, LedgerError
 from rollout_ray.files import write_whole
-from rollout_ray.merge import LAYOUTS, output_schema, write_merged
+from rollout_ray.merge import laid_out, output_schema, write_merged
 from rollout_ray.merged import MergedFile
 from rollout_ray.preferences import PairType
 from rollout_ray.questions import ID_KEY, NotText, cell_values
@@ -147,9 +147,10 @@ def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str]
             {ID_KEY: str(s.question_id), "trajectories": s.trajectories, **(s.scores[0] if s.scores else {})}
             for s in stored
         ]
-        table = LAYOUTS[layout](given.select(columns), pa.Table.from_pylist(rows, PART_SCHEMA))
-        done.questions, done.used, done.rows = done.questions + len(stored), done.used + len(stored), done.rows + len(table)
-        yield table
+        done.questions, done.used = done.questions + len(stored), done.used + len(stored)
+        for table in laid_out(layout, given.select(columns), pa.Table.from_pylist(rows, PART_SCHEMA)):
+            done.rows += len(table)
+            yield table
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,18 @@
-"""Writes a file that is either whole or not there. It does not know what is in it."""
+"""Writes a file that is either whole or not there, and reads a parquet file some rows at a time. It does not know what is
+in them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+READ_BYTES = 256 << 20  # of rows, as their file states it, that are read together
 
 
 def write_whole(
@@ -33,6 +40,15 @@ def write_whole(
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(place.parent)
+
+
+def row_batches(file: pq.ParquetFile, most: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of the file, at most `most` together, and fewer where they are large. No batch crosses a row group: what
+    Arrow joins from two it can hold in one piece only up to 2 GiB a column."""
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        rows = max(1, min(most, READ_BYTES * group.num_rows // max(1, group.total_byte_size)))
+        yield from file.iter_batches(rows, row_groups=[number], columns=columns)
 
 
 def _sync_folder(folder: Path) -> None:

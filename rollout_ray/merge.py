@@ -163,7 +163,7 @@ def _joined(
             observe(rows)
             given = pa.Table.from_batches([batch.slice(begin, rows.num_rows)])
             begin += rows.num_rows
-            yield LAYOUTS[layout](given, rows)
+            yield from laid_out(layout, given, rows)
 
 
 def write_merged(stream: IO[bytes], schema: pa.Schema, metadata: Mapping[str, Any], tables: Iterator[pa.Table]) -> int:
@@ -189,40 +189,46 @@ def _row_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _as_questions(given: pa.Table, rows: pa.Table) -> pa.Table:
+def _as_questions(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
     table = given
     for name in rows.column_names:
         if name not in given.column_names:
             table = table.append_column(name, rows.column(name))
-    return table
+    yield table
 
 
-def _as_trajectories(given: pa.Table, rows: pa.Table) -> pa.Table:
+def _as_trajectories(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
     lists = rows.column("trajectories").combine_chunks()
     parents = pc.list_parent_indices(lists)
     flat = lists.flatten()
-    table = given.take(parents).rename_columns(_beside_trajectory(given.column_names))
-    if "question_id" not in table.column_names:
-        table = table.append_column("question_id", rows.column("question_id").take(parents))
-    for number, field in enumerate(TRAJECTORY):
-        table = table.append_column(field, flat.field(number))
-    for name in SCORES:
-        table = table.append_column(name, rows.column(name).take(parents))
-    return table
+    # A question's columns are repeated with every trajectory: large ones would fill the memory, or more than Arrow holds.
+    most = max(1, WINDOW_BYTES * max(1, given.num_rows) // max(1, given.nbytes))
+    for begin in range(0, max(1, len(flat)), most):
+        parent, own = parents.slice(begin, most), flat.slice(begin, most)
+        table = given.take(parent).rename_columns(_beside_trajectory(given.column_names))
+        if "question_id" not in table.column_names:
+            table = table.append_column("question_id", rows.column("question_id").take(parent))
+        for number, field in enumerate(TRAJECTORY):
+            table = table.append_column(field, own.field(number))
+        for name in SCORES:
+            table = table.append_column(name, rows.column(name).take(parent))
+        yield table
 
 
-def _as_responses(given: pa.Table, rows: pa.Table) -> pa.Table:
+def _as_responses(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
     lists = rows.column("trajectories").combine_chunks()
     texts = lists.flatten().field("full_text")
     offsets = pc.subtract(lists.offsets, lists.offsets[0])
-    return given.append_column("responses", pa.ListArray.from_arrays(offsets, texts))
+    yield given.append_column("responses", pa.ListArray.from_arrays(offsets, texts))
 
 
-LAYOUTS: dict[Layout, Callable[[pa.Table, pa.Table], pa.Table]] = {
-    "questions": _as_questions,
-    "trajectories": _as_trajectories,
-    "responses": _as_responses,
-}
+_LAYOUTS = {"questions": _as_questions, "trajectories": _as_trajectories, "responses": _as_responses}
+
+
+def laid_out(layout: Layout, given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows of the output for questions with these columns of the input, and these rows of PART_SCHEMA: at least one
+    table, in order."""
+    return _LAYOUTS[layout](given, rows)
 
 
 def _beside_trajectory(names: Sequence[str]) -> list[str]:
@@ -233,5 +239,5 @@ def _beside_trajectory(names: Sequence[str]) -> list[str]:
 
 def output_schema(given: pa.Schema, layout: Layout) -> pa.Schema:
     """The merged file's schema for an input of schema `given`."""
-    empty = LAYOUTS[layout](given.remove_metadata().empty_table(), PART_SCHEMA.empty_table())
-    return empty.schema
+    empty = laid_out(layout, given.remove_metadata().empty_table(), PART_SCHEMA.empty_table())
+    return next(empty).schema

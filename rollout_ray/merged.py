@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -24,6 +24,7 @@ from pyarrow import fs
 from rollout_ray.config import DataConfig, Layout
 from rollout_ray.description import Description, read_description
 from rollout_ray.errors import ConfigError, LedgerError, VerifyError
+from rollout_ray.files import row_batches
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.questions import ID_KEY, QuestionSet, load_questions
 from rollout_ray.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
@@ -140,12 +141,17 @@ class MergedFile:
         """The input's columns of these rows, under the input's names, and question_id."""
         written = {"questions": ["trajectories", *SCORES], "trajectories": [*_FIELDS, *SCORES], "responses": ["responses"]}
         given = table.drop_columns(written[self.layout])
-        names = {self.input_column(name): name for name in _FIELDS}
+        names = {self.input_column(name): name for name in _FIELDS if self.input_column(name) not in self._plain}
         return given.rename_columns([names.get(name, name) for name in given.column_names])
 
     def input_column(self, name: str) -> str:
         """The name in this file of a column of the input."""
         return f"input_{name}" if self.layout == "trajectories" and name in _FIELDS else name
+
+    @property
+    def _plain(self) -> Collection[str]:
+        """The columns of the input that bear their own name in every layout."""
+        return {name for name in self.description.columns if name not in _FIELDS}
 
     def batches(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         """The questions in the order of the file, some at a time: their input columns under the input's names and
@@ -176,8 +182,8 @@ class MergedFile:
         sums: Counter[str] = Counter()
         counts: Counter[str] = Counter()
         try:
-            for batch in self._file.iter_batches(READ_ROWS, columns=[ID_KEY, *paths[self.layout]]):
-                for name, value in zip(batch.column(ID_KEY).to_pylist(), batch.column(column).to_pylist(), strict=True):
+            for batch in row_batches(self._file, READ_ROWS, [ID_KEY, *paths[self.layout]]):
+                for name, value in zip(_ids(batch.column(ID_KEY)), batch.column(column).to_pylist(), strict=True):
                     if (question_id := str(name)) in wanted:
                         lengths = [value] if isinstance(value, int) else [one["num_tokens"] for one in value]
                         sums[question_id] += sum(lengths)
@@ -187,9 +193,9 @@ class MergedFile:
         return {question_id: sums[question_id] / counts[question_id] for question_id in sums if counts[question_id]}
 
     def _nested_rows(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
-        for batch in self._file.iter_batches(READ_QUESTIONS):
+        for batch in row_batches(self._file, READ_QUESTIONS):
             table = pa.Table.from_batches([batch])
-            ids = table.column(ID_KEY).to_pylist()
+            ids = _ids(table.column(ID_KEY))
             lists = table.column("trajectories").to_pylist()
             scores = table.select(SCORES).to_pylist()
             stored = [StoredQuestion(i, t or [], [s]) for i, t, s in zip(ids, lists, scores, strict=True)]
@@ -198,15 +204,15 @@ class MergedFile:
     def _flat_rows(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         """Rows that follow each other under one id are one question."""
         held = self.schema.empty_table()
-        for batch in self._file.iter_batches(READ_ROWS):
+        for batch in row_batches(self._file, READ_ROWS):
             held = pa.concat_tables([held, pa.Table.from_batches([batch])]).combine_chunks()
-            ids = held.column(ID_KEY).to_pylist()
+            ids = _ids(held.column(ID_KEY))
             last = next((n for n in range(len(ids) - 1, 0, -1) if ids[n] != ids[n - 1]), 0)
             if last:  # the last question may go on in the next batch
                 yield self._grouped(held.slice(0, last), ids[:last])
                 held = held.slice(last)
         if held.num_rows:
-            yield self._grouped(held, held.column(ID_KEY).to_pylist())
+            yield self._grouped(held, _ids(held.column(ID_KEY)))
 
     def _grouped(self, table: pa.Table, ids: Sequence[Any]) -> tuple[pa.Table, list[StoredQuestion]]:
         begins = [n for n in range(len(ids)) if n == 0 or ids[n] != ids[n - 1]]
@@ -225,12 +231,17 @@ class MergedFile:
 
     def _responses(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         key = self.description.config.data.id_key or ID_KEY
-        for batch in self._file.iter_batches(READ_QUESTIONS):
+        for batch in row_batches(self._file, READ_QUESTIONS):
             table = pa.Table.from_batches([batch])
             given = self._given(table)
-            ids = given.column(key).to_pylist() if key in given.column_names else [None] * given.num_rows
+            ids = _ids(given.column(key)) if key in given.column_names else [None] * given.num_rows
             lists = [[{"full_text": text} for text in texts or []] for texts in table.column("responses").to_pylist()]
             yield given, [StoredQuestion(i, t, []) for i, t in zip(ids, lists, strict=True)]
+
+
+def _ids(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Ids as the run knew them: bytes that an input had for ids are text there."""
+    return [value.decode() if isinstance(value, bytes) else value for value in column.to_pylist()]
 
 
 def _changes(column: pa.ChunkedArray) -> list[bool]:
@@ -238,8 +249,10 @@ def _changes(column: pa.ChunkedArray) -> list[bool]:
     after, before = column.slice(1), column.slice(0, max(0, len(column) - 1))
     try:
         unequal = pc.fill_null(pc.not_equal(after, before), False)
+        if pa.types.is_floating(column.type):  # the same NaN is no change
+            unequal = pc.and_not(unequal, pc.fill_null(pc.and_(pc.is_nan(after), pc.is_nan(before)), False))
     except pa.ArrowNotImplementedError:  # chat messages
-        return [False, *(a != b for a, b in zip(after.to_pylist(), before.to_pylist(), strict=True))]
+        return [False, *(repr(a) != repr(b) for a, b in zip(after.to_pylist(), before.to_pylist(), strict=True))]
     return [False, *pc.or_(unequal, pc.xor(after.is_null(), before.is_null())).to_pylist()]
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rollout_ray.errors import LedgerError
 from rollout_ray.records import METADATA, PART_SCHEMA
+from rollout_ray.storage import split_path
 
 PART_ROW_GROUP = 128  # questions
 _NAME = re.compile(r"part-\d{20}-([0-9a-f]{32})\.parquet")
@@ -80,7 +81,7 @@ def encode_part(table: pa.Table, run_digest: str) -> tuple[str, pa.Buffer]:
 def decode_part(path: str, content: pa.Buffer, run_digest: str) -> Part:
     """The part whose file is `path` (for its name and for messages). Raises BadPartError where it is torn, altered, or
     another run's."""
-    named = _NAME.fullmatch(path.partition("?")[0].rpartition("/")[2])
+    named = _NAME.fullmatch(split_path(path)[1])
     if named is None:
         raise BadPartError(path, "has no name of a part file")
     if _hash(content) != named[1]:

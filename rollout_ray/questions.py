@@ -191,7 +191,7 @@ def _named(rows: Iterator[Row], source: Source, ids: list[str]) -> Iterator[Row]
 def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None, template: str | None) -> Iterator[Row]:
     """What is asked in each row. Raises MissingColumn."""
     prompts = iter(cell_values(batch.column(prompt_key))) if template is None else _rendered(batch, template)
-    golds = cell_values(batch.column(gold_key)) if gold_key else [None] * batch.num_rows
+    golds = _golds(batch.column(gold_key)) if gold_key else [None] * batch.num_rows
     for prompt, gold in zip(prompts, golds, strict=True):
         try:
             if isinstance(prompt, ValueError):
@@ -201,6 +201,16 @@ def _rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None, template
             yield "", _read_gold(gold), str(fault)
         else:
             yield readable, _read_gold(gold), None
+
+
+def _golds(column: pa.Array) -> list[Any]:
+    """The column's values; 0.1 of single or half precision is 0.1, and not what this is in Python's double."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    values = cell_values(column)
+    if not (pa.types.is_float32(kind) or pa.types.is_float16(kind)):
+        return values
+    own = kind.to_pandas_dtype()
+    return [value if value is None or not math.isfinite(value) else str(own(value)) for value in values]
 
 
 def _rendered(batch: pa.RecordBatch, template: str) -> Iterator[str | ValueError]:

@@ -19,7 +19,7 @@ from rollout_ray.config_sources import overlaid
 from rollout_ray.errors import ConfigError, IncompleteError
 from rollout_ray.grading import Grader
 from rollout_ray.ledger import RunDirectory
-from rollout_ray.merge import LAYOUTS, output_schema, write_merged
+from rollout_ray.merge import laid_out, output_schema, write_merged
 from rollout_ray.merged import MergedFile, StoredQuestion, beside
 from rollout_ray.records import Completion, Question, ScoredQuestion
 from rollout_ray.scoring import QuestionScorer, grade_questions, load_reward, part_table
@@ -130,7 +130,7 @@ class _Writer:
             for given, stored in self._merged.batches():
                 rows = part_table(self._scored(grader, given, stored))
                 self.summary.add(rows)
-                yield LAYOUTS[self._merged.layout](given, rows)
+                yield from laid_out(self._merged.layout, given, rows)
 
     def _scored(self, grader: Grader, given: pa.Table, stored: Sequence[StoredQuestion]) -> list[ScoredQuestion]:
         questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())

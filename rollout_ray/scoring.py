@@ -7,6 +7,7 @@ differ. It neither judges texts (grading.py) nor defines Regime W (regime_w.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from importlib import import_module
@@ -116,7 +117,13 @@ def _with_custom_rewards(reward: CustomReward, question: Question, trajectories:
             f"the reward gave {len(values)} values for the {len(trajectories)} trajectories of question "
             f"{question.question_id}; it must give one a trajectory"
         )
-    return [replace(t, reward=None if v is None else float(v)) for t, v in zip(trajectories, values, strict=True)]
+    rewards = [None if value is None else float(value) for value in values]
+    if odd := [reward for reward in rewards if reward is not None and not math.isfinite(reward)]:
+        raise ConfigError(
+            f"the reward gave {odd[0]} for a trajectory of question {question.question_id}; it must give a "
+            "finite number, or None"
+        )
+    return [replace(trajectory, reward=reward) for trajectory, reward in zip(trajectories, rewards, strict=True)]
 
 
 _FIELDS = tuple(field.name for field in fields(Trajectory))

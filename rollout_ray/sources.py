@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from rollout_ray.carried import carried_schema, conform, united_schema
 from rollout_ray.errors import DatasetError
+from rollout_ray.files import row_batches
 from rollout_ray.redaction import has_credentials
 from rollout_ray.rows import first_changed, from_rows, read_lines
 
@@ -66,24 +67,35 @@ class ParquetSource:
 
     name: str
     filesystem: fs.FileSystem
-    paths: tuple[str, ...]
+    files: tuple[fs.FileInfo, ...]
     schema: pa.Schema
     limit: int | None
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         left = sys.maxsize if self.limit is None else self.limit
-        for path in self.paths:
+        for known in self.files:
             try:
-                with pq.ParquetFile(path, filesystem=self.filesystem) as file:
-                    for batch in file.iter_batches(BATCH_ROWS):
+                with pq.ParquetFile(known.path, filesystem=self.filesystem) as file:
+                    for batch in row_batches(file, BATCH_ROWS):
                         kept = batch.slice(0, left)
                         left -= kept.num_rows
+                        self._refuse_another(known)
                         if kept.num_rows:
                             yield conform(kept, self.schema)
                         if left == 0:
                             return
             except (pa.ArrowException, OSError) as error:
-                raise DatasetError(f"{path} cannot be read: {error}") from error
+                self._refuse_another(known)
+                raise DatasetError(f"{known.path} cannot be read: {error}") from error
+
+    def _refuse_another(self, known: fs.FileInfo) -> None:
+        """Rows are known by their place in the input: of another file they would get other rows' trajectories."""
+        now = self.filesystem.get_file_info(known.path)
+        if (now.size, now.mtime_ns) != (known.size, known.mtime_ns):
+            raise DatasetError(
+                f"{known.path} was changed while the run read it: its rows may be others than those that were asked; put "
+                "the former file back and run the same command again, or give another --output_dir"
+            )
 
 
 def open_source(dataset: Any, limit: int | None = None) -> Source:
@@ -157,6 +169,7 @@ def _open_path(path: str, limit: int | None) -> Source:
 
         return TableSource(path, from_rows(rows[:limit], place))
     schemas = []
+    files = filesystem.get_file_info(paths)  # before anything is read
     for found in paths:
         try:
             with pq.ParquetFile(found, filesystem=filesystem) as file:
@@ -164,7 +177,7 @@ def _open_path(path: str, limit: int | None) -> Source:
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{found} cannot be read as parquet: {error}; give a parquet or a .jsonl file") from error
     schema = carried_schema(united_schema(schemas, path), path)
-    return ParquetSource(path, filesystem, tuple(paths), schema, limit)
+    return ParquetSource(path, filesystem, tuple(files), schema, limit)
 
 
 def _lines(filesystem: fs.FileSystem, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -187,7 +200,7 @@ def _find_files(path: str) -> tuple[fs.FileSystem, list[str]]:
         is_glob = any(c in inner for c in "*?[") and isinstance(filesystem, fs.LocalFileSystem)
         if info.type == fs.FileType.Directory:
             entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
-            found = sorted(e.path for e in entries if e.is_file and e.base_name[:1] not in "._")
+            found = sorted(e.path for e in entries if e.is_file and not _is_hidden(e.path, info.path))
             found = [f for f in found if PurePosixPath(f).suffix in (".parquet", ".jsonl", ".ndjson")] or found
         elif info.is_file:
             found = [inner]
@@ -198,3 +211,8 @@ def _find_files(path: str) -> tuple[fs.FileSystem, list[str]]:
     if not found:
         raise DatasetError(f"{path} does not exist or holds no files; give a parquet file, folder or glob, or a JSONL file")
     return filesystem, found
+
+
+def _is_hidden(path: str, folder: str) -> bool:
+    """Whether a file, or a folder that it is in below `folder`, is one that other programs keep for themselves."""
+    return any(part[:1] in "._" for part in PurePosixPath(path).relative_to(folder).parts)

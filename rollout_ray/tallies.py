@@ -51,7 +51,7 @@ def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) 
 class Values:
     """Numbers by outcome (right, wrong, unknown), for a histogram."""
 
-    by_outcome: tuple[array[float], ...] = field(default_factory=lambda: tuple(array("f") for _ in OUTCOMES))
+    by_outcome: tuple[array[float], ...] = field(default_factory=lambda: tuple(array("d") for _ in OUTCOMES))
 
     def add(self, value: float, outcome: int) -> None:
         self.by_outcome[outcome].append(value)

@@ -102,7 +102,7 @@ class _Verifier:
         picked = [n for n, s in enumerate(stored) if self._is_new(s.question_id, self._row + n)]
         self._row += len(stored)
         chosen = [stored[n] for n in picked]
-        known = self._merged.question_set(given.take(picked), [str(s.question_id) for s in chosen])
+        known = self._merged.question_set(given.take(pa.array(picked, pa.int64())), [str(s.question_id) for s in chosen])
         self._fingerprint = (self._fingerprint + int(known.fingerprint, 16)) % 2**128
         questions = list(known.questions())
         if self._merged.layout == "responses":

@@ -90,5 +90,19 @@ INPUTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "bytes that are no text": (
         pa.table({"prompt": pa.array([b"\xff\xfe", b"ok"], pa.binary()).view(pa.string()), "gold_answer": ["1", "2"]}), {},
     ),
+    "bytes as ids, and a gold that is in part no number": (
+        pa.table(
+            {
+                "prompt": [f"p{n}" for n in range(6)],
+                "question_id": pa.array([f"q{n}".encode() for n in range(6)], pa.binary()),
+                "gold_answer": pa.array([0.1, float("nan"), None, 3.14, 7.0, 1e30], pa.float32()),
+            }
+        ),
+        {},
+    ),
+    "a gold with the name that the flat layout gives to another": (
+        [{"prompt": f"p{n}", "input_answer": str(n), "input_num_tokens": n} for n in range(5)],
+        {"gold_key": "input_answer"},
+    ),
     "no rows": (pa.table({"prompt": pa.array([], pa.string())}), {}),
 }  # fmt: skip

@@ -183,4 +183,4 @@ def test_a_kv_cache_that_is_too_small_is_named_and_most_of_the_work_stays_outsid
     account = rollouts.summary.account
     assert sum(engine.kv_bound_steps for engine in account.engines.values()) > 10 and most_waiting > 50
     assert max(engine.peak_running for engine in account.engines.values()) < 128
-    assert bound_by(replace(account, starting_seconds=0.0), 1.0).startswith("Bounded by KV cache")
+    assert bound_by(replace(account, starting_seconds=0.0, scoring_seconds=0.0), 1.0).startswith("Bounded by KV cache")

@@ -194,6 +194,17 @@ def test_a_reward_of_ones_own(tmp_path: Path, local_ray: None) -> None:
         collect(demo_rows(4), RunConfig.model_validate(values))
 
 
+def unbounded(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    return [float("-inf")] * len(trajectories)
+
+
+def test_a_reward_without_bounds_is_refused_by_name(tmp_path: Path, local_ray: None) -> None:
+    """No figure could be drawn of it, nor a mean."""
+    values = simulated(tmp_path / "run").model_dump() | {"scoring": {"reward": "tests.test_collect:unbounded"}}
+    with pytest.raises(ConfigError, match=r"the reward gave -inf for a trajectory of question \w+; it must give a finite"):
+        collect(demo_rows(4), RunConfig.model_validate(values))
+
+
 class When(Plain):
     """A progress that does something once, as soon as a condition on the driver's state holds."""
 

@@ -34,6 +34,14 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
+@pytest.mark.parametrize("folder", ["why?", "a#b", "50%20", "two words", "[1]"])
+def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    run = RunDirectory(str(tmp_path / folder / "run"))
+    run.open(IDENTITY, {})
+    run.write_part(part_table(scored("a")))
+    assert run.done_ids() == run.take_stock({"a"}).done == {"a"}
+
+
 def test_what_is_done_is_what_the_parts_hold(run: RunDirectory) -> None:
     assert run.done_ids() == set()
     run.write_part(part_table(scored("a", "b")))

@@ -97,6 +97,21 @@ def test_the_flat_layout(tmp_path: Path) -> None:
     assert table.column("answer").to_pylist() == ["0", "1", "2", "3"] * 5
 
 
+def test_large_columns_of_the_input_are_repeated_some_trajectories_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once they would be more than the memory, or Arrow, can hold."""
+    rows: list[dict[str, object]] = [{"prompt": f"q{i}", "image": bytes([i]) * 10_000} for i in range(6)]
+    run, questions = committed(tmp_path, rows, 40, 2, 0)
+    whole = merged(run, questions, 40, "trajectories")
+    monkeypatch.setattr(merge_module, "WINDOW_BYTES", 300_000)
+    monkeypatch.setattr(merge_module, "ROW_GROUP_BYTES", 1)  # each table is a row group then
+    assert merged(run, questions, 40, "trajectories").equals(whole)
+    file = pq.ParquetFile(run.path("merged.parquet"))
+    groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert sum(groups) == 240 and max(groups) <= 30
+
+
 def test_the_responses_layout_is_the_input_and_one_column(tmp_path: Path) -> None:
     rows = input_rows(300)
     run, questions = committed(tmp_path, rows, 3, 4, 0)

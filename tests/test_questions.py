@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -74,6 +75,45 @@ def test_a_filtered_hugging_face_data_set_keeps_its_filter() -> None:
 def test_limit_takes_the_first_rows(tmp_path: Path, limit: int) -> None:
     for dataset in (ROWS, *files(tmp_path).values()):
         assert ids(dataset, limit=limit) == ids(ROWS)[:limit]
+
+
+@pytest.mark.parametrize("rewritten", ["in another order", "longer", "in place, of equal size"])
+def test_an_input_that_changes_while_the_run_reads_it_is_refused(tmp_path: Path, rewritten: str) -> None:
+    """Its rows are known by their place: they would get each other's trajectories."""
+    path = tmp_path / "q.parquet"
+    table = pa.Table.from_pylist([{**row, "question_id": f"q{n:02}"} for n, row in enumerate(ROWS)])
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    questions = load_questions(str(path), DataConfig())
+    assert [q.question_id for q in questions.questions()] == list(questions.ids)
+    if rewritten == "in place, of equal size":
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"q01", b"q99"))
+    else:
+        other = table.take(list(range(19, -1, -1))) if rewritten == "in another order" else pa.concat_tables([table, table])
+        pq.write_table(other, tmp_path / "new.parquet")
+        (tmp_path / "new.parquet").replace(path)
+    with pytest.raises(DatasetError, match=r"q\.parquet was changed while the run read it"):
+        list(questions.questions())
+
+
+def test_what_programs_keep_beside_the_data_is_no_data(tmp_path: Path) -> None:
+    folder = tmp_path / ".data" / "set"
+    hidden = (".ipynb_checkpoints", "_temporary/0", "_delta_log", ".Trash-0/files")
+    for place in ("", "deeper", *hidden):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        (folder / place / "q.jsonl").write_text(json.dumps({"prompt": f"of '{place}'"}))
+    (folder / ".q.jsonl").write_text(json.dumps({"prompt": "hidden"}))
+    for path in (str(folder), f"{folder}/", f"file://{folder}"):
+        assert [q.prompt for q in load_questions(path, DataConfig()).questions()] == ["of 'deeper'", "of ''"]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64(), "dictionary"])
+def test_a_gold_number_is_what_its_own_precision_says(kind: Any) -> None:
+    numbers = pa.array([0.1, 2.5, 18.0, None, float("nan")]).cast(pa.float32() if kind == "dictionary" else kind)
+    column = numbers.dictionary_encode() if kind == "dictionary" else numbers
+    table = pa.table({"prompt": list("abcde"), "gold_answer": column})
+    golds = [q.gold_answer for q in load_questions(table, DataConfig()).questions()]
+    assert golds == ["0.1", "2.5", "18.0", None, None]
 
 
 def test_ids_follow_content_and_not_position() -> None:

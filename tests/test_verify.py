@@ -154,6 +154,11 @@ def test_lost_doubled_and_foreign_questions_are_named(tmp_path: Path, run: RunDi
     doubled = found(altered(merged_path(run), file, lambda rows: rows.append(rows[3])))
     assert doubled == [(ids[3], None, None, "stands twice, in rows 3 and 30 (from 0)")]
 
+    again = found(altered(merged_path(run), file, lambda rows: rows.extend(rows * 5)))
+    assert [what for _, _, _, what in again[:5]] == [f"stands twice, in rows {n} and {n + 30} (from 0)" for n in range(5)]
+    again = found(altered(merged_path(flat), file, lambda rows: rows.extend(rows[:8])))
+    assert [what for _, _, _, what in again] == ["stands twice, in rows 0 and 30 (from 0)"]
+
     def rename(rows: Rows) -> None:
         for row in rows[16:24]:
             row["question_id"] = "somebody"

@@ -1,4 +1,4 @@
-"""What is written is whole, and never over the input, the run itself or a device."""
+"""What is written is whole, and never over the input, the run itself or a device; what is read comes in pieces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import collect
+from rollout_ray import files as files_module
 from rollout_ray.errors import ConfigError, DatasetError, LedgerError
 from rollout_ray.export import export
-from rollout_ray.files import write_whole
+from rollout_ray.files import row_batches, write_whole
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.prepare import prepare_demo, prepare_gsm8k
 from tests.conftest import ROOT, clean_environment, simulated_greedy
@@ -95,3 +97,17 @@ def test_prepare_spares_its_input(tmp_path: Path) -> None:
             prepare_gsm8k(source, tmp_path / "out.parquet")
     with pytest.raises(ConfigError, match="-3 questions cannot be made"):
         prepare_demo(-3, 1, tmp_path / "out.parquet")
+
+
+def test_rows_are_read_within_a_row_group_and_fewer_where_they_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Arrow joins from two row groups it can hold in one piece only up to 2 GiB a column."""
+    table = pa.table({"n": list(range(100)), "text": [f"{n} " * 1000 for n in range(100)]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=30, use_dictionary=False)
+    with pq.ParquetFile(tmp_path / "t.parquet") as file:
+        assert [batch.num_rows for batch in row_batches(file, 1000)] == [30, 30, 30, 10]
+        assert [batch.num_rows for batch in row_batches(file, 20, ["n"])] == [20, 10, 20, 10, 20, 10, 10]
+        monkeypatch.setattr(files_module, "READ_BYTES", 30_000)
+        batches = list(row_batches(file, 1000))
+        assert max(batch.num_rows for batch in batches) == 10 and pa.Table.from_batches(batches).equals(table)

@@ -172,7 +172,7 @@ class Scenario:
                 except (FileNotFoundError, ProcessLookupError):  # it has ended
                     continue
         heads = self.alive("head")
-        for instance, machine in self.namespaces.machines.items():
+        for instance, machine in list(self.namespaces.machines.items()):  # another thread adds nodes
             own = self._state / machine.name
             folders = [own / "upper", *(own / "root" / name for name in ("tmp", "dev/shm", "run"))]
             for path in self._files_with_key(folders, machine.process.pid):
@@ -194,7 +194,7 @@ class Scenario:
     def last_words(self) -> str:
         """The ends of the autoscaler's and the job's logs."""
         logs = []
-        for machine in self.namespaces.machines.values():
+        for machine in list(self.namespaces.machines.values()):
             script = "cd /tmp/ray/session_latest/logs && tail -n 40 monitor.* job-driver-* 2>/dev/null"
             root = str(self._state / machine.name / "root")
             enter = ["nsenter", f"--mount=/proc/{machine.process.pid}/ns/mnt", "chroot", root, "sh", "-c", script]
