@@ -71,7 +71,7 @@ def greedy(model: str, output: Path) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {"model_path": model},
-            "engine": {"max_model_len": 512},
+            "engine": {"max_model_len": 512, "max_num_seqs": 1},  # a text depends on its batch, and that on time
             "arms": {"arm_set": "greedy"},
             "sampling": {"max_tokens": 16},
             "resources": {"replicas": 1},
