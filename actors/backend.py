@@ -48,10 +48,11 @@ class Backend(Protocol):
     same time.
 
     `check` raises where the backend can no longer finish what it holds. `step` decodes one step and returns what it
-    finished, to which `read` gives the text. `begin` prepares for a run's requests, and raises
-    ConfigError where an arm cannot be served; `abort` forgets requests, whatever their state. `update_weights` loads
-    other weights of the same shape while there are no requests, and leaves the backend broken where it raises. `stats`
-    counts since the start; `steps` and `idle_seconds` in it are left to engine.py, and what waits there is added there.
+    finished, to which `read` gives the text. `begin` prepares for a run's requests, and raises ConfigError where an arm
+    cannot be served; `opening` is the tag of a thought that an arm's prompts begin, empty where they begin none. `abort`
+    forgets requests, whatever their state. `update_weights` loads other weights of the same shape while there are no
+    requests, and leaves the backend broken where it raises. `stats` counts since the start; `steps` and `idle_seconds` in
+    it are left to engine.py, and what waits there is added there.
     """
 
     def info(self) -> BackendInfo: ...
@@ -65,6 +66,8 @@ class Backend(Protocol):
     def update_weights(self, path: str) -> None: ...
 
     def encode(self, prompt: Prompt, arm: Arm) -> list[int]: ...
+
+    def opening(self, arm: Arm) -> str: ...
 
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None: ...
 

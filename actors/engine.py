@@ -112,6 +112,8 @@ class Engine:
         self.drop()
         self._in_loop(lambda: backend.begin(config, arms))
         self._config, self._draws = config, draws_of(arms)
+        opening = {arm.name: backend.opening(arm) for arm in arms}
+        self._pieces.openings = tuple(opening[draw.arm.name] for draw in self._draws)
 
     def drop(self) -> None:
         """Drops all that the present run still has here."""

@@ -7,7 +7,7 @@ share it, holds one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actors.backend import Finished
@@ -37,10 +37,12 @@ class _Open:
 
 class Pieces:
     """All pieces of the present run. `run` counts the runs and is part of every key, so that what an earlier run left is
-    told apart; `unfinished` counts draws, and so does `finished`, since the last `hand_over`."""
+    told apart; `unfinished` counts draws, and so does `finished`, since the last `hand_over`. `openings` has, for each
+    draw, the tag of a thought that its prompt begins."""
 
     def __init__(self) -> None:
         self.run = self.unfinished = self.finished = 0
+        self.openings: Sequence[str] = ()
         self._inbox: deque[Waiting] = deque()
         self._open: dict[PieceKey, _Open] = {}
         self._done: list[Generated] = []
@@ -107,7 +109,7 @@ class Pieces:
         opened = self._open[piece]
         opened.completions[number] = Completion(
             draw=number,
-            full_text=encodable(one.text),
+            full_text=encodable(_from_its_tag(one, self.openings[number])),
             num_prompt_tokens=len(opened.prompts[number]),
             num_tokens=one.num_tokens,
             finish_reason=one.finish_reason,
@@ -130,6 +132,12 @@ class Pieces:
             del self._open[piece]
             in_order = tuple(opened.completions[n] for n in range(opened.request.first, opened.request.stop))
             self._done.append(Generated(opened.request, in_order))
+
+
+def _from_its_tag(one: Finished, opening: str) -> str:
+    """The text, and before it the tag of a thought that the prompt began and the output never ended: else nobody could tell
+    that all of it is thought."""
+    return one.text if one.finish_reason == "error" or "</think" in one.text else opening + one.text
 
 
 def _read(key: str) -> tuple[int, PieceKey, int]:

@@ -1,8 +1,8 @@
 """Turns a conversation into prompt tokens with the model's own tokenizer and chat template.
 
-Owns what to do where a template is missing, takes no system message or leaves a message out, and that text stays text:
-a message that holds the words of a special token (`<|im_end|>`) gets their letters, never the token, and so cannot end
-its turn or begin another. The wording is arms.py's; no engine is known.
+Owns what to do where a template is missing, takes no system message, leaves a message out or begins the model's thought,
+and that text stays text: a message that holds the words of a special token (`<|im_end|>`) gets their letters, never the
+token, and so cannot end its turn or begin another. The wording is arms.py's; no engine is known.
 """
 
 from __future__ import annotations
@@ -24,33 +24,48 @@ _CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark where a text must be
 
 _QUICKLY_TOKENIZED = 1 << 16  # characters
 NO_VARIABLES: Mapping[str, Any] = {}
+IN_CODE = frozenset(("thinking", "enable_thinking", "reasoning_effort"))  # what chat formats in code can be told
+_OPENED = re.compile(r"<think(?:ing)?>\s{0,8}\Z")
 QUESTION = "What is 2 + 2?"  # by which a template is tried
 
 
 class PromptEncoder:
     """Encodes for one tokenizer (transformers' interface); refuses prompts of `max_model_len` tokens or more.
-    `chat_template` is the text of a template to be used in place of the tokenizer's."""
+    `chat_template` is the text of a template to be used in place of the tokenizer's.
+
+    Some tokenizers of vLLM's own write a chat in code; Mistral's gives tokens alone, to which no text can become special.
+    """
 
     def __init__(self, tokenizer: Any, max_model_len: int, chat_template: str | None = None) -> None:
         self._tokenizer, self._max_model_len, self._template = tokenizer, max_model_len, chat_template
-        self._has_template = bool(chat_template or getattr(tokenizer, "chat_template", None))
+        module = type(tokenizer).apply_chat_template.__module__
+        self._in_code = module.startswith("vllm.tokenizers.") and module != "vllm.tokenizers.hf"
+        self._errors: tuple[type[Exception], ...] = (*TEMPLATE_ERRORS, *_mistral_errors(tokenizer))
+        self._gives_tokens = len(self._errors) > len(TEMPLATE_ERRORS)
+        self._has_template = self._in_code or bool(chat_template or getattr(tokenizer, "chat_template", None))
         self._longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
         self._parts = False
-        self._parts = self._has_template and not self._shows(QUESTION) and self._shows(_as_parts(QUESTION))
+        jinja = self._has_template and not self._gives_tokens
+        self._parts = jinja and not self._shows(QUESTION) and self._shows(_as_parts(QUESTION))
         self._special = self._find_special()
         self._takes_system = self._has_template and self._find_takes_system()
 
     def check(self, arms: Sequence[Arm]) -> None:
-        """Raises ConfigError where an arm gives the chat template a variable that it does not read."""
+        """Raises ConfigError where an arm gives the chat template a variable that it does not read, and where a template
+        was given that cannot be used."""
+        if self._in_code and self._template:
+            raise ConfigError(
+                "chat_template cannot take the place of this tokenizer's chat format, which is no template; leave it out, "
+                "or give --extra tokenizer_mode=hf if the folder has a tokenizer.json"
+            )
         given = {name for arm in arms for name in arm.chat_template_kwargs}
-        if not given:
+        if not given or (self._in_code and given <= IN_CODE):
             return
         if not self._has_template:
             raise ConfigError(
                 "the tokenizer has no chat template to read chat_template_kwargs; leave them out, or give chat_template"
             )
-        text = self._template or self._tokenizer.get_chat_template()
-        known = variables_of(text)
+        known = set(IN_CODE) if self._in_code else variables_of(self._template or self._tokenizer.get_chat_template())
         if unread := sorted(given - known):
             raise ConfigError(
                 f"the chat template reads no variable {', '.join(unread)} of chat_template_kwargs; it reads "
@@ -68,10 +83,25 @@ class PromptEncoder:
         if not self._takes_system:
             messages = without_system_role(messages)
         try:
+            if self._gives_tokens:
+                return self._fits(self._tokens_of_chat(messages, arm.chat_template_kwargs))
             text = self._render(messages, arm.chat_template_kwargs)
-        except TEMPLATE_ERRORS as error:
+        except self._errors as error:
             raise Refused(f"the chat template refused the prompt: {error}") from error
         return self._fits(self._tokens(text))
+
+    def opening(self, arm: Arm) -> str:
+        """What the template begins the model's own text with where that is a thought (`<think>` and what follows it): an
+        output that does not end it is nothing but thought. Empty where it begins none."""
+        if not self._has_template or self._gives_tokens:
+            return ""
+        messages = chat_messages(QUESTION, arm.system_prompt)
+        try:
+            text = self._render(messages if self._takes_system else without_system_role(messages), arm.chat_template_kwargs)
+        except self._errors:
+            return ""
+        found = _OPENED.search(text)
+        return found.group() if found else ""
 
     def _shows(self, content: Any) -> bool:
         """Whether the template shows the question in a message of this content. Some, of models that take pictures as well,
@@ -83,9 +113,13 @@ class PromptEncoder:
 
     def _find_takes_system(self) -> bool:
         """Whether the template takes a system message, by a plain conversation: no row's text decides it for others."""
+        chat: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
         try:
-            self._render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}])
-        except TEMPLATE_ERRORS as error:
+            if self._gives_tokens:
+                self._tokens_of_chat(chat, NO_VARIABLES)
+            else:
+                self._render(chat)
+        except self._errors as error:
             log.warning("the chat template takes no system message (%s); it opens the user's turn instead", error)
             return False
         return True
@@ -129,6 +163,12 @@ class PromptEncoder:
             begin = found.start() + 1
         return _CUT.join([*pieces, text[begin:]])
 
+    def _tokens_of_chat(self, messages: list[Message], variables: Mapping[str, Any]) -> list[int]:
+        """Token ids of a conversation from a tokenizer that gives no text. It checks what it is given by itself."""
+        self._refuse_hopeless(sum(len(str(message["content"])) for message in messages))
+        chat = [dict(message) for message in messages]
+        return list(self._tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, **variables))
+
     def _tokens(self, rendered: str) -> list[int]:
         """Token ids of a rendered template, which holds its own special tokens."""
         return [t for piece in rendered.split(_CUT) for t in self._tokenizer.encode(piece, add_special_tokens=False)]
@@ -145,14 +185,16 @@ class PromptEncoder:
     def _find_special(self) -> re.Pattern[str] | None:
         """What no text may turn into: the tokens that are flagged special, and the added ones that frame a turn."""
         frame = ""
-        if self._has_template:
+        if self._has_template and not self._gives_tokens:
             talk = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
             try:
                 frame = self._templated(talk, add_generation_prompt=False)
             except TEMPLATE_ERRORS as error:
                 log.debug("the chat template shows no whole conversation: %s", error)
         added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
-        names = {t.content for t in added if t.special or t.content in frame} | set(self._tokenizer.all_special_tokens)
+        # Some tokenizers have white space among the added tokens; it frames nothing.
+        framing = {t.content for t in added if t.special or (t.content.strip() and t.content in frame)}
+        names = framing | set(self._tokenizer.all_special_tokens)
         if not names:
             return None
         return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
@@ -168,6 +210,15 @@ class PromptEncoder:
         if len(tokens) >= self._max_model_len:
             raise Refused(f"the prompt has {len(tokens)} tokens and max_model_len is {self._max_model_len}")
         return tokens
+
+
+def _mistral_errors(tokenizer: Any) -> tuple[type[Exception], ...]:
+    """What Mistral's own tokenizer raises on a conversation that it does not take; nothing for another's."""
+    if not getattr(tokenizer, "IS_MISTRAL_TOKENIZER", False):
+        return ()
+    from mistral_common.exceptions import MistralCommonException
+
+    return (MistralCommonException,)
 
 
 def _as_parts(text: str) -> list[dict[str, str]]:

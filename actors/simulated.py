@@ -68,6 +68,10 @@ class SimulatedBackend:
         words = (prompt if isinstance(prompt, str) else " ".join(str(m["content"]) for m in prompt)).split()
         return list(range(len(words) + len((arm.system_prompt or "").split())))
 
+    def opening(self, arm: Arm) -> str:
+        """It does not think."""
+        return ""
+
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
         if self._faults.random() < self._simulated.sim_death_rate:
             print("the simulated engine dies as it was told to", file=sys.stderr, flush=True)

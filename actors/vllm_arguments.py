@@ -38,7 +38,8 @@ def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]
     """Variables that the engine's process needs before vLLM is imported."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     default = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "true"}
-    if Path(model_folder(config.model.model_path)).is_dir():
+    named = [model_folder(config.model.model_path), config.model.tokenizer_path]
+    if all(Path(name).is_dir() for name in named if name):
         quiet |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     default["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if has_own_process(gpus) else "0"
     if gpus == 0:

@@ -30,6 +30,7 @@ from rollout_ray.engine_stats import EngineStats
 from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
 from rollout_ray.records import Arm, Draw, Prompt
+from rollout_ray.templates import stored_template
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,10 @@ class VllmBackend:
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
-        self._encoder = PromptEncoder(tokenizer, self._max_model_len, config.model.chat_template)
+        template = config.model.chat_template
+        if template is None and not getattr(tokenizer, "chat_template", None):
+            template = stored_template(config.model.tokenizer_path or model_folder(config.model.model_path))
+        self._encoder = PromptEncoder(tokenizer, self._max_model_len, template)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         self._decoder = TextDecoder(fast) if fast is not None else None
         self._vllm_decodes = True
@@ -174,6 +178,10 @@ class VllmBackend:
     def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
         """The prompt's tokens; see PromptEncoder."""
         return self._encoder.encode(prompt, arm)
+
+    def opening(self, arm: Arm) -> str:
+        """What the prompt begins the output with; see PromptEncoder."""
+        return self._encoder.opening(arm)
 
     def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
         """Queues one request. Raises Refused where vLLM rejects it."""

@@ -16,6 +16,7 @@ from typing import Any
 from rollout_ray.checkpoints import model_fingerprint, tensor_shapes
 from rollout_ray.errors import ConfigError
 from rollout_ray.records import Arm
+from rollout_ray.templates import end_token, stored_template
 
 # The ranks that vLLM can make room for.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -70,6 +71,22 @@ def check_adapter(path: str, model: str) -> None:
     shapes = tensor_shapes(Path(path))
     if os.path.isdir(model):
         _check_shapes(path, shapes, model, config["r"])
+
+
+def check_wording(path: str, model: str, *, template_given: bool) -> None:
+    """Raises ConfigError where the adapter brings a chat template or an end token of its own: it was trained to be asked
+    with these, and unmerged it would be asked with those of the folder `model`, without a word."""
+    template, end = stored_template(path), end_token(path)
+    different = None
+    if not template_given and template is not None and template.strip() != (stored_template(model) or "").strip():
+        different = "chat template"
+    elif None not in (end, theirs := end_token(model)) and end != theirs:
+        different = "end token"
+    if different:
+        raise ConfigError(
+            f"the adapter {path} was saved with another {different} than {model} has; give --tokenizer_path {path} to draw "
+            f"with the adapter's, --tokenizer_path {model} to draw with the model's, or merge it into the model"
+        )
 
 
 def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], model: str, rank: int) -> None:

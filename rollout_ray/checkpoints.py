@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,12 @@ BLOCKS, BLOCK = 64, 4096  # of each weight file go into its fingerprint: how man
 MOST_HEADER = 1 << 27  # bytes; a longer one is no safetensors header
 
 # Fields of a config.json that say nothing about how weights are used.
-_INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "pad_token_id"}
+_INCIDENTAL = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache",
+    "pad_token_id", "bos_token_id", "eos_token_id",  # transformers' Trainer sets them to the tokenizer's
+}  # fmt: skip
+# Tensors that some hub checkpoints hold, no engine takes, and transformers does not write again.
+_UNUSED = re.compile(r"mtp\..*|.*\.rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def check_same_shape(held: str, offered: str) -> None:
     if not os.path.isdir(offered):
         raise ConfigError(f"there is no folder {offered} to load weights from; the old weights stay in use")
     base = _local_folder(held)
-    different = _differing(_config(base), _config(Path(offered)))
+    config = _config(base)
+    different = _differing(config, _config(Path(offered)))
     if different:
         raise ConfigError(
             f"the weights in {offered} are another model's: its config differs from that of {held} in {different}; the old "
@@ -77,6 +84,9 @@ def check_same_shape(held: str, offered: str) -> None:
         )
     ours, theirs = tensor_shapes(base), tensor_shapes(Path(offered))
     for name in [*ours, *theirs]:
+        only_one = (name in ours) != (name in theirs)
+        if only_one and (_UNUSED.fullmatch(name) or (name.endswith("lm_head.weight") and _ties(config))):
+            continue
         if ours.get(name) != theirs.get(name):
             raise ConfigError(
                 f"the weights in {offered} have another shape: {name} is {_shown(theirs.get(name))} there and "
@@ -95,8 +105,10 @@ def shapes_by_file(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         files = sorted({folder / name for name in _json(index)["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    elif (one := folder / "model.safetensors").exists():
+        files = [one]
+    else:  # the consolidated ones of Mistral's are the same tensors again, under names of their own
+        files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
     if not files:
         raise ConfigError(f"{folder} holds no safetensors file; save the weights with save_pretrained")
     return {file: _shapes_of(file) for file in files}
@@ -134,9 +146,16 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
+def _ties(config: dict[str, Any]) -> bool:
+    """Whether the output layer may be the embedding, so that a file need not hold it. Some architectures tie by default."""
+    text = config.get("text_config")
+    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
+    return said is not False
+
+
 def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Fields that both have with different values, those of a config in the config by dotted names. One that only one of
-    them has may be a default that another version of transformers wrote out."""
+    them has, or has as null, may be a default that another version of transformers wrote out."""
     return ", ".join(f"{name} ({there}, not {here})" for name, here, there in _differences(ours, theirs))
 
 
@@ -145,7 +164,7 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         here, there = ours[name], theirs[name]
         if isinstance(here, dict) and isinstance(there, dict):
             yield from _differences(here, there, f"{prefix}{name}.")
-        elif here != there:
+        elif here != there and here is not None and there is not None:
             yield f"{prefix}{name}", here, there
 
 

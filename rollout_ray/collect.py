@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rollout_ray import plots
-from rollout_ray.adapters import adapters_of, check_adapter, fingerprints
+from rollout_ray.adapters import adapters_of, check_adapter, check_wording, fingerprints
 from rollout_ray.ahead import begun_ahead
 from rollout_ray.arms import resolve_arms
 from rollout_ray.bounds import bound_by
@@ -142,7 +142,10 @@ def check_adapters(cfg: RunConfig, arms: Sequence[Arm]) -> None:
         raise ConfigError("the simulated engine has no adapters; leave lora_path unset")
     for path in paths:
         if os.path.isdir(path) or not cluster_address(cfg):
-            check_adapter(path, model_folder(cfg.model.model_path))
+            model = model_folder(cfg.model.model_path)
+            check_adapter(path, model)
+            if cfg.model.tokenizer_path is None and os.path.isdir(model):
+                check_wording(path, model, template_given=cfg.model.chat_template is not None)
 
 
 def _collect(

@@ -27,7 +27,7 @@ class Section(BaseModel):
 _OF_THE_SAMPLING = frozenset(
     (
         "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed", "n", "best_of",
-        "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs",
+        "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs", "repetition_detection",
         "detokenize", "output_kind", "stream_interval", "skip_clone",
     )
 )  # fmt: skip

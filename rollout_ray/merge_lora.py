@@ -186,7 +186,8 @@ def _new_tensors(adapted: AdaptedModel, stored: Sequence[str]) -> Iterator[tuple
 def _write_rest(adapted: AdaptedModel, base: Path, adapter: Path, work: Path, say: Callable[[str], Any]) -> None:
     """Copies what is no weight, with the config's dtype set right."""
     for file in sorted(base.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and not file.name.endswith(WEIGHTS):
+        # With params.json vLLM would look for weights in Mistral's own format.
+        if file.is_file() and not file.name.startswith(".") and not file.name.endswith((*WEIGHTS, "params.json")):
             shutil.copyfile(file, work / file.name)
     config = _json(base / "config.json")
     config.pop("torch_dtype", None)

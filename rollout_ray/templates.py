@@ -7,6 +7,7 @@ template is rendered by the tokenizer (actors/prompts.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -65,6 +66,36 @@ def prompt_template(value: str) -> str:
 def chat_template(value: str) -> str:
     """The text of a chat template, checked. Raises ValueError where it is no Jinja, with its line."""
     return _checked(value, _chats())
+
+
+def stored_template(folder: str) -> str | None:
+    """The chat template that the folder of a model or adapter has: in a file of its own, in its tokenizer's config, or, as
+    with some models that take pictures as well, where transformers' tokenizers do not look."""
+    own = Path(folder) / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = _json(Path(folder) / name).get("chat_template")
+        if isinstance(found, list):  # several, by their names
+            found = next((each.get("template") for each in found if each.get("name") == "default"), None)
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def end_token(folder: str) -> str | None:
+    """The text of the token that ends an output, as the tokenizer's config in the folder has it."""
+    found = _json(Path(folder) / "tokenizer_config.json").get("eos_token")
+    text = found.get("content") if isinstance(found, dict) else found
+    return text if isinstance(text, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def variables_of(text: str) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout_ray import RolloutPool, RunConfig, collect
 from rollout_ray.adapters import Capacity, capacity, check_adapter
+from rollout_ray.arms import resolve_arms
+from rollout_ray.collect import check_adapters
 from rollout_ray.errors import ConfigError, LedgerError
 from rollout_ray.models import model_folder
 from tests.conftest import demo_rows
@@ -162,6 +165,31 @@ def test_what_cannot_be_served_is_refused(
     change(tmp_path / "odd")
     with pytest.raises(ConfigError, match=words):
         check_adapter(str(tmp_path / "odd"), str(DEMO))
+
+
+def test_an_adapter_that_was_trained_to_be_asked_otherwise_is_drawn_with_what_one_says(
+    tmp_path: Path, folders: Path, local_ray: None
+) -> None:
+    """Unmerged it would be asked with the base's chat template, merged with its own."""
+    shutil.copytree(folders / "eight", tmp_path / "own")
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    tokenizer.save_pretrained(tmp_path / "own")
+    same = greedy(tmp_path / "same", {"a": str(tmp_path / "own")})
+    check_adapters(same, resolve_arms(same))
+    tokenizer.chat_template = "{{ messages[0]['content'] }} Answer:"
+    tokenizer.save_pretrained(tmp_path / "own")
+    message = rf"saved with another chat template than {re.escape(str(DEMO))} has; give --tokenizer_path"
+    with pytest.raises(ConfigError, match=message):
+        collect(demo_rows(1), same)
+    own = greedy(tmp_path / "own-run", {"a": str(tmp_path / "own")}, tokenizer_path=str(tmp_path / "own"))
+    (row,) = collect(demo_rows(1), own).table().to_pylist()
+    asked = tokenizer.encode(f"{row['prompt']} Answer:", add_special_tokens=False)
+    assert row["trajectories"][0]["num_prompt_tokens"] == len(asked)
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(DEMO).chat_template
+    tokenizer.eos_token = "<|other|>"
+    tokenizer.save_pretrained(tmp_path / "own")
+    with pytest.raises(ConfigError, match="another end token"):
+        collect(demo_rows(1), same)
 
 
 def test_a_missing_adapter_is_named_before_anything_starts(tmp_path: Path, folders: Path) -> None:

@@ -87,6 +87,57 @@ def test_another_shape_is_refused_by_name(
         check_same_shape(DEMO, checkpoint(tmp_path / "other", change, **config))
 
 
+def without_head(tensors: Tensors) -> None:
+    tensors.pop("lm_head.weight", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "new_change", "new_config"),
+    [
+        pytest.param(None, {"sliding_window": 131072}, None, {"sliding_window": ...}, id="a field that is null there"),
+        pytest.param(None, {}, None, {"eos_token_id": [1, 2], "bos_token_id": 5}, id="the tokenizer's end tokens"),
+        pytest.param(
+            lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}),
+            {"tie_word_embeddings": True}, without_head, {"tie_word_embeddings": True}, id="a tied layer that was stored",
+        ),
+        pytest.param(
+            lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": t["model.norm.weight"].clone()}),
+            {}, None, {}, id="frequencies that any engine computes",
+        ),
+        pytest.param(
+            lambda t: t.update({"mtp.fc.weight": t["model.norm.weight"].clone()}), {}, None, {}, id="drafting layers"
+        ),
+    ],
+)  # fmt: skip
+def test_what_transformers_saves_of_a_hub_model_takes_its_place(
+    tmp_path: Path, change: Any, config: dict[str, Any], new_change: Any, new_config: dict[str, Any]
+) -> None:
+    nothing: Callable[[Tensors], object] = lambda tensors: None  # noqa: E731
+    held = checkpoint(tmp_path / "held", change or nothing, **config)
+    new = Path(checkpoint(tmp_path / "new", new_change or nothing))
+    fields = json.loads((Path(held) / "config.json").read_text()) | new_config
+    fields = {name: None if value is ... else value for name, value in fields.items()}
+    (new / "config.json").write_text(json.dumps(fields))
+    check_same_shape(held, str(new))
+
+
+def test_an_output_layer_of_its_own_must_be_there(tmp_path: Path) -> None:
+    stored: Callable[[Tensors], object] = lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})  # noqa: E731
+    held = checkpoint(tmp_path / "held", stored, tie_word_embeddings=False)
+    new = checkpoint(tmp_path / "new", without_head, tie_word_embeddings=False)
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is missing there"):
+        check_same_shape(held, new)
+
+
+def test_weights_that_stand_there_twice_count_once(tmp_path: Path) -> None:
+    """Mistral's folders have all of them again under other names."""
+    held = Path(checkpoint(tmp_path / "held"))
+    twice = load_file(held / "model.safetensors")
+    save_file({f"layers.{name}": tensor for name, tensor in twice.items()}, held / "consolidated.safetensors")
+    assert tensor_shapes(held) == tensor_shapes(Path(DEMO))
+    check_same_shape(str(held), checkpoint(tmp_path / "new", noisy))
+
+
 def test_the_config_of_a_part_is_compared_field_by_field(tmp_path: Path) -> None:
     """Where the model takes pictures as well, and a trainer writes down what the original left out."""
     held = checkpoint(tmp_path / "held", text_config={"hidden_act": "silu", "dtype": "bfloat16"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -146,6 +148,19 @@ def test_files_index_and_tokenizer(tmp_path: Path, sharded: Path) -> None:
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == tokenizer.chat_template
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_second_copy_of_the_base_s_weights_is_left_behind(tmp_path: Path) -> None:
+    """An engine would prefer Mistral's own format, and with it the weights without the adapter."""
+    base = tmp_path / "base"
+    shutil.copytree(model_folder("demo"), base)
+    own_names = {f"layers.{name}": tensor for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(own_names, base / "consolidated.safetensors")
+    (base / "params.json").write_text("{}")
+    saved_adapter(base, tmp_path / "adapter")
+    merge_lora(str(base), str(tmp_path / "adapter"), str(tmp_path / "merged"), lambda text: None)
+    names = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert "model.safetensors" in names and not names & {"consolidated.safetensors", "params.json"}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayTaskError
 from transformers import AutoTokenizer
 
+from rollout_ray.answers import extract_answer
 from rollout_ray.arms import resolve_arms
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import ConfigError
@@ -20,7 +21,7 @@ from tests.test_engine import exchange_all, request, start
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    "{% if enable_thinking is defined and not enable_thinking %}Think of nothing.\n{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}Think of nothing.\n{% endif %}{{ begin }}"
 )
 QUESTIONS = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(4))]
 
@@ -109,7 +110,7 @@ def test_an_output_can_be_kept_to_a_choice(engine: Any) -> None:
         ({"temperature": 3.0}, "of the arm odd: temperature must be in"),
         (
             {"chat_template_kwargs": {"enable_thinkng": False}},
-            "reads no variable enable_thinkng .* enable_thinking, messages",
+            "reads no variable enable_thinkng .* begin, enable_thinking, messages",
         ),
     ],
 )
@@ -121,6 +122,18 @@ def test_what_would_be_refused_or_ignored_ends_the_run_before_anything_is_drawn(
         ray.get(engine.begin.remote(cfg, resolve_arms(cfg)))
     assert isinstance(raised.value.cause, ConfigError)
     assert draw(engine, config([{"name": "fine"}]))
+
+
+def test_an_output_that_only_goes_on_a_thought_of_the_prompt_begins_with_its_tag(local_ray: None, engine: Any) -> None:
+    """Else the last number of an unfinished thought would be its answer."""
+    variables = {"chat_template_kwargs": {"begin": "<think>\n"}}
+    arms = [{"name": "thinking", **variables, "max_tokens": 5}, {"name": "plain", "max_tokens": 5}]
+    for thinking, plain in draw(engine, config(arms)):
+        assert thinking.full_text.startswith("<think>\n") and not plain.full_text.startswith("<think>")
+        assert extract_answer(thinking.full_text).answer is None and thinking.num_tokens == plain.num_tokens == 5
+    choice = {"extra_sampling": {"structured_outputs": {"choice": ["2</think>\nAnswer: 4"]}}}
+    for (ended,) in draw(engine, config([{"name": "ended", **variables, **choice}])):
+        assert ended.full_text == "2</think>\nAnswer: 4"
 
 
 def test_variables_of_the_chat_template_are_an_arm_s_or_the_run_s(engine: Any) -> None:

@@ -43,6 +43,19 @@ def test_deterministic_asks_for_batch_invariant_kernels_which_only_gpus_have() -
         engine_arguments(cfg, gpus=0)
 
 
+def test_the_hub_is_left_alone_where_all_that_is_needed_is_here(tmp_path: Path) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    for path, tokenizer, expected in (
+        (str(tmp_path), None, offline),
+        (str(tmp_path), str(tmp_path), offline),
+        (str(tmp_path), "org/tokenizer", {}),
+        ("org/model", None, {}),
+    ):
+        cfg = RunConfig.model_validate({"model": {"model_path": path, "tokenizer_path": tokenizer}})
+        given = environment(cfg, gpus=0, threads=1)
+        assert {name: value for name, value in given.items() if name in offline} == expected
+
+
 LLAMA = {
     "model_type": "llama", "num_hidden_layers": 3, "hidden_size": 256, "vocab_size": 100, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 2048,
