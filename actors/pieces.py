@@ -102,11 +102,15 @@ class Pieces:
         return tuple(cuts.items())
 
     def finish(self, one: Finished, engine: str, policy_version: int) -> None:
-        """Notes a draw that the backend has done with; one of an earlier run is passed over."""
+        """Notes a draw that the backend has done with. One of an earlier run is passed over, and one that was given back
+        with an earlier draw of its piece while it had no text yet."""
         run, piece, number = _read(one.key)
         if run != self.run:
             return
-        opened = self._open[piece]
+        opened = self._open.get(piece)
+        if opened is None or number >= opened.request.stop:
+            self.unfinished -= 1
+            return
         opened.completions[number] = Completion(
             draw=number,
             full_text=encodable(_from_its_tag(one, self.openings[number])),

@@ -25,7 +25,7 @@ from rollout_ray.bounds import bound_by
 from rollout_ray.checkpoints import Policy, model_fingerprint
 from rollout_ray.config import DataConfig, RunConfig
 from rollout_ray.description import describe
-from rollout_ray.errors import ConfigError
+from rollout_ray.errors import ConfigError, Interrupted
 from rollout_ray.ledger import EventLog, RunDirectory
 from rollout_ray.merge import merge
 from rollout_ray.merged import MergedFile
@@ -112,7 +112,12 @@ def collect_on(lent: Lent | None, dataset: Any, cfg: RunConfig, progress: Progre
         questions = _questions(dataset, cfg.data)
         run = RunDirectory(cfg.output.output_dir)
         with run.lease():
-            return _collect(cfg, arms, questions, run, progress or progress_here(), began, lent, policy)
+            try:
+                return _collect(cfg, arms, questions, run, progress or progress_here(), began, lent, policy)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"stopped; what is complete is in {run.uri}, and the same command goes on from there"
+                ) from None
 
 
 def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:

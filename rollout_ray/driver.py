@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.backend import BackendInfo
 from actors.engine import Exchange
@@ -39,6 +39,9 @@ from rollout_ray.summary import Summary
 from rollout_ray.view import EngineView, RunView
 
 log = logging.getLogger(__name__)
+
+LEAVING_S = 0.05
+SAVE_S = 30.0  # at a run's end before its work: for what the scorers have in hand, and then for what they commit
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,12 @@ def draw_missing(
             with progress:
                 session.run(progress)
         except (KeyboardInterrupt, BudgetSpent) as stop:
-            session.save()
-            raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
+            if lent is None:
+                fleet.close()  # what they draw now nobody waits for
+            with suppress(KeyboardInterrupt):  # a second one ends the saving, too
+                session.save()
+            if not session.complete:
+                raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
         finally:
             session.close()
         return session.summary()
@@ -125,7 +132,7 @@ class _Session:
     def run(self, progress: Progress) -> None:
         """Returns when every missing question is committed."""
         budget = self._cfg.resources.budget_seconds
-        while self.view.committed < self._missing:
+        while not self.complete:
             if budget is not None and time.monotonic() - self.view.began >= budget:
                 raise BudgetSpent
             self._look_around()
@@ -139,6 +146,10 @@ class _Session:
     def _take_answers(self) -> None:
         calls, scoring = self._fleet.calls(), self._scorers.calls()
         waiting = [*calls, *scoring]
+        if not waiting and any(slot.leaving for slot in self._fleet.slots.values()):
+            self._next_look = 0.0  # what they had in hand is out: they are started elsewhere once that is read
+            time.sleep(LEAVING_S)
+            return
         if not waiting:
             raise IncompleteError(f"nothing is under way and {self._missing - self.view.committed} questions are missing")
         ready, _ = ray.wait(waiting, num_returns=1, timeout=HEARTBEAT_S)
@@ -179,7 +190,7 @@ class _Session:
                 raise error.cause from error
             self._engine_died(slot, error.cause if isinstance(error.cause, Exception) else error)
             return
-        except (RayActorError, ObjectLostError) as error:  # the latter where the answer was in the store of its node
+        except RayError as error:  # its process or node is gone, Ray ended it for want of memory, or could not start it
             self._engine_died(slot, error)
             return
         if isinstance(answer, BackendInfo) and not slot.started:
@@ -276,12 +287,19 @@ class _Session:
 
     # Ending
 
+    @property
+    def complete(self) -> bool:
+        """Whether every missing question is committed."""
+        return self.view.committed >= self._missing
+
     def save(self) -> None:
-        """Commits every question that is complete, after an interrupt."""
-        for scorer in self._scorers.lanes():
-            while scorer.calls:
-                self._scorer_answered(scorer, next(iter(scorer.calls)))
-            self.view.committed += self._scorers.save(scorer)
+        """Commits every question that is complete, after an interrupt. What is not scored within SAVE_S is drawn again."""
+        deadline = time.monotonic() + SAVE_S
+        while (calls := self._scorers.calls()) and (left := deadline - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=left)
+            for call in ready:
+                self._scorer_answered(calls[call], call)
+        self.view.committed += self._scorers.save(SAVE_S)
 
     def stopped(self, *, spent: bool) -> Interrupted:
         """What a session that ends before its work raises, once it is saved."""

@@ -21,7 +21,7 @@ from rollout_ray.errors import PlacementError
 from rollout_ray.fleet import HEARTBEAT_S, Fleet
 from rollout_ray.ledger import EventLog
 from rollout_ray.scheduler import Scheduler
-from rollout_ray.slots import Slot
+from rollout_ray.slots import Slot, waits_for_room
 from rollout_ray.view import EngineView
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Elastic:
     def _look_for_room(self, slot: Slot) -> None:
         """Whether the slot's engine has a node, or waits for one."""
         if slot.started or slot.room is None:
-            slot.placed = True
+            slot.placed = slot.started or not waits_for_room(slot)
             return
         table = placement_group_table(slot.room)
         slot.placed = table.get("state") == "CREATED"

@@ -18,7 +18,7 @@ from actors.backend import BackendInfo
 from actors.engine import Exchange
 from actors.logs import last_lines
 from actors.memory import MOST_STEPS, NoMemory, smaller
-from actors.placement import Placement, release, reserve
+from actors.placement import Placement, is_pending, release, reserve
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.errors import EngineError
@@ -64,7 +64,12 @@ class Fleet:
         self.slots: dict[str, Slot] = {}
         for number in range(placement.replicas):
             name = f"engine-{number}"
-            self.slots[name] = self._adopt(name, found[name]) if found and name in found else self._new(name)
+            if found and name in found:
+                self.slots[name] = self._adopt(name, found[name])
+                continue
+            if found:
+                self._check_weights()
+            self.slots[name] = self._new(name)
 
     def _new(self, name: str) -> Slot:
         # A named pool's engine holds its room itself: what Ray booked for a group of its own would outlive it.
@@ -246,6 +251,10 @@ class Fleet:
         self.let_go(slot, "retired")
         if not self.slots:
             raise EngineError(f"every engine died; the last one, {slot.name}: {words}")
+        refused = [(other, other.refused) for other in self.slots.values() if other.refused is not None]
+        if len(refused) == len(self.slots):
+            words = self._last_words(*refused[0])
+            raise EngineError(f"{refused[0][0].name} could not start, and every other engine died: {words}")
 
     def _shrink(self, slot: Slot, error: NoMemory) -> None:
         slot.shrunk += 1
@@ -291,6 +300,13 @@ class Fleet:
             slot.room = None if self._tenancy else reserve(self.placement)
             self._refill(slot)
         return names
+
+    def end_pending(self) -> None:
+        """Ends the engines that have no process yet: of a named pool no later job takes those over, and they would ask for
+        a node for nobody."""
+        for slot in self.slots.values():
+            if not slot.started and slot.actor is not None and is_pending(slot.actor):
+                end(slot)
 
     def close(self) -> None:
         """Ends every engine and gives the reservations back: the cluster may outlive the run."""

@@ -185,6 +185,8 @@ class RolloutPool:
         return self._tenancy
 
     def _leave(self) -> None:
+        if self._lent and self._tenancy:
+            self._lent.fleet.end_pending()
         self._lent = self._tenancy = None
         self._stack.close()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from actors.placement import Placement
 from actors.scorer import Receipt, ScorerActor
@@ -159,7 +159,7 @@ class Scorers:
                 raise _as_rollout_error(error) from error
             self._events.write("payload_lost", draws=draws, error=type(error.cause).__name__)
             return Answer(lost=tuple(scorer.payloads.pop(payload, ())))
-        except (RayActorError, ObjectLostError) as error:  # the latter where the receipt was in the store of its node
+        except RayError as error:  # its process or node is gone, or Ray ended it for want of memory
             self._died(scorer, error)
             return Answer()
         scorer.waiting, scorer.last_receipt = receipt.waiting, time.monotonic()
@@ -183,19 +183,25 @@ class Scorers:
         for payload, requests in scorer.payloads.items():
             self.score(scorer.lane, payload, requests)
 
-    def lanes(self) -> tuple[Scorer, ...]:
-        """The present scorer of each lane."""
-        return tuple(self._scorers)
-
-    def save(self, scorer: Scorer) -> int:
-        """Has a scorer commit what is complete, and waits for it; returns how many questions that were. One that cannot
-        is named in a warning, and the others' questions are saved all the same."""
-        try:
-            receipt: Receipt = ray.get(scorer.actor.flush.remote())
-        except RayError as error:
-            log.warning("scorer-%d could not save: %s", scorer.lane, error)
-            return 0
-        return len(receipt.committed)
+    def save(self, timeout_s: float) -> int:
+        """Has every scorer commit what is complete, without what it has not scored yet, and waits for that; returns how
+        many questions that were. One that cannot is named in a warning, and the others' questions are saved all the same.
+        """
+        for scorer in self._scorers:
+            for call, (payload, _) in scorer.calls.items():
+                if payload is not None:
+                    ray.cancel(call)  # one that has begun goes on
+        flushed = {scorer.actor.flush.remote(): scorer for scorer in self._scorers}
+        ray.wait(list(flushed), num_returns=len(flushed), timeout=timeout_s)
+        committed = 0
+        for call, scorer in flushed.items():
+            try:
+                receipt: Receipt = ray.get(call, timeout=0)
+            except RayError as error:
+                log.warning("scorer-%d could not save: %s", scorer.lane, reason_of(error) or type(error).__name__)
+                continue
+            committed += len(receipt.committed)
+        return committed
 
     def close(self) -> None:
         """Ends the actors, but for those that are kept: one with a call in flight might yet commit to this run."""

@@ -107,23 +107,22 @@ def load_reward(name: str | None) -> CustomReward | None:
 
 def _with_custom_rewards(reward: CustomReward, question: Question, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     try:
-        values = list(reward(question, trajectories))
-    except Exception as error:
+        rewards = [None if value is None else float(value) for value in reward(question, trajectories)]
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"the reward fails at question {question.question_id}: {error!r}; correct the function"
         ) from error
-    if len(values) != len(trajectories):
+    if len(rewards) != len(trajectories):
         raise ConfigError(
-            f"the reward gave {len(values)} values for the {len(trajectories)} trajectories of question "
+            f"the reward gave {len(rewards)} values for the {len(trajectories)} trajectories of question "
             f"{question.question_id}; it must give one a trajectory"
         )
-    rewards = [None if value is None else float(value) for value in values]
-    if odd := [reward for reward in rewards if reward is not None and not math.isfinite(reward)]:
+    if odd := [value for value in rewards if value is not None and not math.isfinite(value)]:
         raise ConfigError(
             f"the reward gave {odd[0]} for a trajectory of question {question.question_id}; it must give a "
             "finite number, or None"
         )
-    return [replace(trajectory, reward=reward) for trajectory, reward in zip(trajectories, rewards, strict=True)]
+    return [replace(trajectory, reward=value) for trajectory, value in zip(trajectories, rewards, strict=True)]
 
 
 _FIELDS = tuple(field.name for field in fields(Trajectory))

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.engine_actor import EngineActor
 from actors.engine_process import EngineLost, server_here
-from actors.placement import Placement
+from actors.placement import Placement, is_pending
 from rollout_ray.checkpoints import Policy
 from rollout_ray.config import RunConfig
 from rollout_ray.redaction import without_secrets
@@ -24,6 +25,9 @@ from rollout_ray.tenancy import Tenancy
 
 # Variables of the driver's environment that an engine on another node needs too, but for secrets.
 FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
+
+
+PROCESS_S = 10.0  # within which an actor that has room has a process
 
 
 @dataclass
@@ -94,9 +98,17 @@ def end(slot: Slot) -> None:
     slot.actor, slot.call, slot.started, slot.begun = None, (), False, False
 
 
+def waits_for_room(slot: Slot) -> bool:
+    """Whether Ray has found no node yet for the slot's engine."""
+    if slot.room is not None:
+        return str(placement_group_table(slot.room).get("state")) != "CREATED"
+    return time.monotonic() - slot.asked_at > PROCESS_S and is_pending(slot.actor)
+
+
 def was_killed(error: Exception) -> bool:
     """Whether a process ended under the engine, as against an exception that it raised."""
-    return isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, EngineLost, TimeoutError))
+    ended = isinstance(error, (ray.exceptions.RayError, EngineLost, TimeoutError))
+    return ended and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def reason_of(error: Exception) -> str:

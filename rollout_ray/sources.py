@@ -7,6 +7,7 @@ stays there.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,11 @@ from rollout_ray.files import row_batches
 from rollout_ray.redaction import has_credentials
 from rollout_ray.rows import first_changed, from_rows, read_lines
 
+log = logging.getLogger(__name__)
+
 BATCH_ROWS = 1024
+DATA = (".parquet", ".jsonl", ".ndjson")
+BESIDE = ("", ".md", ".txt", ".json", ".yaml", ".yml")  # what may lie beside a data set
 
 
 class Source(Protocol):
@@ -160,7 +165,7 @@ def _one_line(error: Exception) -> str:
 
 def _open_path(path: str, limit: int | None) -> Source:
     filesystem, paths = _find_files(path)
-    endings = {PurePosixPath(p).suffix for p in paths}
+    endings = {_ending(path) for path in paths}
     if endings <= {".jsonl", ".ndjson", ".json"}:
         rows = [row for p in paths for _, row in _lines(filesystem, p)]
 
@@ -200,8 +205,10 @@ def _find_files(path: str) -> tuple[fs.FileSystem, list[str]]:
         is_glob = any(c in inner for c in "*?[") and isinstance(filesystem, fs.LocalFileSystem)
         if info.type == fs.FileType.Directory:
             entries = filesystem.get_file_info(fs.FileSelector(inner, recursive=True))
-            found = sorted(e.path for e in entries if e.is_file and not _is_hidden(e.path, info.path))
-            found = [f for f in found if PurePosixPath(f).suffix in (".parquet", ".jsonl", ".ndjson")] or found
+            found = seen = sorted(e.path for e in entries if e.is_file and not _is_hidden(e.path, info.path))
+            found = [f for f in found if _ending(f) in DATA] or found
+            if left := [f for f in seen if f not in found and _ending(f) not in BESIDE]:
+                log.warning("%s: %d file(s) are not read, such as %s", path, len(left), left[0])
         elif info.is_file:
             found = [inner]
         else:
@@ -211,6 +218,10 @@ def _find_files(path: str) -> tuple[fs.FileSystem, list[str]]:
     if not found:
         raise DatasetError(f"{path} does not exist or holds no files; give a parquet file, folder or glob, or a JSONL file")
     return filesystem, found
+
+
+def _ending(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
 
 
 def _is_hidden(path: str, folder: str) -> bool:

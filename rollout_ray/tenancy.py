@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from actors.backend import BackendInfo
 from actors.engine_actor import Card
 from actors.leash import NAMESPACE, Leash, Tether
+from actors.placement import is_pending
 from rollout_ray.checkpoints import Policy
 from rollout_ray.errors import ConfigError, EngineError
 
@@ -81,7 +82,12 @@ class Tenancy:
 
         Raises ConfigError, naming what differs, where the engines are not what this job wants; they stay as they are.
         """
-        actors = self._actors()
+        actors = []
+        for slot, actor in self._actors():
+            if is_pending(actor):  # an earlier job's, which found no room: it would never say what it is
+                ray.kill(actor)
+            else:
+                actors.append((slot, actor))
         cards = {actor.card.remote(): (slot, actor) for slot, actor in actors}
         if cards:
             ray.wait(list(cards), num_returns=len(cards), timeout=wait_s)

@@ -205,6 +205,36 @@ def test_a_reward_without_bounds_is_refused_by_name(tmp_path: Path, local_ray: N
         collect(demo_rows(4), RunConfig.model_validate(values))
 
 
+def worded(question: Question, trajectories: Sequence[Trajectory]) -> list[str]:
+    return ["high"] * len(trajectories)
+
+
+def leaving(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("worded", "could not convert string to float"), ("leaving", r"SystemExit\(3\)")]
+)
+def test_a_reward_that_fails_is_named_with_its_question(tmp_path: Path, name: str, words: str, local_ray: None) -> None:
+    values = simulated(tmp_path / "run").model_dump() | {"scoring": {"reward": f"tests.test_collect:{name}"}}
+    with pytest.raises(ConfigError, match=rf"the reward fails at question \w+: .*{words}.*; correct the function"):
+        collect(demo_rows(4), RunConfig.model_validate(values))
+
+
+def test_ctrl_c_in_the_merge_says_that_all_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["rollout_ray.collect"], "merge", interrupted)
+        with pytest.raises(Interrupted, match=r"what is complete is in .*run, and the same command goes on"):
+            collect(demo_rows(4), simulated(tmp_path / "run"))
+    assert collect(demo_rows(4), simulated(tmp_path / "run")).summary.session_tokens == 0
+
+
 class When(Plain):
     """A progress that does something once, as soon as a condition on the driver's state holds."""
 

@@ -3,8 +3,12 @@ scorer or disk holds the engines back. Real Ray and, where memory is concerned, 
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +16,20 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.errors import EngineError, RolloutError
+from rollout_ray.errors import EngineError, Interrupted, RolloutError
 from rollout_ray.ledger import RunDirectory
 from rollout_ray.progress import Plain
 from rollout_ray.records import Question, Trajectory
 from rollout_ray.scorers import MOST_UNSCORED
 from rollout_ray.view import RunView
-from tests.conftest import HANG_S, OWN_PROCESS, demo_rows
+from tests.conftest import HANG_S, OWN_PROCESS, ROOT, clean_environment, demo_rows
 from tests.processes import ENGINES, SCORERS, later_workers
 from tests.test_collect import When, keys, simulated
+
+HANG_QUESTIONS = 200  # that take longer to score than a stop may
 
 
 def changed(cfg: RunConfig, **sections: dict[str, Any]) -> RunConfig:
@@ -215,3 +222,68 @@ def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray:
     rollouts = collect(demo_rows(2500), changed(simulated(tmp_path / "run"), output={"part_rows": 256}), progress=progress)
     assert_whole(rollouts, 20_000)
     assert progress.since == -1 and MOST_UNSCORED <= progress.most <= BOUND
+
+
+def test_workers_that_ray_ends_for_want_of_memory_are_replaced_and_then_named(tmp_path: Path) -> None:
+    """Ray's own monitor, on a machine that it takes for full from the beginning."""
+    environment = clean_environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in demo_rows(50)))
+    flags = ["--dataset", "q.jsonl", "--output_dir", "run", "--backend", "simulated", "--sim_tokens_per_second", "100"]
+    done = subprocess.run(
+        [sys.executable, "-m", "rollout_ray.run", *flags, "--replicas", "1", "--max_engine_deaths", "1"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode in (1, 5) and "unexpected" not in done.stderr, done.stderr
+    assert re.search(r"rollout: (every engine died|scorer-0 died 2 times in a row).* low on memory", done.stderr), (
+        done.stderr
+    )
+    assert re.search(r"died and is started again: .* low on memory", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_engines_move_when_every_node_is_drained(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
+    """Nothing is under way then, between the last answer of those that leave and the start of the next."""
+    node = ray.get_runtime_context().get_node_id()
+    drained: list[frozenset[str]] = []
+    monkeypatch.setattr("rollout_ray.driver.draining_nodes", lambda: drained.pop() if drained else frozenset())
+    begun = When(
+        lambda view: all(engine.draws for engine in view.engines.values()), lambda: drained.append(frozenset([node]))
+    )
+    rollouts = collect(demo_rows(150), simulated(tmp_path / "run", replicas, speed=10_000), progress=begun)
+    assert_whole(rollouts, 1200)
+    (told,) = (e["engines"] for e in rollouts.run.events() if e["event"] == "node_draining")
+    assert len(told) == replicas
+
+
+def slow(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    time.sleep(0.5)
+    return [0.0] * len(trajectories)
+
+
+def test_a_stop_does_not_wait_for_all_that_is_to_be_scored(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not scored soon is drawn again by the next call, and no engine is kept up meanwhile."""
+    monkeypatch.setattr("rollout_ray.driver.SAVE_S", 5.0)
+    cfg = changed(
+        simulated(tmp_path / "run", 1, speed=1e6),
+        scoring={"reward": "tests.test_fleet:slow"}, resources={"scorers": 1}, output={"flush_seconds": 0.1},
+    )  # fmt: skip
+    stop = When(lambda view: view.committed > 0, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        collect(demo_rows(HANG_QUESTIONS), cfg, progress=stop)
+    saved = RunDirectory(str(tmp_path / "run")).done_ids()
+    assert 0 < len(saved) < HANG_QUESTIONS / 2
+
+
+def test_a_stop_that_finds_all_complete_ends_the_run(tmp_path: Path, local_ray: None) -> None:
+    stop = When(lambda view: view.generated_draws == 160, lambda: signal.raise_signal(signal.SIGINT))
+    cfg = changed(simulated(tmp_path / "run", 1, speed=1e6), output={"flush_seconds": 1000.0})
+    assert_whole(collect(demo_rows(20), cfg, progress=stop), 160)

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
+from actors.leash import NAMESPACE
 from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
 from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
 from rollout_ray.records import sampling_seed
@@ -376,3 +379,68 @@ def test_a_name_needs_a_cluster_that_outlives_the_job(tmp_path: Path) -> None:
     assert "a named pool needs a Ray cluster that outlives this job" in done.stderr
     with pytest.raises(ConfigError, match="a pool's name has up to 64 letters"):
         RolloutPool(RunConfig(), name="a/b")
+
+
+# Room
+
+
+@pytest.fixture
+def room_for_one(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Engines that book a CPU each, as on a GPU they book that, where only one is free."""
+    import rollout_ray.autoscaling as autoscaling
+
+    placed = autoscaling.choose_placement
+    monkeypatch.setattr(autoscaling, "choose_placement", lambda *given: replace(placed(*given), cpus=1))
+    taken = placement_group([{"CPU": 3.0}], strategy="STRICT_PACK")
+    ray.get(taken.ready())
+    yield
+    remove_placement_group(taken)
+
+
+def test_new_weights_do_not_wait_for_an_engine_without_room(
+    folders: Callable[[], Path], tmp_path: Path, room_for_one: None
+) -> None:
+    """It has them when it gets its room."""
+    with RolloutPool(simulated(folders(), 2)) as pool:
+        assert_whole(pool.collect(demo_rows(20), at(folders())), 20)
+        assert pool.update_weights(checkpoint(tmp_path / "new", noisy)) == 1
+        second = pool.collect(demo_rows(20, seed=2), at(folders()))
+    assert_whole(second, 20)
+    assert set(trajectories(second)["policy_version"]) == {1} and set(trajectories(second)["engine"]) == {"engine-0"}
+
+
+def test_an_engine_of_a_named_pool_without_room_does_not_outlive_its_job(
+    folders: Callable[[], Path], room_for_one: None
+) -> None:
+    """It would ask for a node for nobody, and the next job would wait for what it has to say."""
+    cfg = RunConfig.model_validate(values_of(simulated(folders(), 2), engine_hang_seconds=HANG_S))
+    with RolloutPool(cfg, "crowded") as pool:
+        pool.collect(demo_rows(10), at(folders()))
+    pending = [a for a in ray.util.list_named_actors(all_namespaces=True) if a["name"].startswith("crowded/engine-")]
+    assert [actor["name"].split("/")[1] for actor in pending] == ["engine-0"]
+    with RolloutPool(cfg, "crowded") as pool:
+        second = pool.collect(demo_rows(10), at(folders()))
+        pool.close()
+    assert len(events(second, "engine_adopted")) == 1
+
+
+def test_a_named_pool_starts_no_engine_with_a_folder_that_was_written_over(
+    folders: Callable[[], Path], tmp_path: Path, local_ray: None
+) -> None:
+    """One of its engines is gone when the next job comes, and the others hold the weights of before."""
+    latest = Path(checkpoint(tmp_path / "latest"))
+    cfg = simulated(folders(), 2)
+    with RolloutPool(cfg, "overwritten") as pool:
+        pool.collect(demo_rows(10), at(folders()))
+        pool.update_weights(str(latest))
+        (name,) = (
+            a["name"]
+            for a in ray.util.list_named_actors(all_namespaces=True)
+            if a["name"].startswith("overwritten/engine-1/")
+        )
+    ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    shutil.copy2(Path(checkpoint(tmp_path / "next", noisy)) / "model.safetensors", latest)
+    pool = RolloutPool(cfg, "overwritten")
+    with pytest.raises(EngineError, match="are others than those that the engines were started with"):
+        pool.collect(demo_rows(10), at(folders()))
+    RolloutPool(cfg, "overwritten").close()

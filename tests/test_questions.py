@@ -107,6 +107,16 @@ def test_what_programs_keep_beside_the_data_is_no_data(tmp_path: Path) -> None:
         assert [q.prompt for q in load_questions(path, DataConfig()).questions()] == ["of 'deeper'", "of ''"]
 
 
+def test_what_is_not_read_of_a_folder_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["b"]}), tmp_path / "b.PARQUET")
+    (tmp_path / "README.md").touch()
+    assert len(ids(str(tmp_path))) == 2 and not caplog.text
+    (tmp_path / "c.jsonl.gz").touch()
+    assert len(ids(str(tmp_path))) == 2
+    assert "1 file(s) are not read, such as" in caplog.text and "c.jsonl.gz" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64(), "dictionary"])
 def test_a_gold_number_is_what_its_own_precision_says(kind: Any) -> None:
     numbers = pa.array([0.1, 2.5, 18.0, None, float("nan")]).cast(pa.float32() if kind == "dictionary" else kind)
