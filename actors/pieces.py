@@ -141,7 +141,8 @@ class Pieces:
 def _from_its_tag(one: Finished, opening: str) -> str:
     """The text, and before it the tag of a thought that the prompt began and the output never ended: else nobody could tell
     that all of it is thought."""
-    return one.text if one.finish_reason == "error" or "</think" in one.text else opening + one.text
+    is_plain = not opening or one.finish_reason == "error" or "</think" in one.text
+    return one.text if is_plain else opening + one.text
 
 
 def _read(key: str) -> tuple[int, PieceKey, int]:

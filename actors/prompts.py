@@ -39,9 +39,10 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, max_model_len: int, chat_template: str | None = None) -> None:
         self._tokenizer, self._max_model_len, self._template = tokenizer, max_model_len, chat_template
         module = type(tokenizer).apply_chat_template.__module__
-        self._in_code = module.startswith("vllm.tokenizers.") and module != "vllm.tokenizers.hf"
         self._errors: tuple[type[Exception], ...] = (*TEMPLATE_ERRORS, *_mistral_errors(tokenizer))
         self._gives_tokens = len(self._errors) > len(TEMPLATE_ERRORS)
+        of_vllm = module.startswith("vllm.tokenizers.") and module != "vllm.tokenizers.hf"
+        self._in_code = self._gives_tokens or of_vllm
         self._has_template = self._in_code or bool(chat_template or getattr(tokenizer, "chat_template", None))
         self._longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
         self._parts = False

@@ -81,7 +81,7 @@ class VllmBackend:
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
         template = config.model.chat_template
-        if template is None and not getattr(tokenizer, "chat_template", None):
+        if template is None and getattr(tokenizer, "chat_template", "in code") is None:
             template = stored_template(config.model.tokenizer_path or model_folder(config.model.model_path))
         self._encoder = PromptEncoder(tokenizer, self._max_model_len, template)
         fast = getattr(tokenizer, "backend_tokenizer", None)

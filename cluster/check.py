@@ -19,12 +19,13 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cluster.lambda_api import LambdaClient
+from cluster.lambda_api import LambdaClient, check_key_for_head
 from cluster.lambda_config import (
     MODULE,
     NodeSettings,
     ProviderSettings,
     check_cluster_name,
+    missing_mounts,
     node_settings,
     provider_settings,
 )
@@ -38,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(words: Sequence[str]) -> int:
     """The command `rollout cluster`. Raises ConfigError with everything that is wrong, CloudError where Lambda does not
-    answer."""
+    answer or no key is at hand."""
     parser = _Parser(prog="rollout cluster", description="Compare a cluster's YAML with what can be launched now.")
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="launches nothing, and tells what an hour would cost")
@@ -54,6 +55,7 @@ def check_file(path: str) -> list[str]:
     provider = config["provider"]
     if provider.get("type") == "local":
         _ray_accepts(path, config)
+        _no_problems(path, missing_mounts(config.get("file_mounts", {})))
         workers = provider.get("worker_ips", [])
         return [
             f"cluster {config['cluster_name']}: head {provider.get('head_ip')}, {len(workers)} worker machines of your own"
@@ -70,15 +72,21 @@ def check_file(path: str) -> list[str]:
         name: node_settings(block["node_config"], f"available_node_types.{name}.node_config")
         for name, block in config["available_node_types"].items()
     }
+    check_key_for_head(settings.api_key_file)
     from cluster.lambda_provider import client_of
 
     offer = Offer.now(client_of(settings))
-    problems = [*_names(settings, offer), *_private_key(config["auth"], settings, offer)]
+    problems = [*missing_mounts(config.get("file_mounts", {})), *_names(settings, offer)]
+    problems += _private_key(config["auth"], settings, offer)
     for name, node in nodes.items():
         problems += _types(config, name, node, settings.region, offer)
+    _no_problems(path, problems)
+    return _summary(config, settings, nodes, offer)
+
+
+def _no_problems(path: str, problems: Sequence[str]) -> None:
     if problems:
         raise ConfigError(f"{path} cannot be launched:\n  " + "\n  ".join(problems))
-    return _summary(config, settings, nodes, offer)
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,16 @@ MOST_BACKOFF = 32  # request intervals
 ENDED = frozenset({"terminated", "preempted"})
 GONE = ENDED | {"terminating"}
 NO_CAPACITY = "instance-operations/launch/insufficient-capacity"
+QUOTA_USED_UP = "global/quota-exceeded"
 NO_SUCH_OBJECT = "global/object-does-not-exist"
+NOT_KNOWN = "not-known"
 
 REMEDIES = {
     NO_CAPACITY: "wait, add fallback_instance_types, or move the cluster to a region that has some (rollout cluster check "
     "lists them)",
     "instance-operations/launch/file-system-in-wrong-region": "name a file system of the cluster's region, or change "
     "provider.region",
-    "global/quota-exceeded": "end instances that are not needed, or ask Lambda to raise the quota",
+    QUOTA_USED_UP: "end instances that are not needed, or ask Lambda to raise the quota",
     "global/invalid-api-key": f"put a key that is in use into {KEY_FILE} (mode 0600) or {KEY_VARIABLE}",
     "global/account-inactive": "activate the account at https://cloud.lambda.ai",
     "global/invalid-address": "complete the billing address at https://cloud.lambda.ai",
@@ -54,18 +56,20 @@ REMEDIES = {
     "blocked": "the request was stopped before it reached the API, which says nothing about the key: try from another "
     "network",
     "moved": "give the API's new address as provider.api_url",
+    NOT_KNOWN: "it is not known whether the machine was launched, and it would cost money: run ray down on the cluster's "
+    "YAML, or look at https://cloud.lambda.ai/instances",
 }
 LATER = "try again in a few minutes; https://status.lambda.ai tells of outages"
 
 
 class LambdaError(CloudError):
     """A call that failed for good. `code` is Lambda's, or ours where it gave none (rate-limit, blocked, moved, network,
-    server, nonsense); `uncertain`: it may have taken effect nevertheless; `refused`: it has not, and may be tried again
-    at once."""
+    server, nonsense, not-known); `uncertain`: it may have taken effect nevertheless; `refused`: it has not, and may be
+    tried again at once."""
 
     def __init__(self, what: str, code: str, message: str, uncertain: bool = False, refused: bool = False) -> None:
         super().__init__(f"Lambda: {what} failed: {message} ({code}); {REMEDIES.get(code, LATER)}")
-        self.code, self.uncertain, self.refused = code, uncertain, refused
+        self.code, self.message, self.uncertain, self.refused = code, message, uncertain, refused
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ def file_key(path: str) -> str:
         key = file.read_text().strip()
     except OSError as error:
         raise CloudError(
-            f"no Lambda API key: {file} cannot be read ({error.strerror}); put the key there, chmod it 600, or set "
-            f"{KEY_VARIABLE}"
+            f"no Lambda API key: {file} cannot be read ({error.strerror}); put the key there and chmod it 600 (ray up "
+            f"copies this file to the head, so that {KEY_VARIABLE} alone is not enough)"
         ) from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise CloudError(f"{file} holds a key and others may read it; chmod 600 {file}")
@@ -114,6 +118,14 @@ def api_key(path: str) -> str:
     """The key: of the environment, else of the file. Raises CloudError where there is none."""
     key = os.environ.get(KEY_VARIABLE)
     return _checked(key, KEY_VARIABLE) if key else file_key(path)
+
+
+def check_key_for_head(path: str) -> None:
+    """Raises CloudError where the file, which `ray up` copies to the head since the head's environment would reach every
+    job, holds no key, or another than the environment here."""
+    key = file_key(path)
+    if (os.environ.get(KEY_VARIABLE) or key) != key:
+        raise CloudError(f"{KEY_VARIABLE} and {path} hold different keys; unset the one that is wrong")
 
 
 def _checked(key: str, place: str) -> str:
@@ -161,14 +173,15 @@ class LambdaClient:
         except (KeyError, TypeError) as error:
             raise LambdaError(what, "nonsense", "an entry is not an instance") from error
 
-    def launch(self, body: Mapping[str, Any]) -> str:
-        """Launches one instance, and returns its id. Waits while the rate limit refuses it; raises LambdaError."""
+    def launch(self, body: Mapping[str, Any], until: float = float("inf")) -> str:
+        """Launches one instance, and returns its id. What the rate limit refuses is tried again until `until` (of
+        time.monotonic); raises LambdaError."""
         what = f"launching {body['instance_type_name']} in {body['region_name']}"
 
         def once() -> Any:
             return self._call(what, "POST", "/instance-operations/launch", body, launch=True)
 
-        data = self._again(once, lambda error: error.refused, self.pace.launch_s)
+        data = self._again(once, lambda error: error.refused, self.pace.launch_s, until)
         try:
             return str(data["instance_ids"][0])
         except (KeyError, IndexError, TypeError) as error:
@@ -201,16 +214,23 @@ class LambdaClient:
             lambda: self._call(what, method, path, body), lambda e: e.refused or e.uncertain, self.pace.request_s
         )
 
-    def _again(self, once: Callable[[], Any], may: Callable[[LambdaError], bool], unit_s: float) -> Any:
+    def _again(
+        self,
+        once: Callable[[], Any],
+        may: Callable[[LambdaError], bool],
+        unit_s: float,
+        until: float = float("inf"),
+    ) -> Any:
         for attempt in range(TRIES):
+            # Apart from one another: several machines may use the account.
+            wait_s = unit_s * min(2**attempt, MOST_BACKOFF) * random.uniform(1.0, 2.0)
             try:
                 return once()
             except LambdaError as error:
-                if attempt == TRIES - 1 or not may(error):
+                if attempt == TRIES - 1 or not may(error) or time.monotonic() + wait_s > until:
                     raise
                 log.info("%s; trying again", error)
-            # Apart from one another: several machines may use the account.
-            self._sleep(unit_s * min(2**attempt, MOST_BACKOFF) * random.uniform(1.0, 2.0))
+            self._sleep(wait_s)
         raise AssertionError("unreachable")
 
     def _call(self, what: str, method: str, path: str, body: Mapping[str, Any] | None, launch: bool = False) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rollout_ray.errors import ConfigError
 MODULE = "cluster.lambda_provider.LambdaNodeProvider"
 # A cluster's name begins its instances' names, which Lambda limits to 64 characters, and names a file.
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+TOKEN_FILE = "~/.ray/auth_token"
 RAYS_OWN_KEYS = {"type", "module", "use_internal_ips", "cache_stopped_nodes"}
 
 
@@ -62,7 +64,7 @@ Settings = TypeVar("Settings", ProviderSettings, NodeSettings)
 
 
 def provider_settings(block: Mapping[str, Any]) -> ProviderSettings:
-    """Raises ConfigError. Keys with an underscore in front are Ray's."""
+    """Raises ConfigError. Keys with an underscore in front are no user's."""
     ours = {k: v for k, v in block.items() if k not in RAYS_OWN_KEYS and not k.startswith("_")}
     settings = _filled(ProviderSettings, ours, "provider")
     if min(settings.request_interval_s, settings.launch_interval_s, settings.request_timeout_s) <= 0:
@@ -79,6 +81,24 @@ def check_cluster_name(name: str) -> None:
     """Raises ConfigError."""
     if not CLUSTER_NAME.fullmatch(name):
         raise ConfigError(f"cluster_name {name!r} cannot be used; take up to 40 letters, digits, - and _")
+
+
+def missing_mounts(mounts: Mapping[str, str]) -> list[str]:
+    """A sentence for each file of `file_mounts` (path there -> path here) that is not here: `ray up` would launch the
+    head, and fail then."""
+    sentences = []
+    for local in mounts.values():
+        path = os.path.expanduser(local)
+        if os.path.exists(path):
+            continue
+        if path == os.path.expanduser(TOKEN_FILE):
+            remedy = "make it with `ray get-auth-token --generate`"
+        elif os.path.isabs(path):
+            remedy = "put it there, or change file_mounts"
+        else:
+            remedy = "run this from the checkout's root"
+        sentences.append(f"file_mounts: {local} does not exist; {remedy}")
+    return sentences
 
 
 def _filled(kind: type[Settings], values: Mapping[str, Any], place: str) -> Settings:

@@ -10,7 +10,6 @@ Thread-safe: everything that changes is behind the parts' own locks.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
@@ -36,21 +35,20 @@ from ray.autoscaler.tags import (
 from cluster.lambda_api import (
     GONE,
     KEY_FILE,
-    KEY_VARIABLE,
     NO_CAPACITY,
     NO_SUCH_OBJECT,
     Instance,
     LambdaClient,
     LambdaError,
     api_key,
-    file_key,
+    check_key_for_head,
 )
-from cluster.lambda_config import ProviderSettings, check_cluster_name, node_settings, provider_settings
+from cluster.lambda_config import ProviderSettings, check_cluster_name, missing_mounts, node_settings, provider_settings
 from cluster.lambda_fleet import LambdaFleet
 from cluster.lambda_launch import TAG_LAUNCH, Backoff, Launcher
 from cluster.lambda_pace import Pace
 from cluster.lambda_tags import TagStore
-from rollout_ray.errors import CloudError
+from rollout_ray.errors import CloudError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +58,10 @@ CAPACITY_FIRST, CAPACITY_MOST = 60, 600
 SETUP_FIRST, SETUP_MOST = 300, 3600
 MOST_UNHEALTHY, MOST_BOOTING = 120, 1800
 QUIET, MOST_ENDING = 15, 600
+# The autoscaler asks a second time for what has not been launched 600 s after it asked, and would get both. A try that
+# begins last may take a minute and a half.
+MOST_LAUNCHING_S = 300.0
+MOUNTS = "_file_mounts"  # key of the provider's block
 
 
 def client_of(settings: ProviderSettings) -> LambdaClient:
@@ -152,7 +154,8 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Launches `count` instances, one after the other. Returns {id: {}} of those launched.
 
-        Raises NodeLaunchException where one of them could not be; the others stay, and are counted by their tags.
+        Raises NodeLaunchException where one of them could not be; the others stay, and are counted by their tags. Raises
+        ConfigError, CloudError where a head could not be set up, or there is one.
         """
         settings = node_settings(node_config)
         kind = tags.get(TAG_RAY_NODE_KIND, "")
@@ -161,17 +164,15 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
             raise NodeLaunchException(
                 "SetupFailed", f"the last node of type {type_name} failed in its set-up; tried again in {left:.0f} s", None
             )
-        if kind == NODE_KIND_HEAD and (heads := self._heads()):
-            raise CloudError(
-                f"cluster {self.cluster_name} has a head already ({', '.join(heads)}); wait a minute and try again, or run "
-                "ray down first"
-            )
+        if kind == NODE_KIND_HEAD:
+            self._check_head()
         fixed = {k: v for k, v in tags.items() if k not in MUTABLE_TAGS} | {TAG_RAY_CLUSTER_NAME: self.cluster_name}
         changing = {k: v for k, v in tags.items() if k in MUTABLE_TAGS}
         created: dict[str, Any] = {}
+        until = time.monotonic() + MOST_LAUNCHING_S
         for _ in range(count):
             try:
-                instance = self._launcher.launch(settings.types, self._body(kind), fixed)
+                instance = self._launcher.launch(settings.types, self._body(kind), fixed, until)
             except LambdaError as error:
                 category = "NoCapacity" if error.code == NO_CAPACITY else "LaunchFailed"
                 raise NodeLaunchException(category, str(error), sys.exc_info()) from error
@@ -195,9 +196,16 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
             body["image"] = {"family": settings.image_family}
         return body
 
-    def _heads(self) -> list[str]:
+    def _check_head(self) -> None:
+        """Raises ConfigError where a file that the head is to be sent is not here, CloudError where there is a head."""
+        if missing := missing_mounts(self.provider_config.get(MOUNTS, {})):
+            raise ConfigError("; ".join(missing))
         live = self._fleet.live(fresh=True)
-        return [one.id for one in live.values() if one.tags.get(TAG_RAY_NODE_KIND) == NODE_KIND_HEAD]
+        if heads := [one.id for one in live.values() if one.tags.get(TAG_RAY_NODE_KIND) == NODE_KIND_HEAD]:
+            raise CloudError(
+                f"cluster {self.cluster_name} has a head already ({', '.join(heads)}); wait a minute and try again, or run "
+                "ray down first"
+            )
 
     # Ending
 
@@ -282,18 +290,23 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Adds the path of the key's file, never the key: Ray keeps the result in a file of /tmp. Raises CloudError,
-        ConfigError."""
+        ConfigError.
+
+        Every command of Ray's calls this, `ray down` too, and none when the result is in that file: whether the files to
+        be mounted are here is therefore told when a head is to be launched, for which the provider is given their paths.
+        """
         check_cluster_name(cluster_config["cluster_name"])
         settings = provider_settings(cluster_config["provider"])
-        key = file_key(settings.api_key_file)  # the head needs a file; its environment would reach every job
-        if os.environ.get(KEY_VARIABLE, key) != key:
-            raise CloudError(f"{KEY_VARIABLE} and {settings.api_key_file} hold different keys; unset the one that is wrong")
-        cluster_config["file_mounts"] = {**cluster_config.get("file_mounts", {}), KEY_FILE: settings.api_key_file}
+        check_key_for_head(settings.api_key_file)
+        mounts = {**cluster_config.get("file_mounts", {}), KEY_FILE: settings.api_key_file}
+        cluster_config["file_mounts"] = mounts
+        cluster_config["provider"][MOUNTS] = dict(mounts)
         return cluster_config
 
     def prepare_for_head_node(self, cluster_config: dict[str, Any]) -> dict[str, Any]:
         """The config that the head reads: there the key lies at its usual place, and no worker is sent it."""
         cluster_config["file_mounts"].pop(KEY_FILE, None)
+        cluster_config["provider"].pop(MOUNTS, None)
         cluster_config["provider"]["api_key_file"] = KEY_FILE
         return cluster_config
 

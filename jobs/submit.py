@@ -1,7 +1,8 @@
 """Submits a run to a cluster as a Ray job and follows its log: `python -m jobs.submit [--address URL] CONFIG.yaml`.
 
 Owns what is checked before anything is sent, and what the job is given; the run is `python -m rollout_ray.run`, on the
-head. The job needs the submitter no more once it is accepted: Ctrl-C here ends the following, not the job.
+head. The job needs the submitter no more once it is accepted: Ctrl-C here, or a connection that stays lost, ends the
+following, not the job.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+import requests
+
 from rollout_ray.auth import MODE, check_token, has_token
 from rollout_ray.config_sources import load_config
-from rollout_ray.errors import ConfigError, RolloutError
+from rollout_ray.errors import CloudError, ConfigError, RolloutError
 from rollout_ray.redaction import shown, without_secrets
 
 if TYPE_CHECKING:
@@ -28,10 +33,13 @@ ADDRESS = "http://127.0.0.1:8265"
 STOP_S = 60  # that `ray job stop` leaves the run to save what is complete; Ray's own default is 3
 AGENT_S = 60.0  # within which a head that has just been started takes jobs
 EXIT_FAILED = 1  # of a job that ended without an exit code of its own
+LOST_S = 300.0  # for which a lost connection is tried again
+RETRY_S = 1.0
+RUNS_OWN = ("--quiet", "--debug")  # flags of the run that are no fields of its config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the job's exit code, or 0 where it is not followed to its end."""
+    """Returns the job's exit code; 0 where it is left alone on demand, and CloudError's where the connection is lost."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs.submit",
         description="Submits a run as a Ray job and follows its log; Ctrl-C ends the following, not the job. Further "
@@ -64,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{job} goes on; the commands above follow and stop it", file=sys.stderr)
         return 0
+    except CloudError as error:
+        print(f"submit: {shown(str(error))}", file=sys.stderr)
+        return error.exit_code
 
 
 def checked_entrypoint(config: Path, working_dir: Path, flags: Sequence[str]) -> str:
@@ -72,7 +83,7 @@ def checked_entrypoint(config: Path, working_dir: Path, flags: Sequence[str]) ->
         raise ConfigError(
             f"{config} is not in the working directory {working_dir}, of which the job gets a copy; put it there"
         )
-    cfg = load_config(flags, {}, config)
+    cfg = load_config([flag for flag in flags if flag not in RUNS_OWN], {}, config)
     for name, path in (("dataset", cfg.data.dataset), ("output_dir", cfg.output.output_dir)):
         if path is None:
             raise ConfigError(f"no {name} was given; name one in {config} or with --{name}")
@@ -102,18 +113,20 @@ def connect(address: str) -> JobSubmissionClient:
     check_token()
     if has_token():
         os.environ.setdefault(MODE, "token")  # before Ray is imported: it reads it then
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, requests.RequestException, RuntimeError, RayError) as error:
         raise RolloutError(
-            f"no cluster takes jobs at {address}: {error}; check --address, the tunnel to the head and ~/.ray/auth_token"
+            f"no cluster takes jobs at {address}: {_words(error)}; check --address, the tunnel to the head and "
+            "~/.ray/auth_token"
         ) from error
 
 
 def submit(client: JobSubmissionClient, entrypoint: str, working_dir: str, environment: dict[str, str]) -> str:
-    """The submission id. Raises RolloutError where the cluster takes no job."""
+    """The submission id. Raises RolloutError where the cluster takes no job, or it is not known whether it has."""
     deadline = time.monotonic() + AGENT_S
     runtime_env: dict[str, Any] = {"working_dir": working_dir, "env_vars": environment}
     while True:
@@ -124,31 +137,68 @@ def submit(client: JobSubmissionClient, entrypoint: str, working_dir: str, envir
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise RolloutError(f"the cluster took no job: {error}") from error
             time.sleep(1)
+        except requests.RequestException as error:
+            raise RolloutError(
+                f"the connection was lost while the job was sent, which may have been taken: {_words(error)}; look at "
+                "`ray job list` before you send it again"
+            ) from error
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Prints the job's log to its end, through lost connections; returns its exit code."""
-    printed = 0
-    while not client.get_job_status(job).is_terminal():
+    """Prints the job's log to its end, through lost connections; returns its exit code. Raises CloudError where the
+    connection stays lost for LOST_S."""
+    from ray.exceptions import RayError
+
+    following, lost_since, told = _Following(client, job), float("inf"), ""
+    while True:
         try:
-            printed = asyncio.run(_tail(client, job, printed))
-        except RuntimeError as error:  # the connection was lost: the log is told from its beginning again
-            print(f"submit: {shown(str(error))}", file=sys.stderr)
-            time.sleep(1)
-    print(shown(client.get_job_logs(job)[printed:]), end="", flush=True)
-    info = client.get_job_info(job)
-    print(f"{job} {info.status}")
-    code = EXIT_FAILED if info.driver_exit_code is None else int(info.driver_exit_code)
-    return 0 if info.status == "SUCCEEDED" else code
+            if client.get_job_status(job).is_terminal():
+                return following.end()
+            lost_since = float("inf")
+            asyncio.run(following.tail())
+            told = ""
+        except (requests.RequestException, aiohttp.ClientError, TimeoutError, RuntimeError, RayError) as error:
+            words, now = _words(error), time.monotonic()
+            lost_since = min(lost_since, now)
+            if now - lost_since >= LOST_S:
+                raise CloudError(
+                    f"the connection is lost: {words}; the job goes on without it, and the commands above follow it"
+                ) from error
+            if words != told:
+                print(f"submit: the connection is lost ({shown(words)}); trying again for {LOST_S:.0f} s", file=sys.stderr)
+            told = words
+        time.sleep(RETRY_S)
 
 
-async def _tail(client: JobSubmissionClient, job: str, printed: int) -> int:
-    """Prints what comes after the first `printed` characters of the log; returns how many it has now."""
-    seen = 0
-    async for text in client.tail_job_logs(job):
-        seen += len(text)
-        print(shown(text[max(0, len(text) - max(0, seen - printed)) :]), end="", flush=True)
-    return max(seen, printed)
+@dataclass
+class _Following:
+    """A job's log, of which the first `printed` characters are printed: a new connection tells it from its beginning."""
+
+    client: JobSubmissionClient
+    job: str
+    printed: int = 0
+
+    async def tail(self) -> None:
+        """Prints what is new until the connection ends."""
+        seen = 0
+        async for text in self.client.tail_job_logs(self.job):
+            seen += len(text)
+            new = max(0, seen - self.printed)
+            print(shown(text[max(0, len(text) - new) :]), end="", flush=True)
+            self.printed = max(seen, self.printed)
+
+    def end(self) -> int:
+        """Prints the rest; returns the exit code of the job, which has ended."""
+        info, log = self.client.get_job_info(self.job), self.client.get_job_logs(self.job)
+        print(shown(log[self.printed :]), end="", flush=True)
+        print(f"{self.job} {info.status}")
+        code = EXIT_FAILED if info.driver_exit_code is None else int(info.driver_exit_code)
+        return 0 if info.status == "SUCCEEDED" else code
+
+
+def _words(error: Exception) -> str:
+    """The first line of what it says: Ray's errors go on for paragraphs."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What jobs.submit checks before it sends anything, and the configs that lie beside it. Submitting itself: test_job.py."""
+"""What jobs.submit checks before it sends anything, and the configs that lie beside it. Submitting itself: test_follow.py
+and test_job.py."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def test_a_ready_config_is_valid_and_can_be_submitted(name: str) -> None:
     assert (draws, config.resources.replicas, config.engine.tensor_parallel_size) == READY[name]
     expected = f"python -m rollout_ray.run --config jobs/{name}.yaml --limit 5"
     assert checked_entrypoint(file, ROOT, ["--limit", "5"]) == expected
+    assert checked_entrypoint(file, ROOT, ["--limit", "5", "--quiet", "--debug"]) == f"{expected} --quiet --debug"
 
 
 def test_every_config_in_jobs_is_known() -> None:

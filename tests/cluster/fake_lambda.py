@@ -67,6 +67,7 @@ class Options:
     seed: int = 1
     ssh_keys: dict[str, str] = field(default_factory=lambda: {"laptop": "ssh-ed25519 AAAA laptop"})
     capacity: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPECS, 10000))  # in us-east-1
+    quota: dict[str, int] = field(default_factory=dict)  # by type, of launches; none where it is not named
     file_systems: dict[str, str] = field(default_factory=lambda: {"rollouts": "us-east-1", "far": "us-west-1"})
 
 
@@ -167,6 +168,10 @@ class FakeLambda:
         with self._lock:
             kind, now = body["instance_type_name"], time.monotonic()
             self.count(f"launch {kind}")
+            if sum(one.body["instance_type_name"] == kind for one in self._records.values()) >= self.options.quota.get(
+                kind, sys.maxsize
+            ):
+                raise Refusal(400, "global/quota-exceeded", "Quota exceeded.")
             if body["region_name"] != REGIONS[0] or self.options.capacity.get(kind, 0) <= 0:
                 raise Refusal(
                     400,

@@ -30,6 +30,17 @@ def ssh_key(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with Ray's token in it; the working directory is the checkout's root."""
+    folder = tmp_path / "home"
+    (folder / ".ray").mkdir(parents=True)
+    (folder / ".ray" / "auth_token").touch()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(ROOT)
+    return folder
+
+
 @pytest.fixture
 def check(
     account: Callable[..., Account], ssh_key: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,6 +138,32 @@ def test_a_private_key_of_another_pair_is_refused(check: Check, tmp_path: Path) 
 def test_a_yaml_that_ray_refuses_is_refused(check: Check) -> None:
     code, said = check({("max_worker",): 3})
     assert code == 2 and "Ray does not accept it" in said and "max_worker" in said
+
+
+def test_a_file_that_is_to_be_mounted_and_is_not_here_is_named(
+    check: Check, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ray up` would launch the head, which costs money, and fail then."""
+    (home / ".ray" / "auth_token").unlink()
+    token = "file_mounts: ~/.ray/auth_token does not exist; make it with `ray get-auth-token --generate`"
+    assert check({}) == (2, f"rollout: {CANNOT}{token}\n")
+    monkeypatch.chdir(home)
+    code, said = check({("file_mounts", "~/data"): "/nowhere/data"})
+    own = ("pyproject.toml", "README.md", "LICENSE", "rollout_ray", "actors", "jobs", "cluster")
+    sentences = [f"file_mounts: {name} does not exist; run this from the checkout's root" for name in own]
+    sentences += [token, "file_mounts: /nowhere/data does not exist; put it there, or change file_mounts"]
+    assert code == 2 and sorted(said.splitlines()[1:]) == sorted(f"  {one}" for one in sentences)
+    assert main(["cluster", "check", str(ROOT / "cluster" / "local.yaml")]) == 2
+    assert token in capsys.readouterr().err
+
+
+def test_a_key_in_the_environment_alone_is_too_little(check: Check, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMBDA_API_KEY", KEY)
+    assert check({})[0] == 0
+    (state / "api_key").unlink()
+    code, said = check({})
+    assert code == 10 and "ray up copies this file to the head, so that LAMBDA_API_KEY alone is not enough" in said
+    assert "set LAMBDA_API_KEY" not in said
 
 
 def test_the_yaml_for_ones_own_machines_is_good(capsys: pytest.CaptureFixture[str]) -> None:

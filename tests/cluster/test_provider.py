@@ -20,10 +20,11 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
+from cluster import lambda_provider
 from cluster.lambda_pace import Pace
 from cluster.lambda_provider import LambdaNodeProvider
 from rollout_ray.errors import CloudError
-from tests.cluster.conftest import KEY, Account
+from tests.cluster.conftest import Account
 from tests.conftest import await_that
 
 WORKER = {
@@ -109,6 +110,27 @@ def test_an_instance_of_a_launch_given_up_is_ended_when_it_appears(account: Star
     assert [instance["id"] for instance in one.alive()] == list(created)
 
 
+@pytest.mark.parametrize("tags", [HEAD, WORKER], ids=["head", "worker"])
+def test_a_launch_that_cannot_be_looked_for_may_cost_money_and_that_is_said(
+    account: Start, state: Path, tags: dict[str, str]
+) -> None:
+    """Of a worker and of a head; what was launched all the same is ended at a later look."""
+    one = account()
+    one.change(faults={"/instance-operations/launch": ["500-after"]})
+    provider = make(one, state)
+    first = [""] if tags is HEAD else []  # a head's launch begins with a listing
+    one.change(faults={"/instances": first + ["500-before"] * 6})
+    unknown = (
+        r"launching gpu_1x_a10 .*global/internal-error\), and listing instances failed: .*it is not known whether the "
+        r"machine was launched, and it would cost money: run ray down on the cluster's YAML, or look at "
+        r"https://cloud.lambda.ai/instances$"
+    )
+    with pytest.raises(NodeLaunchException, match=unknown):
+        provider.create_node({"instance_type": "gpu_1x_a10"}, tags, 1)
+    assert len(one.alive()) == 1
+    await_that(lambda: make(one, state).non_terminated_nodes({}) == [] and one.alive() == [])
+
+
 def test_requests_of_two_providers_and_threads_keep_the_limit(account: Start, state: Path) -> None:
     one = account(request_s=0.1, launch_s=0.2)
     times = {"request_interval_s": 0.15, "launch_interval_s": 0.3}
@@ -170,6 +192,35 @@ def test_without_capacity_the_next_type_is_taken_and_the_first_left_alone(accoun
             return False
 
     await_that(launched)
+
+
+def test_a_quota_that_is_used_up_is_not_called_a_lack_of_capacity(account: Start, state: Path) -> None:
+    one = account(quota={"gpu_8x_h100_sxm5": 0, "gpu_8x_a100_80gb_sxm4": 0}, capacity={"gpu_1x_a10": 0})
+    provider = make(one, state, request_interval_s=0.15)
+    kinds = {**H100, "fallback_instance_types": ["gpu_8x_a100_80gb_sxm4"]}
+    for told in ("global/quota-exceeded, asked for again in", "asked for again in"):  # the second time without a call
+        with pytest.raises(NodeLaunchException, match=told) as caught:
+            provider.create_node(kinds, WORKER, 1)
+        assert str(caught.value).endswith(
+            "(global/quota-exceeded); end instances that are not needed, or ask Lambda to raise the quota"
+        )
+    assert one.truth()["calls"]["/instance-operations/launch"] == 2
+    with pytest.raises(NodeLaunchException, match=r"\(instance-operations/launch/insufficient-capacity\); wait, add"):
+        provider.create_node({**H100, "fallback_instance_types": ["gpu_1x_a10"]}, WORKER, 1)
+
+
+def test_a_launch_ends_before_the_autoscaler_asks_for_it_again(
+    account: Start, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would get both: what the rate limit refuses is tried again for less long than the autoscaler waits."""
+    monkeypatch.setattr(lambda_provider, "MOST_LAUNCHING_S", 0.0)
+    one = account()
+    one.change(faults={"/instance-operations/launch": ["429"]})
+    provider = make(one, state)
+    with pytest.raises(NodeLaunchException, match="rate-limit"):
+        provider.create_node(H100, WORKER, 1)
+    assert one.truth()["calls"]["/instance-operations/launch"] == 1
+    assert len(provider.create_node(H100, WORKER, 1)) == 1
 
 
 def test_preempted_is_gone_and_unhealthy_is_ended(account: Start, state: Path) -> None:
@@ -274,29 +325,3 @@ def test_lambdas_limits_are_kept_where_nothing_else_is_said(tmp_path: Path) -> N
         paces[number % 2].wait(launch=kind == "l")
         left.append(round(clock[0] - 1000, 2))
     assert left == [0, 1.05, 2.1, 3.15, 4.2, 14.6]
-
-
-def test_a_wrong_key_and_a_key_that_others_can_read_are_said_so(
-    account: Start, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = account()
-    monkeypatch.setenv("LAMBDA_API_KEY", "wrong-key-of-mine")
-    with pytest.raises(CloudError, match=r"global/invalid-api-key.*put a key that is in use") as caught:
-        make(one, state).non_terminated_nodes({})
-    assert "wrong-key-of-mine" not in str(caught.value)
-    monkeypatch.delenv("LAMBDA_API_KEY")
-    (state / "api_key").chmod(0o644)
-    with pytest.raises(CloudError, match="others may read it; chmod 600") as caught:
-        make(one, state)
-    assert KEY not in str(caught.value)
-
-
-def test_the_key_enters_no_config(account: Start, state: Path) -> None:
-    config = {"cluster_name": "fleet", "provider": account().provider_config(state), "file_mounts": {"~/a": "b"}}
-    provider = LambdaNodeProvider(config["provider"], "fleet")
-    for_the_head = LambdaNodeProvider.bootstrap_config(config)
-    assert for_the_head["file_mounts"] == {"~/a": "b", "~/.lambda_cloud/api_key": str(state / "api_key")}
-    for_the_workers = provider.prepare_for_head_node(for_the_head)
-    assert for_the_workers["file_mounts"] == {"~/a": "b"}
-    assert for_the_workers["provider"]["api_key_file"] == "~/.lambda_cloud/api_key"
-    assert KEY not in str(for_the_head) + str(for_the_workers)
