@@ -59,8 +59,8 @@ class VerifyError(RolloutError):
 
 
 class CloudError(RolloutError):
-    """The cloud that a cluster runs on refused a call, cannot be reached, or no key for it is at hand; or the connection to a
-    cluster stays lost."""
+    """The cloud that a cluster runs on refused a call, cannot be reached, or no key for it is at hand; or the connection to
+    a cluster stays lost."""
 
     exit_code = 10
 

@@ -37,8 +37,7 @@ command, shows the traceback of an error.
 
 exit codes: 0 done, 1 any other failure, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left,
 6 run directory, 7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 10 the cloud refused or cannot be
-reached, 130 stopped
-(the same command goes on after 9 and 130)"""
+reached, 130 stopped (the same command goes on after 9 and 130)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
