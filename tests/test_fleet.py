@@ -60,7 +60,8 @@ def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_r
         stopped.append(psutil.Process(engines().pop()))
         stopped[0].suspend()
 
-    progress = When(lambda view: view.generated_draws >= 100, stop_one)
+    # Once both have drawn something: one that has not begun yet would not be missed.
+    progress = When(lambda view: all(engine.draws for engine in view.engines.values()), stop_one)
     cfg = changed(simulated(tmp_path / "run", 2, speed=60_000), resources={"engine_hang_seconds": 3.0})
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert_whole(rollouts, 800)
@@ -126,7 +127,7 @@ class RefuseOnce(Plain):
         self.stopped: list[psutil.Process] = []
 
     def update(self, view: RunView) -> None:
-        if not self.stopped and view.generated_draws >= 20:
+        if not self.stopped and all(engine.draws for engine in view.engines.values()):
             self.stopped = [psutil.Process(self._engines().pop())]
             self.stopped[0].suspend()
             self._patch.setenv("VLLM_CPU_KVCACHE_SPACE", "much")
