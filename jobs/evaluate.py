@@ -27,6 +27,7 @@ from rollout_ray.config_sources import load_config, overlaid
 from rollout_ray.errors import ConfigError, RolloutError
 from rollout_ray.estimates import Clustered, majority_at_k, pass_at_k
 from rollout_ray.files import row_batches
+from rollout_ray.normal_form import votes
 from rollout_ray.redaction import shown
 
 REPORT = "evaluation.json"
@@ -72,7 +73,7 @@ class _Tally:
         self.accuracy.add([float(each) for each in right])
         for k in (k for k in powers(len(trajectories)) if k <= len(graded)):
             self.pass_at.setdefault(k, Clustered()).add([pass_at_k(len(graded), sum(right), k)])
-            majority = majority_at_k([t["answer"] for t in graded], right, k)
+            majority = majority_at_k(votes([t["answer"] for t in graded]), right, k)
             self.majority_at.setdefault(k, Clustered()).add([majority])
 
     def evaluation(self, arm: str) -> Evaluation:

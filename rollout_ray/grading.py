@@ -26,9 +26,10 @@ from typing import Literal, Self
 from rollout_ray.answers import extract_answer
 from rollout_ray.errors import GradingError
 from rollout_ray.latex import to_latex, too_costly
-from rollout_ray.normal_form import Answer, encodable, normalise
+from rollout_ray.normal_form import Answer, comparable, encodable, normalise
 from rollout_ray.records import ScoreStatus
 from rollout_ray.redaction import without_secrets
+from rollout_ray.units import date
 
 Pairs = tuple[tuple[str, str], ...]
 Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
@@ -149,22 +150,8 @@ def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:
     one equal."""
     if answer is None:
         return "no_answer"
-    if gold.number is not None and answer.number is not None:
-        equal = gold.number == answer.number or (
-            gold.percent != answer.percent
-            and gold.number * (1 if gold.percent else 100) == answer.number * (1 if answer.percent else 100)
-        )
-        return "correct" if equal else "incorrect"
-    if _bare(gold.text) == _bare(answer.text):
-        return "correct"
-    if answer.several and gold.number is not None:
-        return "no_answer"
-    if (ratios := (_ratio(gold.text), _ratio(answer.text))) and all(ratios):
-        return "correct" if ratios[0] == ratios[1] else "incorrect"
-    if any(a.equation == a.text and not a.several and not b.equation for a, b in ((gold, answer), (answer, gold))):
-        return "incorrect"  # 2x + y = 1 against 1
-    if not _worth_parsing(answer.text) or not _worth_parsing(gold.text):
-        return "incorrect"
+    if status := _settled(gold, answer):
+        return status
     pairs = ((gold.text, answer.text),)
     if gold.equation and answer.equation:
         stated = gold.equation != gold.text and answer.equation != answer.text
@@ -175,17 +162,34 @@ def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:
     return tuple((to_latex(left), to_latex(right)) for left, right in pairs)
 
 
+def _settled(gold: Answer, answer: Answer) -> ScoreStatus | None:
+    """The status without a symbolic comparison: of numbers, equal texts, choices, ratios and what is no mathematics."""
+    if gold.number is not None and answer.number is not None:
+        equal = gold.number == answer.number or (
+            gold.percent != answer.percent
+            and gold.number * (1 if gold.percent else 100) == answer.number * (1 if answer.percent else 100)
+        )
+        return "correct" if equal else "incorrect"
+    if comparable(gold.text) == comparable(answer.text):
+        return "correct"
+    if gold.choice and answer.choice and len(comparable(gold.text)) == 1:
+        return "correct" if gold.choice == answer.choice else "incorrect"
+    if answer.several and gold.number is not None:
+        return "no_answer"
+    for read in (_ratio, _based):
+        if (left := read(gold.text)) and (right := read(answer.text)):
+            return "correct" if left == right else "incorrect"
+    if date(gold.text) or date(answer.text):
+        return "incorrect"  # June 20 is neither July 20 nor 20
+    if any(a.equation == a.text and not a.several and not b.equation for a, b in ((gold, answer), (answer, gold))):
+        return "incorrect"  # 2x + y = 1 against 1
+    return None if _worth_parsing(answer.text) and _worth_parsing(gold.text) else "incorrect"
+
+
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict on an answer that was compared in several forms: correct in one is correct, and an 'incorrect' must
     hold in all."""
     return min(verdicts, key=("correct", "timeout", "error", "bad_gold", "incorrect").index)
-
-
-def _bare(text: str) -> str:
-    """A text without what does not tell answers apart: spaces, the brackets of a choice, and the case of words."""
-    text = "".join(text.split())
-    text = text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
-    return text.casefold() if text.isalpha() else text
 
 
 _COLONS = re.compile(r"^(\d{1,30})\s?:\s?(\d{1,30})(?:\s?:\s?(\d{1,30}))?$")
@@ -198,6 +202,14 @@ def _ratio(text: str) -> tuple[int, ...] | None:
     terms = [term for term in match.groups() if term]
     common = 1 if any(len(term) > 1 and term[0] == "0" for term in terms) else math.gcd(*map(int, terms))
     return tuple(int(term) // (common or 1) for term in terms)
+
+
+_IN_BASE = re.compile(r"^(-?[\dA-Fa-f]{1,200})\s?_\s?\{?\s?(\d{1,2})\s?\}?$")
+
+
+def _based(text: str) -> tuple[str, str] | None:
+    """The digits and the base of a numeral that names its base, such as 35_8."""
+    return (match.group(1).upper(), match.group(2)) if (match := _IN_BASE.match(text)) else None
 
 
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-zA-Z]{1,20}\*?\}")

@@ -15,6 +15,7 @@ from itertools import combinations
 
 from rollout_ray.config import RewardConfig
 from rollout_ray.grading import Grade
+from rollout_ray.normal_form import votes
 
 __all__ = ["UNKNOWN", "QuestionScore", "RewardConfig", "RewardTerms", "Scorable", "reward_terms", "score_question"]
 
@@ -62,13 +63,14 @@ class QuestionScore:
 
 
 def score_question(trajectories: Sequence[Scorable], grades: Sequence[Grade], config: RewardConfig) -> QuestionScore:
-    """Scores the K trajectories of one question; `grades` has length K, in the same order.
+    """Scores the K trajectories of one question; `grades` has length K, in the same order. Answers agree where they are
+    the same in the form in which votes are counted: `(1,2)` and `(1, 2)` do.
 
     Raises ValueError where the lengths differ.
     """
     if len(trajectories) != len(grades):
         raise ValueError(f"{len(trajectories)} trajectories with {len(grades)} grades")
-    answers = [grade.answer for grade in grades]
+    answers = votes([grade.answer for grade in grades])
     words = [_words(t) for t in trajectories]
     vocabularies = [frozenset(w) for w in words]
     end = end_coherence(answers)

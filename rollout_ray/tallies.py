@@ -15,6 +15,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rollout_ray.estimates import Clustered, majority_curve, pass_at_k
+from rollout_ray.normal_form import votes
 
 BINS = 30  # about how many bars a histogram has
 VOTERS = 64  # draws of a question that majority@k is counted over; the exact count over many more takes seconds
@@ -135,7 +136,7 @@ class Group:
             self.lengths.add(t["num_tokens"], outcome)
             if t["reward"] is not None:
                 self.rewards.add(t["reward"], outcome)
-        self.curve.add([t["answer"] for t in graded], [t["correct"] for t in graded], curve_ks(len(drawn)))
+        self.curve.add(votes([t["answer"] for t in graded]), [t["correct"] for t in graded], curve_ks(len(drawn)))
 
     def to_dict(self, edges: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         return {

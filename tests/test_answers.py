@@ -33,7 +33,20 @@ def answer_of(text: str) -> str | None:
         ("Answer: 5\nNo: \\boxed{6}", "6"),
         ("\\boxed{6} is what I first thought. Answer: 5", "5"),
         ("Answer: \\boxed{\\text{72}}", "72"),
+        ("The correct answer is (B)", "(B)"),
+        ("Answer: 72\n\nThe answer is correct.", "72"),
+        ("The answer is right-angled.", "right-angled"),
+        # bold type, a copied placeholder, display maths
+        ("The answer is **72** clips.", "72"),
+        ("Answer: x**2", "x**2"),
+        ("Answer: 2 ** 3", "2 ** 3"),
+        ("Answer: <72> clips", "72"),
+        ("Answer: <1,2>", "<1,2>"),
+        ("Answer: <5", "<5"),
+        ("Answer:\n\\[\n18\n\\]\nwhich is it", "18"),
+        ("Answer:\n```text\n18\n```", "18"),
         # without a marker the last number
+        ("so x is \u22125", "-5"),
         ("2 + 2 = 4, and 4 * 3 = 12", "12"),
         ("it falls to -4", "-4"),
         ("5-3", "3"),
@@ -46,6 +59,8 @@ def answer_of(text: str) -> str | None:
         ("it was 5</think> the answer is 6", "6"),
         # run-ons
         ("Answer: 4\n\nProblem: Tom has 3 cats.\nAnswer: 9", "4"),
+        ("# Step 1: read\nProblem: Tom has 3 cats and gets 1.\nAnswer: 4", "4"),
+        ("**1. Read**\nProblem: Tom has 3 cats and gets 1.\nAnswer: 4", "4"),
         ("2 + 2 = 4\n\n**Question:** what is 3 + 6?\n9", "4"),
         ("Problem: Tom has 3 cats and gets 1.\nSolution: 3 + 1 = 4\nAnswer: 4", "4"),
         ("I restate it first.\nProblem: Tom has 3 cats and gets 1.\nAnswer: 4", "4"),
@@ -61,6 +76,12 @@ def answer_of(text: str) -> str | None:
         ("3 + 4 = 7\nAnswer:", None),
         ("\\boxed{7", None),
         ("\\boxed{}", None),
+        ("Answer: 17 eggs, 18 eggs", "17 eggs, 18 eggs"),
+        ("\\boxed{\\sqrt{2} \\text{ and } -\\sqrt{2}}", "\\sqrt{2}, -\\sqrt{2}"),
+        # asides
+        ("Answer: 120 minutes (2 hours)", "120"),
+        ("Answer: 2 (x+1)", "2 (x+1)"),
+        ("Answer: 1 (mod 3)", "1 (mod 3)"),
         # surrounding words
         ("Answer: 72 clips in 2 months", "72"),
         ("Answer: a total of 72 dollars", "72"),
@@ -89,6 +110,8 @@ def answer_of(text: str) -> str | None:
         ("Answer: 19, 46, and 82", "19, 46, 82"),
         ("Answer: 3-5", "3-5"),
         ("Answer: 10:30 am", "10:30 am"),
+        ("Answer: the 20th of June, 2020", "the 20th of June, 2020"),
+        ("Answer: 20th of June", "June 20"),
         # equations
         ("Answer: 2 = y", "2"),
         ("Answer: 2x + y = 1", "2x + y = 1"),
@@ -144,6 +167,10 @@ def test_the_answer_of_a_text(text: str, expected: str | None) -> None:
         ("\u202e27\u202c", "27"),
         ("7\u200b2", "72"),
         ("4.5\\%", "4.5"),
+        ("1.5 million", "1500000"),
+        ("45 \\text{ m}^2", "45"),
+        ("18\\,\\mathrm{m/s}", "18"),
+        ("18 L", "18"),
     ],
 )
 def test_a_plain_number_has_one_normal_form(written: str, normal: str) -> None:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ray import answers, grading, latex, normal_form
+from rollout_ray import answers, grading, latex, normal_form, plain_numbers, units
 from rollout_ray.errors import GradingError
 from rollout_ray.grading import START_SECONDS, Grade, Grader
 from rollout_ray.records import ScoreStatus
@@ -191,10 +191,11 @@ assert open({__file__!r}).read(1)
 BAIT = ["1", "1,", "1 ", "1/", "-", " ", "\\boxed{", "Answer: ", "<think>", "Problem: x\n", "{", "1 1/", "####", "^9", "^{",
         "\\frac", "\\frac{1}", "\\text{", "a", "a ", "a_", "(", "$", "$a", "\\(", "<|", "<|a|>", "=", "x=", "1!", "\n", "#",
         "1 percent", "²", "\\", "{,}1", "1:", "1e-", "1.", "and ", "sqrt(", "sin", "**", "^(", "\\begin{a", "the answer is",
-        "5\u00bd", "\u00a0000", "^\\circ", "cm^2", "\ud800"]  # fmt: skip
+        "5\u00bd", "\u00a0000", "^\\circ", "cm^2", "\ud800", "Step 1 ", "1. ", "**a", "(ab ", "1 million ",
+        "1\\text{m}", "\\frac1", "<1", "2 eggs, ", "June 2", "A) ", " because", "12:30 p.m.", "1_2", "√2 cm"]  # fmt: skip
 PATTERNS = {
     f"{module.__name__}.{name}": value
-    for module in (answers, grading, latex, normal_form)
+    for module in (answers, grading, latex, normal_form, plain_numbers, units)
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
 }
@@ -219,7 +220,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60) | st.lists
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(ANY_TEXT, ANY_TEXT, st.sampled_from(["{}", "\\boxed{{{}}}", "Answer: {}", "<think>{}</think>\n#### {}"]))
 def test_any_text_gets_a_status_and_an_answer_that_a_file_can_hold(
     grader: Grader, gold: str, answer: str, frame: str

@@ -77,6 +77,26 @@ def test_s_cf_without_probes(answers: list[str | None], expected: float) -> None
     assert score([row(a) for a in answers]).s_cf == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("(1,2)", "(1, 2)"),
+        ("2\\sqrt{3}", "2 \\sqrt{3}"),
+        ("x^2+1", "x^2 + 1"),
+        ("1,2", "1, 2"),
+        ("B", "(B)"),
+        ("B", "B)"),
+        ("Paris", "paris"),
+        ("2:30 PM", "2:30 p.m"),
+    ],
+)
+def test_answers_that_are_graded_as_equal_agree(one: str, other: str) -> None:
+    result = score([row(one), row(other)])
+    assert (result.s_end, result.s_cf) == (1.0, 1.0)
+    assert score([row(one, role="A"), row(other, role="CF1")]).s_cf == 1.0
+    assert score([row(one), row(other + "0")]).s_end == 0.0
+
+
 def test_no_trajectories() -> None:
     result = score([])
     assert (result.s_end, result.s_path, result.s_cf, result.rewards) == (0.0, 0.0, 0.5, ())

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import random
 from itertools import combinations, pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from jobs.evaluate import evaluate
+from rollout_ray.collect import Rollouts
 from rollout_ray.estimates import wilson
+from rollout_ray.records import Completion, Question
+from rollout_ray.summary import Summary
 from rollout_ray.tallies import Tallies, curve_ks, nice_edges
 from rollout_ray.timeline import timeline
+from tests.finished_runs import finished
 
 GRADES = {"correct": True, "incorrect": False, "no_answer": False, "timeout": None}
 
@@ -83,6 +89,34 @@ def test_difficulty_counts_questions_by_right_draws(questions: list[list[dict[st
     known = [g for g in grades if None not in g]
     assert counted["difficulty"] == [sum(sum(g) == n for g in known) for n in range(5)]
     assert counted["ungraded"] == len(grades) - len(known) > 0
+
+
+SPLIT = [
+    "2\\sqrt{3}",
+    "2 \\sqrt{3}",
+    "2\\sqrt{3}",
+    "2 \\sqrt{3}",
+    "7",
+    "7",
+    "7",
+]  # apart, each spelling would lose against the 7s
+
+
+def test_votes_for_one_wrong_answer_in_two_spellings_count_together() -> None:
+    rng = random.Random(2)
+    tallies = Tallies(["s"])
+    tallies.add([{**trajectory(rng, "s", n), "correct": a == "7", "answer": a} for n, a in enumerate(SPLIT)], 0.5)
+    assert tallies.to_dict()["all"]["curve"]["majority"][-1][0] == 0.0
+
+
+def test_an_evaluation_counts_votes_in_the_same_way(tmp_path: Path) -> None:
+    def drawn(question: Question, draw: int, seed: int, max_tokens: int) -> Completion:
+        return Completion(draw, f"\\boxed{{{SPLIT[draw]}}}", 12, 5, "stop", "engine-0")
+
+    arms = {"arm_set": "samples"}
+    run = finished(tmp_path, [{"prompt": "?", "gold_answer": "7"}], drawn, arms=arms, sampling={"n_samples": len(SPLIT)})
+    (arm,) = evaluate(Rollouts(run.uri, cast(Summary, None), run))
+    assert arm.draws == len(SPLIT) and arm.majority_at[len(SPLIT)].value == 0.0
 
 
 def test_many_draws_of_a_question_vote_by_selection() -> None:
