@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis
 import pytest
 
 from actors.engine_process import forking
@@ -28,6 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# An example may take as long as a busy machine needs for it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # Several tests share the cores: an engine's thread that waits for another shall not spin meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shell starts background commands with SIGINT ignored, and every child inherits that: Ctrl-C could not be tested.

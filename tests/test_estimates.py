@@ -33,7 +33,7 @@ def test_pass_at_k_is_the_share_of_choices_with_a_right_draw(case: tuple[int, in
     assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices), abs=1e-12)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(["A", "B", "u", "v", "w", "x", None]), min_size=1, max_size=9), st.data())
 @example(["A", "u", "u", None, "v", "v", "B", "w"], None)
 def test_majority_at_k_is_the_mean_vote_over_all_choices(answers: list[str | None], data: st.DataObject | None) -> None:

@@ -66,7 +66,7 @@ def merged(run: RunDirectory, questions: QuestionSet, draws: int, layout: Layout
     return pq.read_table(run.path("merged.parquet"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 700), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
 def test_rows_come_out_once_in_the_order_of_the_input(count: int, draws: int, parts: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

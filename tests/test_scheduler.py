@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.benchmark.simulation import Outcome, Workload, simulate
@@ -29,7 +29,6 @@ def everything(count: int, draws: int) -> Counter[tuple[str, int]]:
     return Counter((str(q), d) for q in range(count) for d in range(draws))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 4), st.integers(1, 64), st.integers(1, 3), st.randoms())
 def test_every_draw_is_delivered_once_whatever_dies(
     count: int, draws: int, engines: int, max_num_seqs: int, lanes: int, random: random.Random

@@ -60,7 +60,7 @@ def test_bytes_that_are_no_characters_after_all_do_not_end_an_output() -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_the_text_is_vllms(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]

@@ -81,7 +81,7 @@ ALTERATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(ALTERATIONS)), st.integers(0, 239), st.booleans())
 def test_an_altered_value_is_named_by_question_arm_and_sample(
     tmp_path_factory: pytest.TempPathFactory, run: RunDirectory, flat: RunDirectory, name: str, place: int, long: bool
