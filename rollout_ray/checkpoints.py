@@ -102,16 +102,25 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def shapes_by_file(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
     """The same, apart for each file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({folder / name for name in _json(index)["weight_map"].values()})
-    elif (one := folder / "model.safetensors").exists():
-        files = [one]
-    else:  # the consolidated ones of Mistral's are the same tensors again, under names of their own
-        files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
+    files = weight_files(folder)
     if not files:
         raise ConfigError(f"{folder} holds no safetensors file; save the weights with save_pretrained")
     return {file: _shapes_of(file) for file in files}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a loader takes: those that the index names, else model.safetensors, else all of them but
+    the consolidated ones of Mistral's, which are the same tensors again under names of their own. Raises ConfigError where
+    the index cannot be read."""
+    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        named = _json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise ConfigError(f"{index} names no files; give a folder that save_pretrained wrote")
+        return sorted({folder / name for name in named.values()})
+    if one.exists():
+        return [one]
+    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
 
 
 def _shapes_of(file: Path) -> dict[str, tuple[int, ...]]:

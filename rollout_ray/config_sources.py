@@ -64,9 +64,9 @@ def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The sections of a config file. Raises ConfigError where it is no YAML mapping."""
+    """The sections of a config file. Raises ConfigError where it is no YAML mapping, or a name stands twice in one."""
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), _Once)
     except OSError as error:
         raise ConfigError(
             f"the config file {file} cannot be read: {error.strerror}; give the path of a YAML file"
@@ -81,6 +81,24 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
             "the like, with fields below them"
         )
     return content
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping; of its values YAML's own loader would keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before `<<` is resolved, since what that brings in may be given again.
+        mapping = super().compose_mapping_node(anchor)
+        names = set()
+        for key, value in mapping.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            if key.value in names:
+                remedy = "join the two" if isinstance(value, yaml.CollectionNode) else "keep one of them"
+                name, line = shortened(key.value, 60), key.start_mark.line + 1
+                raise ConfigError(f"'{name}' stands twice, in line {line}; {remedy}")
+            names.add(key.value)
+        return mapping
 
 
 def _problem(error: Exception) -> str:
@@ -200,8 +218,7 @@ def describe(error: ValidationError) -> str:
     for problem in error.errors(include_url=False):
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = [name.rpartition(".")[2] for name in _FIELDS] + list(RunConfig.model_fields)
-            sentences.append(f"{place} is not a field{_suggest(str(problem['loc'][-1]), known)}")
+            sentences.append(f"{place} is not a field{_hint(place)}")
         elif problem["type"] == "value_error":
             sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
         else:
@@ -210,6 +227,15 @@ def describe(error: ValidationError) -> str:
             remedy = f"give --{place.rpartition('.')[2]} such a value" if place in _FIELDS else "correct it there"
             sentences.append(f"{place} {message}, not {given}; {remedy}")
     return "; ".join(sentences)
+
+
+def _hint(place: str) -> str:
+    """Which field was meant by the dotted name of one that there is not."""
+    section, _, name = place.rpartition(".")
+    its_section, _, field = FLAGS.get(name.replace("-", "_"), "").rpartition(".")
+    if field and its_section != section:
+        return f"; {field} belongs under {its_section.replace('.', ': ')}:"
+    return _suggest(name, [*FLAGS, *RunConfig.model_fields])
 
 
 def _suggest(name: str, known: Any, prefix: str = "", style: Any = str) -> str:

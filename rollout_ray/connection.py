@@ -53,11 +53,15 @@ def connected(cfg: RunConfig) -> Iterator[None]:
 
 def _connect(address: str | None) -> None:
     if address:
-        _check_reachable(address)
+        remedy = "check --ray_address"
+        if address == "auto":
+            remedy = "start one with `ray start --head`, or leave out --ray_address"
+        address = _found(address, remedy)
+        _check_reachable(address, remedy)
         check_token()
         if has_token() and os.environ.get(MODE) != "disabled":
             _set_auth_mode(None)
-            if _wants_token(address):
+            if _wants_token(address, remedy):
                 _set_auth_mode("token")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -68,7 +72,7 @@ def _connect(address: str | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except ConnectionError as error:
+    except (ConnectionError, ray.exceptions.RpcError) as error:
         raise RolloutError(
             f"the Ray cluster at {address} takes no client: {str(error).rstrip('.')}; check that it is up, and that the "
             "head's token is in ~/.ray/auth_token"
@@ -102,7 +106,21 @@ def _for_this_machine_alone() -> Iterator[None]:
             setattr(Node, name, method)
 
 
-def _check_reachable(address: str) -> None:
+def _found(address: str, remedy: str) -> str:
+    """What `auto` stands for: as Ray has it, RAY_ADDRESS, else the cluster that was last started on this machine. It may
+    have ended since."""
+    if address != "auto":
+        return address
+    if (named := os.environ.get("RAY_ADDRESS", "auto")) not in ("", "auto"):
+        return named
+    try:
+        found: str = canonicalize_bootstrap_address(address)
+    except ConnectionError as error:
+        raise RolloutError(f"no Ray cluster runs on this machine; {remedy}") from error
+    return found
+
+
+def _check_reachable(address: str, remedy: str) -> None:
     """Ray itself would try a wrong address for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
@@ -110,7 +128,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise RolloutError(f"no Ray cluster answers at {address}: {error}; check --ray_address") from error
+        raise RolloutError(f"no Ray cluster answers at {address}: {error}; {remedy}") from error
 
 
 def _set_auth_mode(mode: str | None) -> None:
@@ -125,7 +143,7 @@ def _set_auth_mode(mode: str | None) -> None:
     AuthenticationTokenLoader.instance().reset_cache()  # and keeps a token that it has used
 
 
-def _wants_token(address: str) -> bool:
+def _wants_token(address: str, remedy: str) -> bool:
     """Whether the cluster refuses a client without its token. One that asks for none must be given none: its processes
     could not call ours, and every actor would die before it began."""
     if address.startswith("ray://"):
@@ -135,6 +153,8 @@ def _wants_token(address: str) -> bool:
             GcsClient(address=canonicalize_bootstrap_address(address))
     except ray.exceptions.AuthenticationError:
         return True
+    except ray.exceptions.RpcError as error:
+        raise RolloutError(f"no Ray cluster answers at {address}, though something else does; {remedy}") from error
     return False
 
 

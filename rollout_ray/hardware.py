@@ -31,8 +31,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of GPU: its name, memory in GiB, memory bandwidth in TB/s and dense bf16 TFLOP/s (the makers' data sheets),
-    and the most sequences and batched tokens of a step that pay on it."""
+    """A kind of GPU: its name, memory in GiB, memory bandwidth in TB/s and dense bf16 TFLOP/s (the makers' data sheets, or
+    `guessed`), and the most sequences and batched tokens of a step that pay on it."""
 
     name: str
     memory_gib: float
@@ -40,6 +40,7 @@ class Kind:
     tflops: float
     max_num_seqs: int = DEFAULT_SEQS
     max_num_batched_tokens: int = DEFAULT_BATCHED_TOKENS
+    guessed: bool = False
 
     @property
     def fewest_seqs(self) -> int:
@@ -57,9 +58,16 @@ KINDS = (
     Kind("H100 NVL", 94, 3.9, 835),
     Kind("H100 PCIe", 80, 2.0, 756),
     Kind("H100", 80, 3.35, 989),
+    Kind("H800 PCIe", 80, 2.0, 756),
+    Kind("H800", 80, 3.35, 989),
+    Kind("H20", 95, 4.0, 148),
     Kind("A100 80GB", 80, 2.0, 312, max_num_batched_tokens=8192),
     Kind("A100", 40, 1.56, 312, 512, 8192),
+    Kind("A800", 80, 2.0, 312, max_num_batched_tokens=8192),
     Kind("L40S", 45, 0.86, 362, 512, 8192),
+    Kind("L40", 45, 0.86, 181, 512, 8192),
+    Kind("A40", 45, 0.7, 150, 512, 8192),
+    Kind("A10G", 22, 0.6, 70, 256, 4096),
     Kind("A10", 22, 0.6, 125, 256, 4096),
     Kind("L4", 22, 0.3, 121, 256, 4096),
     Kind("4090", 24, 1.0, 165, 256, 4096),
@@ -71,7 +79,8 @@ KINDS = (
 class Layout:
     """A model over GPUs: `tensor_parallel_size` GPUs a replica, and per GPU the GiB of weights and of KV cache.
     `kv_tokens` is what a replica's whole KV cache holds; the numbers are None where the model's size is unknown. `engine`
-    is the config's engine with what it left open filled in, and `reason` says why in words."""
+    is the config's engine with what it left open filled in, `reason` says why in words, and `unknown` what had to be known
+    to choose the GPUs a replica, where one is assumed for want of it."""
 
     tensor_parallel_size: int
     engine: EngineConfig
@@ -79,6 +88,7 @@ class Layout:
     weights_gib: float | None = None
     kv_gib: float | None = None
     kv_tokens: int | None = None
+    unknown: str | None = None
 
 
 def kind_of(gpu: Gpu) -> Kind:
@@ -89,7 +99,7 @@ def kind_of(gpu: Gpu) -> Kind:
         if set(words) <= set(name.split()) and gpu.memory_gib > 0.85 * kind.memory_gib:
             return kind
     large = gpu.memory_gib >= 70
-    return Kind(gpu.name, gpu.memory_gib, 1.0, 150, 1024 if large else 256, 8192 if large else 4096)
+    return Kind(gpu.name, gpu.memory_gib, 1.0, 150, 1024 if large else 256, 8192 if large else 4096, guessed=True)
 
 
 def named(text: str) -> tuple[int, int, Kind]:
@@ -117,12 +127,13 @@ def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_
     kind = kind_of(gpu) if gpu else None
     if size is None or gpu is None or kind is None:
         degree = engine.tensor_parallel_size or 1
-        unknown = "the model's size" if gpu else "the GPUs' memory"
-        why = "as asked for" if engine.tensor_parallel_size else f"{unknown} is not known here"
-        return Layout(degree, _settled(config, degree, kind, None), f"{degree} GPU(s) a replica: {why}")
+        unknown = None if engine.tensor_parallel_size else "the model's size" if gpu else "the GPUs' memory"
+        why = f"{unknown} is not known here" if unknown else "as asked for"
+        settled = _settled(config, degree, kind, None)
+        return Layout(degree, settled, f"{degree} GPU(s) a replica: {why}", unknown=unknown)
     if engine.tensor_parallel_size:
         return _laid_over(config, size, gpu, kind, engine.tensor_parallel_size, "as asked for")
-    degrees = [n for n in (1, 2, 4, 8, 16) if n <= gpus_of_a_node and size.heads % n == 0]
+    degrees = [n for n in (1, 2, 4, 8, 16) if n <= gpus_of_a_node and _divide(size, n)]
     options = [_laid_over(config, size, gpu, kind, degree, "") for degree in degrees]
     longest = longest_sequence(config, size)
     enough = [o for o in options if (o.kv_tokens or 0) >= max(longest, kind.fewest_seqs * _middling(config, longest))]
@@ -130,13 +141,19 @@ def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_
     if not possible:
         raise PlacementError(
             f"the model's {size.weight_bytes / GIB:.0f} GiB of weights and one sequence of {longest} tokens do not fit "
-            f"into {gpus_of_a_node} GPU(s) of {gpu.memory_gib:.0f} GiB; take larger or more GPUs of a node, a shorter "
+            f"into {degrees[-1]} GPU(s) of {gpu.memory_gib:.0f} GiB; take larger or more GPUs of a node, a shorter "
             "--max_model_len, or quantized weights"
         )
     chosen = enough[0] if enough else possible[-1]
     fewer = [o for o in options if o.tensor_parallel_size < chosen.tensor_parallel_size]
     why = "the fewest that hold the model and a batch worth its step" if fewer else "the model fits one"
     return _laid_over(config, size, gpu, kind, chosen.tensor_parallel_size, why)
+
+
+def _divide(size: ModelSize, degree: int) -> bool:
+    """Whether the heads can be spread over so many GPUs: the heads of keys and values may also be copied to several."""
+    whole = size.kv_heads % degree == 0 or degree % size.kv_heads == 0
+    return size.heads % degree == 0 and whole
 
 
 def _laid_over(config: RunConfig, size: ModelSize, gpu: Gpu, kind: Kind, degree: int, why: str) -> Layout:
@@ -147,7 +164,7 @@ def _laid_over(config: RunConfig, size: ModelSize, gpu: Gpu, kind: Kind, degree:
     working = CONTEXT_BYTES + 2 * tokens * size.width // degree + 8 * seqs * size.vocabulary
     weights = size.weight_bytes / degree
     room = config.engine.gpu_memory_utilization * gpu.memory_gib * GIB - weights - working
-    kv_tokens = max(0, int(room * degree / size.kv_bytes_per_token))
+    kv_tokens = max(0, int(room * min(degree, size.kv_heads) / size.kv_bytes_per_token))
     reason = (
         f"{degree} GPU(s) a replica: {why}; of {gpu.memory_gib:.0f} GiB a GPU, weights take {weights / GIB:.1f} and the KV "
         f"cache {max(0.0, room) / GIB:.1f}, room for {kv_tokens:,} tokens"

@@ -86,15 +86,14 @@ class RunDirectory(Folder):
     def open(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
         """Makes the directory the ledger of the run with this identity; returns whether the run was begun before.
 
-        Raises LedgerError where it is another run's, naming every field that differs, or cannot be written.
+        Raises LedgerError where it is another run's, naming every field that differs, or cannot be written. A run that
+        has committed nothing gives way: its config was most likely what kept it from it.
         """
         self.make("parts")
         known = self._read_json("run.json")
-        if known is None:
-            record = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **description}
-            self.write_atomically("run.json", json.dumps(record, indent=1).encode())
         self._digest = _digest_of(identity)
         if known is None:
+            self._begin(identity, description)
             return False
         if known.get("schema_version") != SCHEMA_VERSION:
             raise LedgerError(
@@ -103,6 +102,9 @@ class RunDirectory(Folder):
             )
         before = known.get("identity", {})
         changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+        if changed and not self.parts() and not self.exists("merged.parquet"):
+            self._begin(identity, description)
+            return False
         if changed:
             shown = "; ".join(f"{n} was {_short(before.get(n))} and is {_short(identity.get(n))}" for n in changed[:8])
             raise LedgerError(
@@ -111,6 +113,11 @@ class RunDirectory(Folder):
             )
         self._remove_unfinished()
         return True
+
+    def _begin(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+        record = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **description}
+        self.write_atomically("run.json", json.dumps(record, indent=1).encode())
+        self._remove_unfinished()
 
     # Parts
 

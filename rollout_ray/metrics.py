@@ -46,7 +46,7 @@ class RunMetrics:
     """The metrics of the run that is called `run`."""
 
     def __init__(self, run: str) -> None:
-        self._tags = {"run": run}
+        self._tags = {"run": run.encode("ascii", "backslashreplace").decode()}  # Ray refuses any other letter
         self._metrics: dict[str, Any] = {}
         self._told: Counter[tuple[str, str]] = Counter()
         self._next = 0.0

@@ -12,21 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout_ray.checkpoints import WEIGHTS
+from rollout_ray.checkpoints import WEIGHTS, weight_files
 from rollout_ray.config import RunConfig
+from rollout_ray.errors import ConfigError
 from rollout_ray.models import model_folder
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "awq": 0.56, "gptq": 0.56, "bitsandbytes": 0.56}  # of a weight, with scales
+MXFP4_BYTES = 0.53
 WITHOUT_CACHE = {"linear_attention", "mamba", "conv", "moe", "mlp"}  # of transformers' kinds of layers
 
 
 @dataclass(frozen=True)
 class ModelSize:
     """`weight_bytes` of all `parameters` as they are loaded, of which a token meets the `active_parameters`;
-    `kv_bytes_per_token` over those of the `layers` that keep any; `heads` of the attention, which a tensor parallel degree
-    must divide; `hidden` and `width` are a layer's input and its widest activation, in elements a token;
-    `max_position_embeddings` in tokens."""
+    `kv_bytes_per_token` over those of the `layers` that keep any, of all `kv_heads` together (1 where all heads share a
+    latent vector); `heads` of the attention, which a tensor parallel degree must divide; `hidden` and `width` are a layer's
+    input and its widest activation, in elements a token; `max_position_embeddings` in tokens."""
 
     parameters: int
     active_parameters: int
@@ -35,6 +37,7 @@ class ModelSize:
     weight_bytes: int
     kv_bytes_per_token: int
     heads: int
+    kv_heads: int
     width: int
     vocabulary: int
     max_position_embeddings: int | None = None
@@ -50,7 +53,8 @@ def model_size(config: RunConfig) -> ModelSize | None:
         written = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return size_of(written, config, _bytes_of_weights(folder))
+    stored = _bytes_of_weights(folder)
+    return size_of(written, config, stored) or size_of(_with_defaults(written, folder), config, stored)
 
 
 def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -> ModelSize | None:
@@ -67,21 +71,24 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
     except (KeyError, TypeError):
         return None
     output = vocabulary * hidden
-    parameters = attention + feed_forward + output * (1 if text.get("tie_word_embeddings") else 2)
+    embeddings = output * (1 if text.get("tie_word_embeddings") else 2)
+    parameters = attention + feed_forward + embeddings
     each = BYTES.get(config.engine.dtype, 2.0)  # auto: vLLM loads float32 as bfloat16 as well
     stored = stored_bytes if config.engine.load_format != "dummy" else 0
     quantization = config.engine.extra.get("quantization")
-    if quantization:
+    if quantized := written.get("quantization_config") or text.get("quantization_config"):
+        of_attention, of_feed_forward = _quantized_bytes(quantized, each)
+        counted = attention * of_attention + feed_forward * of_feed_forward + embeddings * each
+        weights = float(stored or counted)
+    elif quantization:
         weights = parameters * QUANTIZED_BYTES.get(quantization, 1.0)
-    elif stored and "quantization_config" in written:
-        weights = float(stored)
     elif stored and config.engine.dtype == "auto":
         weights = stored * each / BYTES.get(_stored_dtype(written, text), 2.0)
     else:
         weights = parameters * each
     kv_each = 1.0 if "fp8" in str(config.engine.extra.get("kv_cache_dtype", "")) else each
     if text.get("kv_lora_rank"):  # multi-head latent attention keeps one compressed vector a token
-        kv_elements = text["kv_lora_rank"] + text.get("qk_rope_head_dim", 0)
+        kv_elements, kv_heads = text["kv_lora_rank"] + text.get("qk_rope_head_dim", 0), 1
     else:
         kv_elements = 2 * kv_heads * head
     return ModelSize(
@@ -92,16 +99,53 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
         weight_bytes=int(weights),
         kv_bytes_per_token=int(_caching_layers(text, layers) * kv_elements * kv_each),
         heads=heads,
+        kv_heads=kv_heads,
         width=2 * inner + 2 * hidden,
         vocabulary=vocabulary,
         max_position_embeddings=text.get("max_position_embeddings"),
     )
 
 
+def _quantized_bytes(quantized: dict[str, Any], each: float) -> tuple[float, float]:
+    """Bytes of a weight of the attention and of the feed-forward layers, by a checkpoint's quantization_config; `each`
+    where it is of a kind that is not known here. Embeddings and output stay as they are in all of them."""
+    method = quantized.get("quant_method")
+    if method == "mxfp4":
+        return each, MXFP4_BYTES  # of GPT-OSS, which has it in its experts alone
+    linear = each
+    if method == "fp8":
+        linear = 1.0
+    elif method == "bitsandbytes":
+        linear = QUANTIZED_BYTES["bitsandbytes"] if quantized.get("load_in_4bit") else 1.0
+    elif method in ("awq", "gptq"):
+        linear = _grouped_bytes(quantized.get("bits"), quantized.get("group_size", 128)) or each
+    elif method == "compressed-tensors":
+        schemes = [group.get("weights") or {} for group in (quantized.get("config_groups") or {}).values()]
+        known = [_grouped_bytes(scheme.get("num_bits"), scheme.get("group_size")) for scheme in schemes]
+        linear = max(filter(None, known), default=each)
+    return linear, linear
+
+
+def _grouped_bytes(bits: int | None, group: int | None) -> float | None:
+    """Bytes of a weight of so many bits, where `group` of them share a scale of two bytes and a zero point."""
+    if not bits:
+        return None
+    return bits / 8 + ((2 + bits / 8) / group if group and group > 0 else 0.0)
+
+
 def _caching_layers(text: dict[str, Any], layers: int) -> int:
     """How many layers keep keys and values: in a hybrid the others keep a state of one size (Mamba, linear attention)."""
-    kinds = text.get("layer_types") or text.get("layers_block_type")
-    return max(1, sum(kind not in WITHOUT_CACHE for kind in kinds)) if kinds else layers
+    if kinds := text.get("layer_types") or text.get("layers_block_type"):
+        caching = sum(kind not in WITHOUT_CACHE for kind in kinds)
+    elif every := text.get("full_attention_interval"):  # Qwen3-Next
+        caching = layers // every
+    elif every := text.get("attn_layer_period"):  # Jamba
+        caching = len(range(text.get("attn_layer_offset", 0), layers, every))
+    elif pattern := text.get("hybrid_override_pattern"):  # Nemotron-H
+        caching = pattern.count("*")
+    else:
+        caching = layers
+    return max(1, caching)
 
 
 def _stored_dtype(*configs: dict[str, Any]) -> str:
@@ -136,10 +180,27 @@ def _folder(config: RunConfig) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def _with_defaults(written: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The config.json `written` with what its class in transformers has for what it leaves out, as Gemma 3's does; empty
+    where transformers does not know the class. Importing it takes seconds."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError):
+        return {}
+    # A family may have names of its own (n_layer) for what size_of asks for.
+    named = {name: getattr(config, name, None) for name in config.attribute_map}
+    return {**written, "text_config": config.to_dict() | named}
+
+
 def _bytes_of_weights(folder: Path) -> int:
-    """Of the safetensors files where there are some, else of the others: a folder may hold the same weights twice."""
-    sizes: dict[str, int] = {}
-    for file in folder.iterdir():
-        if file.suffix in WEIGHTS:
-            sizes[file.suffix] = sizes.get(file.suffix, 0) + file.stat().st_size
-    return next((sizes[suffix] for suffix in WEIGHTS if suffix in sizes), 0)
+    """Of the files that a loader takes, since a folder may hold the same weights twice; 0 where they are not all here."""
+    try:
+        files = weight_files(folder)
+        for suffix in WEIGHTS:  # else of an older kind
+            files = files or [file for file in folder.iterdir() if file.suffix == suffix]
+        return sum(file.stat().st_size for file in files)
+    except (OSError, ConfigError):
+        return 0

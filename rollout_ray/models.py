@@ -20,8 +20,9 @@ def cluster_address(config: RunConfig) -> str | None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Raises ConfigError where the model is a path that does not exist here and the engines will run here."""
+    """Raises ConfigError where the model is a path that does not exist here and the engines will run here. A hub id has one
+    slash at most, and a URI is left to vLLM."""
     path = config.model.model_path
-    is_path = path.startswith(("/", "./", "../", "~"))
+    is_path = path.startswith(("/", "./", "../", "~")) or (path.count("/") > 1 and "://" not in path)
     if config.engine.backend == "vllm" and is_path and not cluster_address(config) and not os.path.isdir(path):
         raise ConfigError(f"model_path {path} is no folder; give one that holds a model, or a hub id")

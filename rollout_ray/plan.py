@@ -41,7 +41,8 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Seconds, GPU-hours, dollars and the speed are None where they are not known."""
+    """What a run will take. Seconds, GPU-hours, dollars and the speed are None where they are not known; `unknown_gpu` is
+    the name of a GPU without a data sheet here."""
 
     name: str
     questions: int
@@ -58,6 +59,7 @@ class Plan:
     part_files: int
     disk_bytes: float
     price_per_hour: float | None
+    unknown_gpu: str | None = None
 
     @property
     def draws(self) -> int:
@@ -130,7 +132,8 @@ class Plan:
                 f"{_duration(self.generation_seconds)}, merging {_duration(self._merging())}"
             )
         else:
-            lines.append("speed       not known for the CPU or for a model that is not here: measure it with --probe")
+            what = self.unknown_gpu or "the CPU or for a model that is not here"
+            lines.append(f"speed       not known for {what}: measure it with --probe")
         if self.gpu_hours is not None:
             lines.append(f"GPU-hours   {self.gpu_hours:.2f}")
         if self.dollars is not None:
@@ -156,6 +159,11 @@ class Plan:
             found.append(
                 f"one prompt in a hundred has {longest} tokens or more, so that fewer than max_tokens {most} fit behind "
                 "it; raise --max_model_len or lower --max_tokens"
+            )
+        if self.layout and self.layout.unknown:
+            found.append(
+                f"{self.layout.unknown} is not known here, so that one GPU a replica is assumed; give "
+                "--tensor_parallel_size, or download its config.json"
             )
         tokens = self.trajectories * self.output_tokens
         places = self.engines * ((self.layout.engine.max_num_seqs if self.layout else None) or 1)

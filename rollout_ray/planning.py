@@ -60,7 +60,8 @@ def make_plan(
     if probe is not None:
         rates = _probed(cfg, arms, questions, placement, probe, progress)
     output, assumed = expected_output(arms, rates)
-    if gpu and layout and size and probe is None and (on or rates is None):
+    unknown_gpu = gpu.name if gpu and kind_of(gpu).guessed else None
+    if gpu and not unknown_gpu and layout and size and probe is None and (on or rates is None):
         sheet = _data_sheet(
             size, gpu, layout, placement, len(questions) * sum(a.samples for a in arms), prompts.mean, output
         )
@@ -82,6 +83,7 @@ def make_plan(
         part_files=0,
         disk_bytes=disk_of(len(questions) * draws, output, prompts.mean, rates),
         price_per_hour=cfg.resources.price_per_hour,
+        unknown_gpu=unknown_gpu,
     )
     return replace(plan, part_files=files_of(cfg, len(questions), lanes, plan.generation_seconds))
 

@@ -40,12 +40,13 @@ def from_data_sheet(
     size: ModelSize, kind: Kind, degree: int, sequences: int, prompt_tokens: float, output_tokens: float
 ) -> Rates:
     """Of a replica over `degree` GPUs that decodes `sequences` at once, each of so many prompt and output tokens on an
-    average: the weights and the keys and values are read once a step, every token costs two operations a weight, and the
-    ranks sum up twice a layer (a roofline, Williams, Waterman and Patterson, CACM 2009, with the shares that are
-    reached)."""
+    average: the weights and the keys and values are read once a step (with more ranks than heads of them, their copies
+    too), every token costs two operations a weight, and the ranks sum up twice a layer (a roofline, Williams, Waterman and
+    Patterson, CACM 2009, with the shares that are reached)."""
     flops = degree * kind.tflops * 1e12 * COMPUTE_SHARE
     read = degree * kind.bandwidth * 1e12 * READ_SHARE
-    held = sequences * (prompt_tokens + output_tokens / 2) * size.kv_bytes_per_token
+    copies = degree / min(degree, size.kv_heads)
+    held = copies * sequences * (prompt_tokens + output_tokens / 2) * size.kv_bytes_per_token
     step = STEP_S + (size.weight_bytes + held) / read + 2 * size.active_parameters * sequences / flops
     if degree > 1:
         summed = 2 * sequences * size.hidden * 2 * (degree - 1) / degree

@@ -48,10 +48,13 @@ def prepare(folder: Path) -> None:
     (folder / "broken.yaml").write_text("sampling: [1")
     (folder / "list.yaml").write_text("- sampling\n")
     (folder / "typo.yaml").write_text("sampling: {max_token: 5}\n")
+    (folder / "outside.yaml").write_text("max_tokens: 5\n")
+    (folder / "twice.yaml").write_text("sampling:\n  seed: 1\ndata: {limit: 3}\nsampling:\n  max_tokens: 5\n")
     (folder / "twins.yaml").write_text("arms: {arm_list: [{name: terse}, {name: terse}]}\n")
     (folder / "secret.yaml").write_text("engine: {extra: {api_key: xyz}}\n")
     used = {"schema_version": SCHEMA_VERSION, "identity": {}}
-    (folder / "used").mkdir()
+    (folder / "used" / "parts").mkdir(parents=True)
+    (folder / "used" / "parts" / "part-1.parquet").touch()
     (folder / "used" / "run.json").write_text(json.dumps(used))
 
 

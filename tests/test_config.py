@@ -131,6 +131,18 @@ def test_a_mistake_is_one_clear_sentence(words: list[str], environment: dict[str
     [
         ("samplng: {seed: 1}", "samplng is not a field; did you mean sampling?"),
         ("sampling: {sed: 1}", "sampling.sed is not a field; did you mean seed?"),
+        ("max_tokens: 5", "max_tokens is not a field; max_tokens belongs under sampling:"),
+        ("max-tokens: 5", "max-tokens is not a field; max_tokens belongs under sampling:"),
+        ("engine: {seed: 1}", "engine.seed is not a field; seed belongs under sampling:"),
+        (
+            "engine: {sim_error_rate: 1}",
+            "engine.sim_error_rate is not a field; sim_error_rate belongs under engine: simulated:",
+        ),
+        ("sampling: {max-tokens: 5}", "sampling.max-tokens is not a field; did you mean max_tokens?"),
+        ("sampling: {seed: 1}\nsampling:\n  max_tokens: 5", "'sampling' stands twice, in line 2; join the two"),
+        ("sampling: {seed: 1}\n'sampling': {max_tokens: 5}", "'sampling' stands twice, in line 2; join the two"),
+        ("sampling:\n  seed: 1\n  top_k: 2\n  seed: 3", "'seed' stands twice, in line 4; keep one of them"),
+        ("arms: {arm_list: [{name: a, name: b}]}", "'name' stands twice, in line 1; keep one of them"),
         ("- a", "holds a list where sections are needed"),
         ("a: [", "is not YAML"),
     ],
@@ -140,6 +152,14 @@ def test_a_bad_file_is_one_clear_sentence(tmp_path: Path, content: str, message:
     file.write_text(content)
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         load_config([], {}, file)
+
+
+def test_what_a_yaml_anchor_brings_in_may_be_given_again(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    arms = "- &first {name: a, temperature: 0.5, top_p: 0.9}\n  - &second {<<: *first, name: b}\n  - {<<: *second, name: c}"
+    file.write_text(f"arms:\n  arm_set: custom\n  arm_list:\n  {arms}\n")
+    arm_list = load_config([], {}, file).arms.arm_list
+    assert [(arm.name, arm.temperature) for arm in arm_list] == [("a", 0.5), ("b", 0.5), ("c", 0.5)]
 
 
 def test_a_bad_field_ends_the_command_with_2_before_anything_starts(tmp_path: Path) -> None:

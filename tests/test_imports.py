@@ -34,7 +34,7 @@ PURE: dict[str, set[str]] = {
     "demo_questions": set(),
     "auth": {"errors"},
     "models": {"config", "errors"},
-    "model_size": {"checkpoints", "config", "models"},
+    "model_size": {"checkpoints", "config", "errors", "models"},
     "hardware": {"arms", "config", "errors", "model_size"},
     "speed": {"hardware", "model_size"},
     "plan": {"config", "hardware", "records", "redaction", "speed"},

@@ -61,6 +61,7 @@ def test_opening_it_again_goes_on(run: RunDirectory) -> None:
 
 
 def test_another_config_is_refused_and_every_changed_field_named(run: RunDirectory) -> None:
+    run.write_part(part_table(scored("a")))
     changed = {"sampling.seed": 2, "sampling.stop": ["x"]}
     with pytest.raises(LedgerError) as raised:
         run.open(changed, {})
@@ -68,6 +69,32 @@ def test_another_config_is_refused_and_every_changed_field_named(run: RunDirecto
     assert "sampling.seed was 1 and is 2" in message
     assert 'model.model_path was "demo" and is null' in message
     assert 'sampling.stop was null and is ["x"]' in message
+
+
+def test_a_run_that_has_committed_nothing_gives_way_to_another_config(run: RunDirectory) -> None:
+    corrected = {**IDENTITY, "model.model_path": "path/to/model"}
+    again = RunDirectory(run.uri)
+    assert again.open(corrected, {"note": "second"}) is False
+    assert again.record()["identity"] == corrected and again.record()["note"] == "second"
+    again.write_part(part_table(scored("a")))
+    with pytest.raises(LedgerError, match="holds a run with another config"):
+        run.open(IDENTITY, {})
+    assert RunDirectory(run.uri).open(corrected, {}) is True
+    assert again.take_stock({"a"}).done == {"a"}
+
+
+def test_a_merged_file_without_its_parts_is_not_given_up(run: RunDirectory) -> None:
+    run.write_atomically("merged.parquet", b"merged")
+    with pytest.raises(LedgerError, match="holds a run with another config"):
+        run.open({**IDENTITY, "sampling.seed": 2}, {})
+
+
+def test_a_part_that_a_run_which_gave_way_still_writes_does_not_count(run: RunDirectory) -> None:
+    RunDirectory(run.uri).open({**IDENTITY, "sampling.seed": 2}, {})
+    late = run.write_part(part_table(scored("a")))
+    again = RunDirectory(run.uri)
+    assert again.open({**IDENTITY, "sampling.seed": 2}, {}) is True
+    assert again.take_stock({"a"}).put_aside == {late: "belongs to a run with another config, data set or model"}
 
 
 def test_what_a_killed_writer_left_is_not_taken_for_a_part(run: RunDirectory) -> None:

@@ -22,7 +22,7 @@ EXPORTED = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in
 SCRIPT = """
 export RAY_metrics_report_interval_ms=500 RAY_AUTH_MODE=token
 ray start --head --port={gcs} --dashboard-port={dashboard} --metrics-export-port={metrics} --num-cpus=2 >head.log 2>&1
-rollout --dataset q.parquet --output_dir run --backend simulated --ray_address 127.0.0.1:{gcs} \\
+rollout --dataset q.parquet --output_dir 'r ü 1' --backend simulated --ray_address 127.0.0.1:{gcs} \\
     --sim_tokens_per_second 2500 --flush_seconds 0.3 --replicas 2 >run.log 2>&1 &
 python - <<'PROBE'
 import pathlib, time, urllib.request
@@ -63,6 +63,7 @@ def test_a_real_head_exports_every_metric(probed: Path) -> None:
     text = (probed / "metrics.txt").read_text()
     seen = set(re.findall(r"^(ray_rollout_\w+)\{", text, re.MULTILINE))
     assert seen >= EXPORTED, (probed / "run.log").read_text()[-2000:]
+    assert re.search(r'^ray_rollout_questions\{.*run="[^"]*r .*xfc 1"', text, re.MULTILINE)
     sample = re.search(r"^ray_rollout_engine_tokens_total\{(.*)\} ([\d.e+]+)$", text, re.MULTILINE)
     assert sample and 'engine="engine-' in sample[1] and float(sample[2]) > 0
     assert re.search(r'^ray_rollout_arm_reward\{.*arm="maudlin_3"', text, re.MULTILINE)

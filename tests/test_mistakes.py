@@ -17,7 +17,7 @@ from rollout_ray.config_sources import FLAGS
 from rollout_ray.errors import RolloutError
 from rollout_ray.prepare import prepare_demo
 from rollout_ray.run import USAGE, main
-from tests.conftest import ROOT, clean_environment, rollout
+from tests.conftest import HANG_S, ROOT, clean_environment, rollout, run_alone
 from tests.mistakes import MISTAKES, Mistake, make, prepare
 
 
@@ -165,3 +165,35 @@ def test_a_local_ray_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch:
     done = rollout(*words)
     assert done.returncode == 1
     assert re.search(r"^rollout: Ray could not be started on this machine: .* the same command again$", done.stderr, re.M)
+
+
+# Ray's own file that names the cluster which was last started here, and its wait for one that does not speak.
+NO_CLUSTER = """
+mkdir -p ray && printf 127.0.0.1:1 >ray/ray_current_cluster
+{run} --ray_address auto
+rm ray/ray_current_cluster
+{run} --ray_address auto
+python -c "
+import socket, time
+other = socket.create_server(('127.0.0.1', 2))
+open('port', 'w').close()
+time.sleep({hang})" &
+until [ -e port ]; do sleep 0.1; done
+{run} --ray_address 127.0.0.1:2
+"""
+
+
+def test_a_cluster_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    prepare_demo(1, 1, tmp_path / "q.parquet")
+    environment = clean_environment() | {
+        "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": "0" * 64,
+        "RAY_py_gcs_connect_timeout_s": "1", "RAY_gcs_rpc_server_connect_timeout_s": "1",
+    }  # fmt: skip
+    run = f"{sys.executable} -m rollout_ray.run --dataset q.parquet --backend simulated"
+    done = run_alone(NO_CLUSTER.format(run=run, hang=int(HANG_S)), tmp_path, environment)
+    assert [line for line in done.stderr.splitlines() if line.startswith("rollout: ")] == [
+        "rollout: no Ray cluster answers at 127.0.0.1:1: [Errno 111] Connection refused; start one with `ray start "
+        "--head`, or leave out --ray_address",
+        "rollout: no Ray cluster runs on this machine; start one with `ray start --head`, or leave out --ray_address",
+        "rollout: no Ray cluster answers at 127.0.0.1:2, though something else does; check --ray_address",
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rollout_ray.config import RunConfig
+from rollout_ray.hardware import Gpu
 from rollout_ray.plan import Plan
 from rollout_ray.planning import make_plan
 from rollout_ray.prepare import prepare_demo
@@ -72,6 +73,34 @@ def test_what_cannot_be_is_said_before_anything_starts(
     given = [word.replace("{70B}", model(tmp_path, "70B")) for word in words]
     returned, _, err = planned(capsys, "--dataset", data, *given)
     assert returned == code and message in err
+
+
+def test_a_model_whose_size_is_not_known_is_warned_of(capsys: pytest.CaptureFixture[str], data: str) -> None:
+    words = ["--dataset", data, "--model_path", "nobody/has-downloaded-this", "--on", "8xH100"]
+    code, out, _ = planned(capsys, *words)
+    warning = (
+        "warning: the model's size is not known here, so that one GPU a replica is assumed; give --tensor_parallel_size, "
+        "or download its config.json"
+    )
+    assert code == 0 and "8 engine(s) of 1 GPU(s) each" in out and warning in out
+    code, out, _ = planned(capsys, *words, "--tensor_parallel_size", "4")
+    assert code == 0 and "2 engine(s) of 4 GPU(s) each" in out and "is not known here" not in out
+
+
+@pytest.mark.parametrize("path", ["./there", "/nowhere/there", "~/there", "runs/models/7b"])
+def test_a_path_of_no_folder_is_no_hub_id(capsys: pytest.CaptureFixture[str], data: str, path: str) -> None:
+    code, _, err = planned(capsys, "--dataset", data, "--model_path", path, "--on", "8xH100")
+    assert code == 2 and f"model_path {path} is no folder; give one that holds a model, or a hub id" in err
+
+
+def test_a_gpu_without_a_data_sheet_gets_no_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: str, tmp_path: Path
+) -> None:
+    gpus = [Gpu("NVIDIA Tomorrow", 80.0)] * 2
+    monkeypatch.setattr("rollout_ray.planning.all_here", lambda: gpus)
+    code, out, _ = planned(capsys, "--dataset", data, "--model_path", model(tmp_path, "7B"))
+    assert code == 0 and "speed       not known for NVIDIA Tomorrow: measure it with --probe" in out
+    assert "weights take 13.5" in out and "data sheet" not in out and "GPU-hours" not in out
 
 
 def test_prompts_without_room_and_without_gold_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
