@@ -137,11 +137,11 @@ def forking(needs: Mapping[str, str]) -> Iterator[str]:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # out of the reach of a Ctrl-C at the terminal
         )
-    _address = address
+    earlier, _address = _address, address
     try:
         yield address
     finally:
-        _address = None
+        _address = earlier
         shutil.rmtree(folder, ignore_errors=True)
         process.terminate()  # which ends one that still imports, and no other
         assert process.stdin
