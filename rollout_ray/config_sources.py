@@ -66,7 +66,7 @@ def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
 def read_yaml(file: str | Path) -> dict[str, Any]:
     """The sections of a config file. Raises ConfigError where it is no YAML mapping, or a name stands twice in one."""
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _Once)
+        content = _Once(Path(file).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(
             f"the config file {file} cannot be read: {error.strerror}; give the path of a YAML file"

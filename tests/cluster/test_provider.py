@@ -250,7 +250,8 @@ def test_a_type_whose_set_up_fails_is_left_alone_for_a_while(account: Start, sta
 def test_what_appears_after_the_end_is_ended_too(account: Start, state: Path) -> None:
     """A launch that was under way when the head ended: nothing is listed, then there is one."""
     one = account(lag_s=1000)
-    laptop, head = make(one, state, request_interval_s=0.2), make(one, state)
+    # The laptop looks for fifteen of its intervals, within which it must appear.
+    laptop, head = make(one, state, request_interval_s=0.8), make(one, state)
     head.create_node(H100, WORKER, 1)
     assert laptop.non_terminated_nodes({}) == []
     with ThreadPoolExecutor(1) as thread:
