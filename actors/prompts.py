@@ -80,9 +80,7 @@ class PromptEncoder:
         """
         if not self._has_template:
             return self._fits(self._tokens_of_plain(plain_text(prompt, arm.system_prompt)))
-        messages = chat_messages(prompt, arm.system_prompt)
-        if not self._takes_system:
-            messages = without_system_role(messages)
+        messages = self._conversation(prompt, arm)
         try:
             if self._gives_tokens:
                 return self._fits(self._tokens_of_chat(messages, arm.chat_template_kwargs))
@@ -96,13 +94,17 @@ class PromptEncoder:
         output that does not end it is nothing but thought. Empty where it begins none."""
         if not self._has_template or self._gives_tokens:
             return ""
-        messages = chat_messages(QUESTION, arm.system_prompt)
         try:
-            text = self._render(messages if self._takes_system else without_system_role(messages), arm.chat_template_kwargs)
+            text = self._render(self._conversation(QUESTION, arm), arm.chat_template_kwargs)
         except self._errors:
             return ""
         found = _OPENED.search(text)
         return found.group() if found else ""
+
+    def _conversation(self, prompt: Prompt, arm: Arm) -> list[Message]:
+        """What the template is given for the arm's question."""
+        messages = chat_messages(prompt, arm.system_prompt)
+        return messages if self._takes_system else without_system_role(messages)
 
     def _shows(self, content: Any) -> bool:
         """Whether the template shows the question in a message of this content. Some, of models that take pictures as well,

@@ -162,7 +162,7 @@ def _value(source: str, flag: str, texts: Sequence[str]) -> Any:
     """What these texts say of a field: of one that holds a list or dict, each adds to it, as JSON, or as an entry of a list
     of strings, or as name=value; of any other the last one counts, and `null` is unset."""
     kind = str(_FIELDS[FLAGS[flag]].annotation)
-    if "dict[" in kind:
+    if flag in _FREE:
         return {name: value for text in texts for name, value in _named(source, text).items()}
     if "list[" in kind or "tuple[" in kind:
         return [entry for text in texts for entry in _entries(source, text, strings="list[typing.Annotated[str" in kind)]

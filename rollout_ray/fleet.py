@@ -62,14 +62,11 @@ class Fleet:
         self._news: list[tuple[str, dict[str, Any]]] = []
         self.deaths = 0
         self.slots: dict[str, Slot] = {}
+        if found and len(found) < placement.replicas:
+            self._check_weights()
         for number in range(placement.replicas):
             name = f"engine-{number}"
-            if found and name in found:
-                self.slots[name] = self._adopt(name, found[name])
-                continue
-            if found:
-                self._check_weights()
-            self.slots[name] = self._new(name)
+            self.slots[name] = self._adopt(name, found[name]) if found and name in found else self._new(name)
 
     def _new(self, name: str) -> Slot:
         # A named pool's engine holds its room itself: what Ray booked for a group of its own would outlive it.

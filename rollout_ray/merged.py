@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import TracebackType
@@ -141,17 +141,12 @@ class MergedFile:
         """The input's columns of these rows, under the input's names, and question_id."""
         written = {"questions": ["trajectories", *SCORES], "trajectories": [*_FIELDS, *SCORES], "responses": ["responses"]}
         given = table.drop_columns(written[self.layout])
-        names = {self.input_column(name): name for name in _FIELDS if self.input_column(name) not in self._plain}
+        names = {self.input_column(name): name for name in _FIELDS if name in self.description.columns}
         return given.rename_columns([names.get(name, name) for name in given.column_names])
 
     def input_column(self, name: str) -> str:
         """The name in this file of a column of the input."""
         return f"input_{name}" if self.layout == "trajectories" and name in _FIELDS else name
-
-    @property
-    def _plain(self) -> Collection[str]:
-        """The columns of the input that bear their own name in every layout."""
-        return {name for name in self.description.columns if name not in _FIELDS}
 
     def batches(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         """The questions in the order of the file, some at a time: their input columns under the input's names and

@@ -56,9 +56,8 @@ class Arm:
     @property
     def wording(self) -> tuple[str | None, str]:
         """Arms of which this is equal ask a question in the same tokens."""
-        return self.system_prompt, json.dumps(
-            self.chat_template_kwargs, sort_keys=True
-        ) if self.chat_template_kwargs else ""
+        variables = self.chat_template_kwargs
+        return self.system_prompt, json.dumps(variables, sort_keys=True) if variables else ""
 
 
 @dataclass(frozen=True, slots=True)
