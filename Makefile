@@ -34,6 +34,7 @@ lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Most tests wait for engines and nodes to start, so three at once take half the time on two cores.
 test: lint
@@ -43,7 +44,7 @@ chaos: $(VENV)/.test-ready
 	$(BIN)/python -m tests.chaos
 
 bench: $(VENV)/.test-ready
-	$(BIN)/python -m jobs.benchmark
+	$(BIN)/python -m rollout_ray.jobs.benchmark
 
 clean:
 	rm -rf $(VENV) .demo

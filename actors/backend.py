@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rollout_ray.config import RunConfig
-from rollout_ray.engine_stats import EngineStats
-from rollout_ray.records import Arm, Draw, FinishReason, Prompt
-
-
-class Refused(Exception):
-    """A backend cannot take one request; its text becomes the trajectory's error."""
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import Arm, Draw, FinishReason, Prompt
+from rollout_ray.telemetry.engine_stats import EngineStats
 
 
 @dataclass(frozen=True, slots=True)

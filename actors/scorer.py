@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from rollout_ray.config import RunConfig
-from rollout_ray.grading import Grader
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import Arm, Completion, Generated, Question, ScoredQuestion
-from rollout_ray.scoring import QuestionScorer, grade_questions, load_reward, part_table
-from rollout_ray.summary import Summary
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import Arm, Completion, Generated, Question, ScoredQuestion
+from rollout_ray.scoring.grader import Grader
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.summary import Summary
 
 PART_BYTES = 64 << 20  # of text; a part is written before more than this is held, however few its questions
 

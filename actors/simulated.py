@@ -16,10 +16,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from actors.backend import BackendInfo, Finished, Refused
-from rollout_ray.config import DEMO_MODEL, RunConfig
-from rollout_ray.engine_stats import EngineStats
-from rollout_ray.records import Arm, Draw, Prompt
+from rollout_ray.actors.backend import BackendInfo, Finished
+from rollout_ray.config.schema import DEMO_MODEL, RunConfig
+from rollout_ray.core.errors import Refused
+from rollout_ray.core.records import Arm, Draw, Prompt
+from rollout_ray.telemetry.engine_stats import EngineStats
 
 MAX_NUM_SEQS = 256
 STEP_SECONDS = 0.01

@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from cluster.lambda_api import LambdaClient, check_key_for_head
-from cluster.lambda_config import (
+from rollout_ray.cluster.lambda_api import LambdaClient, check_key_for_head
+from rollout_ray.cluster.lambda_config import (
     MODULE,
     NodeSettings,
     ProviderSettings,
@@ -29,7 +29,7 @@ from cluster.lambda_config import (
     node_settings,
     provider_settings,
 )
-from rollout_ray.errors import ConfigError
+from rollout_ray.core.errors import ConfigError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,7 +73,7 @@ def check_file(path: str) -> list[str]:
         for name, block in config["available_node_types"].items()
     }
     check_key_for_head(settings.api_key_file)
-    from cluster.lambda_provider import client_of
+    from rollout_ray.cluster.lambda_provider import client_of
 
     offer = Offer.now(client_of(settings))
     problems = [*missing_mounts(config.get("file_mounts", {})), *_names(settings, offer)]

@@ -19,8 +19,8 @@ from typing import Any
 
 import requests
 
-from cluster.lambda_pace import Pace
-from rollout_ray.errors import CloudError
+from rollout_ray.cluster.lambda_pace import Pace
+from rollout_ray.core.errors import CloudError
 
 log = logging.getLogger(__name__)
 

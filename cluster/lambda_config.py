@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.lambda_api import API_URL, KEY_FILE
-from cluster.lambda_pace import LAUNCH_INTERVAL_S, REQUEST_INTERVAL_S
-from rollout_ray.errors import ConfigError
+from rollout_ray.cluster.lambda_api import API_URL, KEY_FILE
+from rollout_ray.cluster.lambda_pace import LAUNCH_INTERVAL_S, REQUEST_INTERVAL_S
+from rollout_ray.core.errors import ConfigError
 
-MODULE = "cluster.lambda_provider.LambdaNodeProvider"
+MODULE = "rollout_ray.cluster.lambda_provider.LambdaNodeProvider"
 # A cluster's name begins its instances' names, which Lambda limits to 64 characters, and names a file.
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 TOKEN_FILE = "~/.ray/auth_token"

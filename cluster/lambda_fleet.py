@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
-from cluster.lambda_api import ENDED, GONE, Instance, LambdaClient, LambdaError
+from rollout_ray.cluster.lambda_api import ENDED, GONE, Instance, LambdaClient, LambdaError
 
 log = logging.getLogger(__name__)
 

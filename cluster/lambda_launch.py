@@ -16,9 +16,9 @@ import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from cluster.lambda_api import NO_CAPACITY, NOT_KNOWN, QUOTA_USED_UP, Instance, LambdaClient, LambdaError
-from cluster.lambda_fleet import LambdaFleet
-from cluster.lambda_tags import TagStore
+from rollout_ray.cluster.lambda_api import NO_CAPACITY, NOT_KNOWN, QUOTA_USED_UP, Instance, LambdaClient, LambdaError
+from rollout_ray.cluster.lambda_fleet import LambdaFleet
+from rollout_ray.cluster.lambda_tags import TagStore
 
 log = logging.getLogger(__name__)
 

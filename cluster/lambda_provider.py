@@ -32,7 +32,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from cluster.lambda_api import (
+from rollout_ray.cluster.lambda_api import (
     GONE,
     KEY_FILE,
     NO_CAPACITY,
@@ -43,12 +43,18 @@ from cluster.lambda_api import (
     api_key,
     check_key_for_head,
 )
-from cluster.lambda_config import ProviderSettings, check_cluster_name, missing_mounts, node_settings, provider_settings
-from cluster.lambda_fleet import LambdaFleet
-from cluster.lambda_launch import TAG_LAUNCH, Backoff, Launcher
-from cluster.lambda_pace import Pace
-from cluster.lambda_tags import TagStore
-from rollout_ray.errors import CloudError, ConfigError
+from rollout_ray.cluster.lambda_config import (
+    ProviderSettings,
+    check_cluster_name,
+    missing_mounts,
+    node_settings,
+    provider_settings,
+)
+from rollout_ray.cluster.lambda_fleet import LambdaFleet
+from rollout_ray.cluster.lambda_launch import TAG_LAUNCH, Backoff, Launcher
+from rollout_ray.cluster.lambda_pace import Pace
+from rollout_ray.cluster.lambda_tags import TagStore
+from rollout_ray.core.errors import CloudError, ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Things a user submits with `ray job submit`; each module runs as `python -m jobs.NAME`."""
+"""Things a user submits with `ray job submit`; each module runs as `python -m rollout_ray.jobs.NAME`."""

@@ -1,6 +1,6 @@
 """Preference pairs of one or several runs in one file, for DPO.
 
-    python -m jobs.build_preferences runs/first runs/second pairs.parquet --pairs 4
+    python -m rollout_ray.jobs.build_preferences runs/first runs/second pairs.parquet --pairs 4
 
 It is `rollout export --format dpo` for many runs: the pairs of each run follow those of the one before. Runs are not
 mixed: a pair's two trajectories are of one question of one run.
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import sys
 
-from rollout_ray.commands import Parser, add_choice
-from rollout_ray.errors import RolloutError
-from rollout_ray.export import export
-from rollout_ray.redaction import shown
-from rollout_ray.trainer_rows import Choice
+from rollout_ray.cli.commands import Parser, add_choice
+from rollout_ray.core.errors import RolloutError
+from rollout_ray.core.redaction import shown
+from rollout_ray.export.formats import export
+from rollout_ray.export.trainer_rows import Choice
 
 
 def main(words: list[str]) -> int:
     """Writes the file and returns the exit code."""
-    parser = Parser(prog="python -m jobs.build_preferences")
+    parser = Parser(prog="python -m rollout_ray.jobs.build_preferences")
     parser.add_argument("runs", nargs="+", help="run directories, or merged parquet files")
     parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
     add_choice(parser)

@@ -1,7 +1,7 @@
 """Evaluates a policy on a question set: accuracy, pass@k and majority@k, each with its 95% interval.
 
-    python -m jobs.evaluate --dataset test.parquet --model_path path/to/model --output_dir runs/eval
-    python -m jobs.evaluate --dataset test.parquet --n_samples 8 --output_dir runs/eval-8
+    python -m rollout_ray.jobs.evaluate --dataset test.parquet --model_path path/to/model --output_dir runs/eval
+    python -m rollout_ray.jobs.evaluate --dataset test.parquet --n_samples 8 --output_dir runs/eval-8
 
 It is a run like any other, with its flags, YAML file and environment, and goes on where it was stopped. Without arms in
 them it is greedy, or with --n_samples that many draws at temperature 1. It prints a table and writes
@@ -20,15 +20,15 @@ from typing import Any
 
 from rich.table import Table
 
-from rollout_ray.collect import Rollouts, collect
-from rollout_ray.commands import Parser, view
-from rollout_ray.config import RunConfig
-from rollout_ray.config_sources import load_config, overlaid
-from rollout_ray.errors import ConfigError, RolloutError
-from rollout_ray.estimates import Clustered, majority_at_k, pass_at_k
-from rollout_ray.files import row_batches
-from rollout_ray.normal_form import votes
-from rollout_ray.redaction import shown
+from rollout_ray.api.collect import Rollouts, collect
+from rollout_ray.cli.commands import Parser, view
+from rollout_ray.config.loading import load_config, overlaid
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError, RolloutError
+from rollout_ray.core.redaction import shown
+from rollout_ray.report.estimators import Clustered, majority_at_k, pass_at_k
+from rollout_ray.scoring.normal_form import votes
+from rollout_ray.storage.files import row_batches
 
 REPORT = "evaluation.json"
 
@@ -149,7 +149,9 @@ def configured(flags: Sequence[str], environment: dict[str, str], file: str | No
 
 def main(words: list[str]) -> int:
     """Runs an evaluation and returns the exit code."""
-    parser = Parser(prog="python -m jobs.evaluate", allow_abbrev=False, epilog="further flags: those of `rollout`")
+    parser = Parser(
+        prog="python -m rollout_ray.jobs.evaluate", allow_abbrev=False, epilog="further flags: those of `rollout`"
+    )
     parser.add_argument("--config", help="YAML file")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     try:

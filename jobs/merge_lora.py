@@ -1,13 +1,13 @@
 """`rollout merge-lora` as a job: merges where the model lies, on a node of the cluster.
 
-ray job submit --working-dir . -- python -m jobs.merge_lora --base /m/base --adapter /m/lora --output /m/merged
+ray job submit --working-dir . -- python -m rollout_ray.jobs.merge_lora --base /m/base --adapter /m/lora --output /m/merged
 """
 
 from __future__ import annotations
 
 import sys
 
-from rollout_ray.run import main
+from rollout_ray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["merge-lora", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Submits a run to a cluster as a Ray job and follows its log: `python -m jobs.submit [--address URL] CONFIG.yaml`.
+"""Submits a run to a cluster as a Ray job and follows its log: `python -m rollout_ray.jobs.submit CONFIG.yaml`.
 
 Owns what is checked before anything is sent, and what the job is given; the run is `python -m rollout_ray.run`, on the
 head. The job needs the submitter no more once it is accepted: Ctrl-C here, or a connection that stays lost, ends the
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import requests
 
-from rollout_ray.auth import MODE, check_token, has_token
-from rollout_ray.config_sources import load_config
-from rollout_ray.errors import CloudError, ConfigError, RolloutError
-from rollout_ray.redaction import shown, without_secrets
+from rollout_ray.config.loading import load_config
+from rollout_ray.core.errors import CloudError, ConfigError, RolloutError
+from rollout_ray.core.redaction import shown, without_secrets
+from rollout_ray.ray_cluster.auth import MODE, check_token, has_token
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -41,7 +41,7 @@ RUNS_OWN = ("--quiet", "--debug")  # flags of the run that are no fields of its 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the job's exit code; 0 where it is left alone on demand, and CloudError's where the connection is lost."""
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.submit",
+        prog="python -m rollout_ray.jobs.submit",
         description="Submits a run as a Ray job and follows its log; Ctrl-C ends the following, not the job. Further "
         "flags are the run's (--limit 100, --replicas 16).",
         allow_abbrev=False,

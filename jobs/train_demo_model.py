@@ -3,7 +3,7 @@
 Owns the model's shape, its tokenizer and chat template, the wording of its training solutions, and the training loop.
 Everything is generated: no data set is read. The same arguments give the same model up to the device's rounding.
 
-    python -m jobs.train_demo_model --out rollout_ray/demo_model      # 6 minutes on an H200, hours on a CPU
+    python -m rollout_ray.jobs.train_demo_model --out rollout_ray/demo_model      # 6 minutes on an H200, hours on a CPU
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rollout_ray import arms
-from rollout_ray.answers import extract_answer
-from rollout_ray.config_arms import ArmConfig
-from rollout_ray.demo_questions import OPERATORS, Problem, Step, generate_problems
+from rollout_ray.config import arms
+from rollout_ray.config.arm_schema import ArmConfig
+from rollout_ray.data.demo_questions import OPERATORS, Problem, Step, generate_problems
+from rollout_ray.scoring.extraction import extract_answer
 
 log = logging.getLogger("train_demo_model")
 

@@ -13,20 +13,20 @@ import types
 import typing
 
 if typing.TYPE_CHECKING:
-    from rollout_ray.collect import Rollouts, collect
-    from rollout_ray.config import RunConfig
-    from rollout_ray.errors import RolloutError
-    from rollout_ray.pool import RolloutPool
+    from rollout_ray.api.collect import Rollouts, collect
+    from rollout_ray.api.pool import RolloutPool
+    from rollout_ray.config.schema import RunConfig
+    from rollout_ray.core.errors import RolloutError
 
 __version__ = "0.1.0"
 __all__ = ["RolloutError", "RolloutPool", "Rollouts", "RunConfig", "__version__", "collect"]
 
 _HOMES = {
-    "RolloutError": "errors",
-    "RolloutPool": "pool",
-    "Rollouts": "collect",
-    "RunConfig": "config",
-    "collect": "collect",
+    "RolloutError": "core.errors",
+    "RolloutPool": "api.pool",
+    "Rollouts": "api.collect",
+    "RunConfig": "config.schema",
+    "collect": "api.collect",
 }
 
 

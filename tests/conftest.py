@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
-from actors.engine_process import forking
-from actors.vllm_arguments import environment
 from rollout_ray import RunConfig
-from rollout_ray.demo_questions import generate_problems
+from rollout_ray.actors.engine.process import forking
+from rollout_ray.actors.vllm_backend.arguments import environment
+from rollout_ray.data.demo_questions import generate_problems
 
 T = TypeVar("T")
 
@@ -146,7 +146,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     return folder
 
 

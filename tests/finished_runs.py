@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollout_ray.arms import resolve_arms
-from rollout_ray.config import RunConfig
-from rollout_ray.description import describe
-from rollout_ray.grading import Grader
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.merge import merge
-from rollout_ray.questions import load_questions
-from rollout_ray.records import Completion, Question, sampling_seed
-from rollout_ray.scoring import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import Completion, Question, sampling_seed
+from rollout_ray.data.question_set import load_questions
+from rollout_ray.results.merge import merge
+from rollout_ray.results.metadata import describe
+from rollout_ray.scoring.grader import Grader
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows
 
 

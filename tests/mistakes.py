@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rollout_ray.prepare import prepare_demo
-from rollout_ray.records import SCHEMA_VERSION
-from rollout_ray.run import main
+from rollout_ray.cli.main import main
+from rollout_ray.core.records import SCHEMA_VERSION
+from rollout_ray.data.prepare import prepare_demo
 
 
 @dataclass(frozen=True)

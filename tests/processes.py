@@ -27,7 +27,7 @@ def children(of: psutil.Process, *words: str, recursive: bool = False) -> list[p
 
 def servers(of: psutil.Process) -> list[psutil.Process]:
     """The servers of engines' processes that this process has started."""
-    return children(of, "actors.engine_process")
+    return children(of, "rollout_ray.actors.engine.process")
 
 
 def workers(of: psutil.Process, titles: Sequence[str]) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rollout_ray.records import Completion, Question
+from rollout_ray.core.records import Completion, Question
 from tests.conftest import ROOT, demo_rows
 from tests.finished_runs import finished
 
@@ -30,7 +30,7 @@ WORDS = (ROOT / "README.md").read_text().split()
 WRITE = """
 import json, re, sys
 from pathlib import Path
-from rollout_ray.report import write_report
+from rollout_ray.report.html import write_report
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 imported = peak()
 done = write_report(sys.argv[1])

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout_ray import RolloutPool, RunConfig, collect
-from rollout_ray.adapters import Capacity, capacity, check_adapter
-from rollout_ray.arms import resolve_arms
-from rollout_ray.collect import check_adapters
-from rollout_ray.errors import ConfigError, LedgerError
-from rollout_ray.models import model_folder
+from rollout_ray.api.collect import check_adapters
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.core.errors import ConfigError, LedgerError
+from rollout_ray.models.adapters import Capacity, capacity, check_adapter
+from rollout_ray.models.paths import model_folder
 from tests.conftest import demo_rows
 from tests.test_collect import trajectories
 

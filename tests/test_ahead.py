@@ -15,9 +15,9 @@ CODE = """
 import json, os
 os.environ.update({variables})
 import psutil
-from actors.engine_process import server_here
+from rollout_ray.actors.engine.process import server_here
 from rollout_ray import RunConfig
-from rollout_ray.ahead import begun_ahead
+from rollout_ray.driver.prewarm import begun_ahead
 from tests.processes import servers
 with begun_ahead(RunConfig.model_validate({sections})):
     found = [server.environ()["VLLM_ENABLE_V1_MULTIPROCESSING"] for server in servers(psutil.Process())]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.answers import extract_answer, normalise
+from rollout_ray.scoring.extraction import extract_answer, normalise
 
 
 def answer_of(text: str) -> str | None:

@@ -13,8 +13,8 @@ import torch
 import transformers as hf
 
 from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
-from rollout_ray.errors import EngineError
-from rollout_ray.models import model_folder
+from rollout_ray.core.errors import EngineError
+from rollout_ray.models.paths import model_folder
 from tests.conftest import demo_rows
 from tests.test_collect import trajectories
 from tests.test_pool import at

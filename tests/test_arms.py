@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rollout_ray.arms import chat_messages, default_max_model_len, plain_text, resolve_arms, without_system_role
-from rollout_ray.config import RunConfig
-from rollout_ray.records import Arm, draws_of
+from rollout_ray.config.arms import chat_messages, default_max_model_len, plain_text, resolve_arms, without_system_role
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import Arm, draws_of
 
 
 def resolve(**sections: object) -> tuple[Arm, ...]:

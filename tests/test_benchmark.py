@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.benchmark.gpu import Sample, mean_busy
-from jobs.benchmark.systems import SYSTEMS
-from jobs.benchmark.workload import Job, write_workload
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.jobs.benchmark.gpu import Sample, mean_busy
+from rollout_ray.jobs.benchmark.systems import SYSTEMS
+from rollout_ray.jobs.benchmark.workload import Job, write_workload
 from tests.conftest import HANG_S, ROOT, clean_environment
 
 
@@ -41,7 +41,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
     """A model of the 7B's kind, but small: no weights, a tokenizer trained on the questions."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    done = module("jobs.benchmark.model", folder, "--questions", questions, "--shape", "tiny")
+    done = module("rollout_ray.jobs.benchmark.model", folder, "--questions", questions, "--shape", "tiny")
     assert done.returncode == 0 and "4000 tokens" in done.stdout, done.stderr
     return folder
 
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
 def test_all_systems_on_one_small_workload(tmp_path: Path, questions: Path, tiny: Path) -> None:
     words = ["--questions", questions, "--limit", 3, "--eager-questions", 2, "--tokens", 8, "--repeats", 1]
     words += ["--model-path", tiny, "--load-format", "dummy", "--replicas", 1, "--systems", "all"]
-    done = module("jobs.benchmark", *words, "--json", tmp_path / "figures.json")
+    done = module("rollout_ray.jobs.benchmark", *words, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 questions x 8 arms = 24 trajectories of 8 tokens" in done.stdout
     for system in SYSTEMS:
@@ -69,7 +69,7 @@ def test_bare_engines_side_by_side_share_the_requests(tmp_path: Path, questions:
     job = Job(str(questions), 3, str(tiny), "dummy", tokens=8, gpus=0, replicas=2, eager_questions=1)
     workload = write_workload(tmp_path / "workload.json", job)
     (tmp_path / "workload.json").write_text(json.dumps(workload | {"bare_replicas": 2}))
-    done = module("jobs.benchmark.systems", "bare", tmp_path / "workload.json", tmp_path / "out.parquet")
+    done = module("rollout_ray.jobs.benchmark.systems", "bare", tmp_path / "workload.json", tmp_path / "out.parquet")
     assert done.returncode == 0, done.stderr
     frame = pq.read_table(tmp_path / "out.parquet").to_pandas()
     assert set(zip(frame["question"], frame["arm"], strict=True)) == {
@@ -91,7 +91,9 @@ def test_on_gpus_a_reference_starts_its_processes_as_vllm_does(tmp_path: Path, q
 
 def test_a_system_that_fails_is_named_and_does_not_end_the_others(tmp_path: Path, questions: Path) -> None:
     words = ["--questions", questions, "--limit", 1, "--repeats", 1, "--model-path", "demo", "--load-format", "no_such"]
-    done = module("jobs.benchmark", *words, "--systems", "bare", "seeds_eager", "--json", tmp_path / "figures.json")
+    done = module(
+        "rollout_ray.jobs.benchmark", *words, "--systems", "bare", "seeds_eager", "--json", tmp_path / "figures.json"
+    )
     assert done.returncode == 1
     assert "bare (1 of 1 failed)" in done.stdout and "seeds_eager (1 of 1 failed)" in done.stdout
     assert "no_such" in (tmp_path / "figures-bare-0.log").read_text()
@@ -100,7 +102,9 @@ def test_a_system_that_fails_is_named_and_does_not_end_the_others(tmp_path: Path
 
 
 def test_a_system_that_takes_too_long_is_ended(tmp_path: Path, questions: Path) -> None:
-    done = module("jobs.benchmark", "--questions", questions, "--repeats", 1, "--systems", "bare", "--timeout", 1)
+    done = module(
+        "rollout_ray.jobs.benchmark", "--questions", questions, "--repeats", 1, "--systems", "bare", "--timeout", 1
+    )
     assert done.returncode == 1 and "bare took longer than 1 s" in done.stdout
 
 

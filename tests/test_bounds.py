@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.backend import BackendInfo
-from actors.engine import room
-from actors.vllm_stats import VllmStats
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.bounds import EngineAccount, SessionAccount, account_lines, bound_by
-from rollout_ray.engine_stats import EngineStats, IdleClock
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.progress import Silent
-from rollout_ray.view import RunView
+from rollout_ray.actors.backend import BackendInfo
+from rollout_ray.actors.engine.engine import room
+from rollout_ray.actors.vllm_backend.stats import VllmStats
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.bottleneck import EngineAccount, SessionAccount, account_lines, bound_by
+from rollout_ray.telemetry.engine_stats import EngineStats, IdleClock
+from rollout_ray.telemetry.progress import Silent
+from rollout_ray.telemetry.run_view import RunView
 from tests.conftest import demo_rows, rollout
 
 ENGINE = EngineAccount(
@@ -125,7 +125,7 @@ def test_a_run_accounts_for_its_engines(simulated: Rollouts) -> None:
 
 
 def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
-    from rollout_ray.summary import summary_lines
+    from rollout_ray.telemetry.summary import summary_lines
 
     events = simulated.run.events()
     loads = [event for event in events if event["event"] == "load"]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.budget import seconds_of
-from rollout_ray.config_sources import load_config
-from rollout_ray.errors import BudgetSpent, ConfigError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.progress import Silent
-from rollout_ray.view import RunView
+from rollout_ray.config.budget import seconds_of
+from rollout_ray.config.loading import load_config
+from rollout_ray.core.errors import BudgetSpent, ConfigError
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.progress import Silent
+from rollout_ray.telemetry.run_view import RunView
 from tests.conftest import demo_rows
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout_ray.checkpoints import Policy, check_same_shape, model_fingerprint, tensor_shapes
-from rollout_ray.errors import ConfigError
-from rollout_ray.models import model_folder
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.models.checkpoints import Policy, check_same_shape, model_fingerprint, tensor_shapes
+from rollout_ray.models.paths import model_folder
 
 DEMO = model_folder("demo")
 Tensors = dict[str, Any]

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.errors import ConfigError, EngineError, IncompleteError, Interrupted, LedgerError, PlacementError
-from rollout_ray.progress import Plain
-from rollout_ray.records import Question, Trajectory, sampling_seed
-from rollout_ray.view import RunView
+from rollout_ray.core.errors import ConfigError, EngineError, IncompleteError, Interrupted, LedgerError, PlacementError
+from rollout_ray.core.records import Question, Trajectory, sampling_seed
+from rollout_ray.telemetry.progress import Plain
+from rollout_ray.telemetry.run_view import RunView
 from tests.conftest import HANG_S, demo_rows
 from tests.processes import ENGINES, SCORERS, later_workers
 
@@ -229,7 +229,7 @@ def test_ctrl_c_in_the_merge_says_that_all_is_kept(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(sys.modules["rollout_ray.collect"], "merge", interrupted)
+        patched.setattr(sys.modules["rollout_ray.api.collect"], "merge", interrupted)
         with pytest.raises(Interrupted, match=r"what is complete is in .*run, and the same command goes on"):
             collect(demo_rows(4), simulated(tmp_path / "run"))
     assert collect(demo_rows(4), simulated(tmp_path / "run")).summary.session_tokens == 0
@@ -325,7 +325,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match="output_dir 'rollouts' is relative, and Ray deletes"):
         collect(demo_rows(1), RunConfig())
-    assert not (tmp_path / "run").exists() and "ray" not in vars(sys.modules["rollout_ray.collect"])
+    assert not (tmp_path / "run").exists() and "ray" not in vars(sys.modules["rollout_ray.api.collect"])
 
 
 def test_too_many_replicas_are_refused(tmp_path: Path, local_ray: None) -> None:
@@ -338,9 +338,9 @@ def test_a_part_that_vanished_is_found_missing(tmp_path: Path, local_ray: None) 
     rollouts = collect(demo_rows(10), cfg)
     for part in rollouts.run.parts():
         os.remove(rollouts.run.path(part))
-    from rollout_ray.config import DataConfig
-    from rollout_ray.merge import merge
-    from rollout_ray.questions import load_questions
+    from rollout_ray.config.schema import DataConfig
+    from rollout_ray.data.question_set import load_questions
+    from rollout_ray.results.merge import merge
 
     with pytest.raises(IncompleteError, match="10 of 10 questions are not in the parts"):
         merge(rollouts.run, load_questions(demo_rows(10), DataConfig()), "questions", 8, {})

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rollout_ray.config import OPERATIONAL, RunConfig, is_operational, leaf_fields
-from rollout_ray.config_sources import FLAGS, load_config
-from rollout_ray.errors import ConfigError
-from rollout_ray.usage import help_text
+from rollout_ray.config.help import help_text
+from rollout_ray.config.loading import FLAGS, load_config
+from rollout_ray.config.schema import OPERATIONAL, RunConfig, is_operational, leaf_fields
+from rollout_ray.core.errors import ConfigError
 from tests.conftest import ROOT, rollout
 
 SEED_PARAMETERS = {

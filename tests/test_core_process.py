@@ -15,10 +15,10 @@ import psutil
 import pytest
 import ray
 
-from actors.engine_actor import EngineActor
-from actors.worker import Worker
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.errors import EngineError
+from rollout_ray.actors.engine.actor import EngineActor
+from rollout_ray.actors.vllm_backend.worker import Worker
+from rollout_ray.core.errors import EngineError
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
 from tests.processes import ENGINES, children, later_workers, servers
 from tests.test_collect import When
@@ -106,7 +106,7 @@ def test_an_actor_without_a_server_starts_one_that_ends_with_it(cfg: RunConfig) 
 HANGING = """
 import ctypes, os, signal
 from vllm.v1.engine import utils
-from actors.core_process import end_cores_with_this_process
+from rollout_ray.actors.vllm_backend.core_process import end_cores_with_this_process
 
 def hang():
     print(os.getpid(), flush=True)

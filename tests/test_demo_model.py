@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jobs.train_demo_model import accuracy, solution
-from rollout_ray import arms
-from rollout_ray.answers import extract_answer
-from rollout_ray.config_arms import ArmConfig
-from rollout_ray.demo_questions import generate_problems
-from rollout_ray.models import model_folder
+from rollout_ray.config import arms
+from rollout_ray.config.arm_schema import ArmConfig
+from rollout_ray.data.demo_questions import generate_problems
+from rollout_ray.jobs.train_demo_model import accuracy, solution
+from rollout_ray.models.paths import model_folder
+from rollout_ray.scoring.extraction import extract_answer
 from tests.conftest import ROOT, clean_environment
 
 
@@ -55,7 +55,7 @@ def test_training_solutions_end_in_an_answer_that_is_mostly_right(style: str | N
 def test_the_training_job_makes_a_model_that_loads(tmp_path: Path) -> None:
     words = ["--steps", "3", "--examples", "200", "--batch-size", "8", "--layers", "1", "--eval", "2", "--device", "cpu"]
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.train_demo_model", "--out", str(tmp_path), *words],
+        [sys.executable, "-m", "rollout_ray.jobs.train_demo_model", "--out", str(tmp_path), *words],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rollout_ray.demo_questions import OPERATORS, generate_problems
-from rollout_ray.errors import DatasetError
-from rollout_ray.prepare import prepare_demo, prepare_gsm8k
+from rollout_ray.core.errors import DatasetError
+from rollout_ray.data.demo_questions import OPERATORS, generate_problems
+from rollout_ray.data.prepare import prepare_demo, prepare_gsm8k
 
 
 def test_every_step_is_right_and_leads_to_the_answer() -> None:

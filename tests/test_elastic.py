@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from actors.placement import Node
-from rollout_ray.autoscaling import gpu_to_come, nodes_to_come
-from rollout_ray.hardware import Gpu
+from rollout_ray.ray_cluster.autoscaling import gpu_to_come, nodes_to_come
+from rollout_ray.ray_cluster.placement import Node
+from rollout_ray.sizing.hardware import Gpu
 from tests.conftest import ROOT, clean_environment, run_alone
 
 HEAD = {"resources": {"CPU": 0}, "max_workers": 0}

@@ -10,15 +10,15 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.backend import BackendInfo
-from actors.engine import Exchange
-from actors.engine_actor import EngineActor
-from rollout_ray.arms import resolve_arms
-from rollout_ray.checkpoints import Policy
-from rollout_ray.config import RunConfig
-from rollout_ray.engine_stats import EngineStats
-from rollout_ray.models import model_folder
-from rollout_ray.records import Completion, Generated, Question, RolloutRequest, draws_of
+from rollout_ray.actors.backend import BackendInfo
+from rollout_ray.actors.engine.actor import EngineActor
+from rollout_ray.actors.engine.engine import Exchange
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest, draws_of
+from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.paths import model_folder
+from rollout_ray.telemetry.engine_stats import EngineStats
 from tests.conftest import OWN_PROCESS, demo_rows
 
 ARMS = [

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.engine import Engine, Exchange
-from actors.engine_process import EngineLost, EngineProcess, Order, fork_engine, forking, server_here
-from actors.memory import NoMemory
-from rollout_ray.arms import resolve_arms
-from rollout_ray.checkpoints import Policy
-from rollout_ray.errors import ConfigError
-from rollout_ray.records import Question, RolloutRequest
+from rollout_ray.actors.engine.engine import Engine, Exchange
+from rollout_ray.actors.engine.out_of_memory import NoMemory
+from rollout_ray.actors.engine.process import EngineLost, EngineProcess, Order, fork_engine, forking, server_here
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.records import Question, RolloutRequest
+from rollout_ray.models.checkpoints import Policy
 from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, simulated_greedy
 from tests.processes import ENGINES, servers, workers
 

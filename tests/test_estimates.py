@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rollout_ray.estimates import Z95, Clustered, majority_at_k, pass_at_k, wilson
+from rollout_ray.report.estimators import Z95, Clustered, majority_at_k, pass_at_k, wilson
 
 # An answer's letter says what it is, and whether it is right: A and B are two ways to write the right one.
 RIGHT = {"A", "B"}

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from rollout_ray.arms import WOLFRAM
-from rollout_ray.config import Layout
-from rollout_ray.errors import ConfigError, LedgerError
-from rollout_ray.export import JSONL_FIELDS, export
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.trainer_rows import TRAINER_FORMATS, Choice
-from rollout_ray.verify import verify
+from rollout_ray.config.arms import WOLFRAM
+from rollout_ray.config.schema import Layout
+from rollout_ray.core.errors import ConfigError, LedgerError
+from rollout_ray.export.formats import JSONL_FIELDS, export
+from rollout_ray.export.trainer_rows import TRAINER_FORMATS, Choice
+from rollout_ray.results.verify import verify
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows, rollout
 from tests.finished_runs import CHAT, finished
 

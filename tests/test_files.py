@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rollout_ray import collect
-from rollout_ray.ledger import RunDirectory
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import ROOT, clean_environment, demo_rows, run_alone
 from tests.test_collect import keys, simulated
 
@@ -55,12 +55,13 @@ def test_rows_that_two_drivers_drew_are_counted_and_reported(
 ON_A_SMALL_DISK = """
 import errno, json, os, sys
 from pathlib import Path
-from actors.scorer import part_table
-from rollout_ray.config import DataConfig
-from rollout_ray.errors import LedgerError
-from rollout_ray.ledger import EventLog, RunDirectory
-from rollout_ray.merge import merge
-from rollout_ray.questions import load_questions
+from rollout_ray.actors.scorer import part_table
+from rollout_ray.config.schema import DataConfig
+from rollout_ray.core.errors import LedgerError
+from rollout_ray.storage.event_log import EventLog
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.results.merge import merge
+from rollout_ray.data.question_set import load_questions
 from tests.test_merge import input_rows, scored
 
 refusal, disk = sys.argv[1], Path("disk")
@@ -150,7 +151,7 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_leaves_no_torn_file(tmp_pa
 def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "script.py").write_text(
-        "from rollout_ray.storage import Folder\n"
+        "from rollout_ray.storage.folder import Folder\n"
         "Folder('s3://bucket/run?endpoint_override=127.0.0.1:9&region=x').write_atomically('file', bytes(2_000_000))\n"
     )
     done = run_alone(

@@ -19,12 +19,12 @@ import pytest
 import ray
 
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.errors import EngineError, Interrupted, RolloutError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.progress import Plain
-from rollout_ray.records import Question, Trajectory
-from rollout_ray.scorers import MOST_UNSCORED
-from rollout_ray.view import RunView
+from rollout_ray.core.errors import EngineError, Interrupted, RolloutError
+from rollout_ray.core.records import Question, Trajectory
+from rollout_ray.driver.scorer_pool import MOST_UNSCORED
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.progress import Plain
+from rollout_ray.telemetry.run_view import RunView
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, clean_environment, demo_rows
 from tests.processes import ENGINES, SCORERS, later_workers
 from tests.test_collect import When, keys, simulated
@@ -253,7 +253,7 @@ def test_engines_move_when_every_node_is_drained(
     """Nothing is under way then, between the last answer of those that leave and the start of the next."""
     node = ray.get_runtime_context().get_node_id()
     drained: list[frozenset[str]] = []
-    monkeypatch.setattr("rollout_ray.driver.draining_nodes", lambda: drained.pop() if drained else frozenset())
+    monkeypatch.setattr("rollout_ray.driver.session.draining_nodes", lambda: drained.pop() if drained else frozenset())
     begun = When(
         lambda view: all(engine.draws for engine in view.engines.values()), lambda: drained.append(frozenset([node]))
     )
@@ -272,7 +272,7 @@ def test_a_stop_does_not_wait_for_all_that_is_to_be_scored(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not scored soon is drawn again by the next call, and no engine is kept up meanwhile."""
-    monkeypatch.setattr("rollout_ray.driver.SAVE_S", 5.0)
+    monkeypatch.setattr("rollout_ray.driver.session.SAVE_S", 5.0)
     cfg = changed(
         simulated(tmp_path / "run", 1, speed=1e6),
         scoring={"reward": "tests.test_fleet:slow"}, resources={"scorers": 1}, output={"flush_seconds": 0.1},

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from jobs import submit
-from jobs.submit import main
+from rollout_ray.jobs import submit
+from rollout_ray.jobs.submit import main
 
 JOB = "raysubmit_1"
 LINES = ["one\n", "two\n", "three\n"]

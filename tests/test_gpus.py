@@ -14,7 +14,8 @@ import pytest
 from tests.conftest import HANG_S, ROOT, clean_environment
 
 LOOK = (
-    "import json; from actors.gpus import all_here; print(json.dumps([[gpu.name, gpu.memory_gib] for gpu in all_here()]))"
+    "import json; from rollout_ray.sizing.gpus import all_here;"
+    " print(json.dumps([[gpu.name, gpu.memory_gib] for gpu in all_here()]))"
 )
 
 
@@ -45,7 +46,7 @@ def test_a_look_ahead_does_not_wait_and_is_the_only_one(tmp_path: Path) -> None:
     """The command answers only once what called for it has gone on."""
     os.mkfifo(tmp_path / "went_on")
     code = """
-from actors.gpus import all_here, look_ahead
+from rollout_ray.sizing.gpus import all_here, look_ahead
 look_ahead()
 open("went_on", "w").close()
 print(len(all_here()), len(all_here()))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.grading import Grader, too_costly
+from rollout_ray.scoring.grader import Grader, too_costly
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def child_pids() -> set[int]:
         try:
             with open(f"/proc/{pid}/cmdline") as command, open(f"/proc/{pid}/stat") as stat:
                 parent = int(stat.read().rpartition(")")[2].split()[1])
-                if parent == os.getpid() and "rollout_ray.grader_child" in command.read():
+                if parent == os.getpid() and "rollout_ray.scoring.sympy_worker" in command.read():
                     pids.add(int(pid))
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rollout_ray.grading import Grade, Grader
+from rollout_ray.scoring.grader import Grade, Grader
 
 CASES: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent / "grading_cases.jsonl").read_text().splitlines()

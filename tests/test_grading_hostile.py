@@ -21,10 +21,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ray import answers, grading, latex, normal_form, plain_numbers, units
-from rollout_ray.errors import GradingError
-from rollout_ray.grading import START_SECONDS, Grade, Grader
-from rollout_ray.records import ScoreStatus
+from rollout_ray.core.errors import GradingError
+from rollout_ray.core.records import ScoreStatus
+from rollout_ray.scoring import extraction as answers
+from rollout_ray.scoring import grader as grading
+from rollout_ray.scoring import latex, normal_form, units
+from rollout_ray.scoring import numbers as plain_numbers
+from rollout_ray.scoring.grader import Grade, Grader
+from rollout_ray.scoring.grader_process import START_SECONDS
 from tests.conftest import ROOT, await_that
 
 MATRIX = "\\begin{{pmatrix}}{}\\end{{pmatrix}}"
@@ -237,7 +241,7 @@ def children_of(pid: int) -> set[int]:
             command, stat = Path(f"/proc/{name}/cmdline").read_bytes(), Path(f"/proc/{name}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(stat.rpartition(")")[2].split()[1]) == pid and b"rollout_ray.grader_child" in command:
+        if int(stat.rpartition(")")[2].split()[1]) == pid and b"rollout_ray.scoring.sympy_worker" in command:
             found.add(int(name))
     return found
 
@@ -322,7 +326,7 @@ def test_a_process_that_cannot_start_is_a_named_error() -> None:
 @pytest.mark.parametrize("text", ["\\boxed{2\\sqrt{2}}", SLOW], ids=["idle", "computing"])
 def test_a_process_dies_with_its_parent(text: str) -> None:
     script = (
-        "from rollout_ray.grading import Grader\ngrader = Grader(timeout_s=60)\n"
+        "from rollout_ray.scoring.grader import Grader\ngrader = Grader(timeout_s=60)\n"
         f"grader.grade('x+1', '\\\\boxed{{1+x}}')\nprint('started', flush=True)\ngrader.grade({GOLD!r}, {text!r})\ninput()"
     )
     with subprocess.Popen(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rollout_ray.grading import Grader, read_gold
+from rollout_ray.scoring.grader import Grader, read_gold
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import build_preferences, evaluate
-from rollout_ray.estimates import majority_at_k, pass_at_k
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.jobs import build_preferences, evaluate
+from rollout_ray.report.estimators import majority_at_k, pass_at_k
 from tests.conftest import ROOT, clean_environment, demo_rows
 from tests.finished_runs import finished
 
@@ -79,7 +79,17 @@ def prepared(folder: Path) -> Path:
 
 
 def test_the_merge_is_a_job_too() -> None:
-    command = [sys.executable, "-m", "jobs.merge_lora", "--base", "demo", "--adapter", "/nowhere", "--output", "x"]
+    command = [
+        sys.executable,
+        "-m",
+        "rollout_ray.jobs.merge_lora",
+        "--base",
+        "demo",
+        "--adapter",
+        "/nowhere",
+        "--output",
+        "x",
+    ]
     done = subprocess.run(
         command, cwd=ROOT, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )

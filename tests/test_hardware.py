@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.placement import Node, choose_placement
-from rollout_ray.config import RunConfig
-from rollout_ray.errors import PlacementError
-from rollout_ray.hardware import GIB, KINDS, Gpu, kind_of, lay_out, named
-from rollout_ray.model_size import ModelSize, model_size, size_of
-from rollout_ray.speed import from_data_sheet
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import PlacementError
+from rollout_ray.models.model_size import ModelSize, model_size, size_of
+from rollout_ray.ray_cluster.placement import Node, choose_placement
+from rollout_ray.sizing.hardware import GIB, KINDS, Gpu, kind_of, lay_out, named
+from rollout_ray.sizing.throughput import from_data_sheet
 
 MODELS: dict[str, dict[str, Any]] = {
     "0.5B": {

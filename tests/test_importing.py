@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.importing import compiled_modules
+from rollout_ray.actors.vllm_backend.imports import compiled_modules
 
 
 @pytest.fixture

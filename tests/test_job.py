@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import AWAIT_JOB_AGENT, clean_environment, free_port, run_alone
 
 HEAD = """
@@ -95,7 +95,8 @@ def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path
 
 
 SUBMITTED = """
-submit() {{ python -m jobs.submit jobs/demo.yaml --dataset {data} --backend simulated --sim_mean_tokens 20 "$@"; }}
+submit() {{ python -m rollout_ray.jobs.submit jobs/demo.yaml \\
+    --dataset {data} --backend simulated --sim_mean_tokens 20 "$@"; }}
 submit --output_dir {out}-resumed --no-wait --sim_tokens_per_second 1000 --flush_seconds 0.5 >{logs}/first.log 2>&1
 for _ in $(seq 300); do ls {out}-resumed/parts/part-* >/dev/null 2>&1 && break; sleep 0.2; done
 eval "$(grep -o 'RAY_AUTH_MODE=token ray job stop .*' {logs}/first.log)" >{logs}/stop.log 2>&1

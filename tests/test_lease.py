@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from actors.scorer import part_table
-from rollout_ray.errors import LedgerError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import ScoredQuestion
-from rollout_ray.storage import Folder
+from rollout_ray.actors.scorer import part_table
+from rollout_ray.core.errors import LedgerError
+from rollout_ray.core.records import ScoredQuestion
+from rollout_ray.storage.folder import Folder
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import HANG_S, ROOT, clean_environment, demo_rows
 from tests.s3_store import BUCKET, Store, running_store
 
@@ -31,10 +31,10 @@ RENEW_S, EXPIRY_S = 0.4, 4.0
 # A driver of its own: takes the lease, then for each line that it reads commits a part and says what became of it.
 DRIVER = f"""
 import sys
-from actors.scorer import part_table
-from rollout_ray.errors import LedgerError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import ScoredQuestion
+from rollout_ray.actors.scorer import part_table
+from rollout_ray.core.errors import LedgerError
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.core.records import ScoredQuestion
 run = RunDirectory(sys.argv[1])
 with run.lease({RENEW_S}, {EXPIRY_S}):
     run.open({{}}, {{}})

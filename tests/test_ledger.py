@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.scorer import part_table
-from rollout_ray.errors import LedgerError
-from rollout_ray.ledger import EventLog, RunDirectory
-from rollout_ray.parts import decode_part, encode_part
-from rollout_ray.records import PART_SCHEMA, ScoredQuestion
+from rollout_ray.actors.scorer import part_table
+from rollout_ray.core.errors import LedgerError
+from rollout_ray.core.records import PART_SCHEMA, ScoredQuestion
+from rollout_ray.storage.event_log import EventLog
+from rollout_ray.storage.parts import decode_part, encode_part
+from rollout_ray.storage.run_directory import RunDirectory
 
 IDENTITY = {"sampling.seed": 1, "model.model_path": "demo"}
 

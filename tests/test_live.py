@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.early import ENOUGH, EarlyWarnings
-from rollout_ray.engine_stats import EngineStats
-from rollout_ray.live import Live, Screen
-from rollout_ray.progress import Plain, duration, plain_line
-from rollout_ray.records import Question, Trajectory
-from rollout_ray.summary import ArmSummary, Summary
-from rollout_ray.view import EngineView, RunView
+from rollout_ray.core.records import Question, Trajectory
+from rollout_ray.telemetry.early_warnings import ENOUGH, EarlyWarnings
+from rollout_ray.telemetry.engine_stats import EngineStats
+from rollout_ray.telemetry.live_view import Live, Screen
+from rollout_ray.telemetry.progress import Plain, duration, plain_line
+from rollout_ray.telemetry.run_view import EngineView, RunView
+from rollout_ray.telemetry.summary import ArmSummary, Summary
 from tests.conftest import demo_rows
 
 
@@ -95,7 +95,7 @@ def test_plain_lines_come_every_ten_seconds(capsys: pytest.CaptureFixture[str], 
     plain, view = Plain(), under_way(1)
     plain.update(view)
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr("rollout_ray.progress.PLAIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rollout_ray.telemetry.progress.PLAIN_INTERVAL_S", 0.0)
     plain.update(view)
     assert capsys.readouterr().out.count("\n") == 1
 

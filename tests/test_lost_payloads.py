@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 from rollout_ray import collect
-from rollout_ray.progress import Plain
-from rollout_ray.view import RunView
+from rollout_ray.telemetry.progress import Plain
+from rollout_ray.telemetry.run_view import RunView
 from tests.conftest import demo_rows
 from tests.processes import ENGINES, SCORERS, later_workers
 from tests.test_collect import simulated

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.scorer import part_table
-from rollout_ray import merge as merge_module
-from rollout_ray.config import DataConfig, Layout
-from rollout_ray.errors import IncompleteError, LedgerError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.merge import merge, output_schema
-from rollout_ray.questions import QuestionSet, load_questions
-from rollout_ray.records import ScoredQuestion, Trajectory
-from rollout_ray.summary import Summary, summary_lines, summary_table
+from rollout_ray.actors.scorer import part_table
+from rollout_ray.config.schema import DataConfig, Layout
+from rollout_ray.core.errors import IncompleteError, LedgerError
+from rollout_ray.core.records import ScoredQuestion, Trajectory
+from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.results import merge as merge_module
+from rollout_ray.results.merge import merge, output_schema
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.summary import Summary, summary_lines, summary_table
 
 
 def trajectory(question_id: str, sample: int, **fields: object) -> Trajectory:

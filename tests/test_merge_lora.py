@@ -24,11 +24,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from rollout_ray.adapters import check_adapter
-from rollout_ray.checkpoints import tensor_shapes
-from rollout_ray.errors import ConfigError, VerifyError
-from rollout_ray.merge_lora import merge_lora
-from rollout_ray.models import model_folder
+from rollout_ray.core.errors import ConfigError, VerifyError
+from rollout_ray.lora.merge import merge_lora
+from rollout_ray.models.adapters import check_adapter
+from rollout_ray.models.checkpoints import tensor_shapes
+from rollout_ray.models.paths import model_folder
 from tests.conftest import rollout
 from tests.test_architectures import saved
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rollout_ray.metrics import COUNTERS, GAUGES, RunMetrics
-from rollout_ray.prepare import prepare_demo
-from rollout_ray.view import EngineView, RunView
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.telemetry.metrics import COUNTERS, GAUGES, RunMetrics
+from rollout_ray.telemetry.run_view import EngineView, RunView
 from tests.conftest import ROOT, clean_environment, free_port, run_alone
 
 DASHBOARD = ROOT / "cluster" / "grafana.json"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ray.commands import COMMANDS
-from rollout_ray.config_sources import FLAGS
-from rollout_ray.errors import RolloutError
-from rollout_ray.prepare import prepare_demo
-from rollout_ray.run import USAGE, main
+from rollout_ray.cli.commands import COMMANDS
+from rollout_ray.cli.main import USAGE, main
+from rollout_ray.config.loading import FLAGS
+from rollout_ray.core.errors import RolloutError
+from rollout_ray.data.prepare import prepare_demo
 from tests.conftest import HANG_S, ROOT, clean_environment, rollout, run_alone
 from tests.mistakes import MISTAKES, Mistake, make, prepare
 

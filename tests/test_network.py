@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
 from tests.conftest import ROOT, clean_environment, run_alone
 
 DNS_SERVER = "192.0.2.53"

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from rollout_ray import Rollouts
-from rollout_ray.errors import ConfigError
-from rollout_ray.estimates import wilson
-from rollout_ray.notebook import progress_here, summary_html
-from rollout_ray.progress import Silent
-from rollout_ray.summary import ArmSummary, Summary
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.report.estimators import wilson
+from rollout_ray.telemetry.notebook import progress_here, summary_html
+from rollout_ray.telemetry.progress import Silent
+from rollout_ray.telemetry.summary import ArmSummary, Summary
 from tests.conftest import ROOT, clean_environment, demo_rows
 from tests.finished_runs import finished, merged_path
 

@@ -36,8 +36,9 @@ def test_the_gpu_extra_brings_vllm(wheel: Path) -> None:
 
 def test_the_node_provider_is_where_ray_looks_for_it(wheel: Path) -> None:
     """`ray up` and the autoscaler import it by its name, from whatever folder they run in."""
+    files = ("lambda_provider.py", "lambda.yaml", "local.yaml")
     with zipfile.ZipFile(wheel) as archive:
-        assert {"cluster/lambda_provider.py", "cluster/lambda.yaml", "cluster/local.yaml"} <= set(archive.namelist())
+        assert {f"rollout_ray/cluster/{name}" for name in files} <= set(archive.namelist())
 
 
 def test_the_installed_package_runs_from_anywhere(wheel: Path, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_the_installed_package_runs_from_anywhere(wheel: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(command, check=True, capture_output=True)
     model = site / "rollout_ray" / "demo_model"
-    page = {file.name for file in (site / "rollout_ray" / "page").iterdir()}
+    page = {file.name for file in (site / "rollout_ray" / "report" / "page").iterdir()}
     assert {"report.html", "report.css", "report.js"} <= page
     assert (model / "model.safetensors").stat().st_size < 10_000_000 and (model / "chat_template.jinja").exists()
     done = subprocess.run(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from actors.backend import Finished
-from actors.pieces import Pieces
-from rollout_ray.records import Question, RolloutRequest
+from rollout_ray.actors.backend import Finished
+from rollout_ray.actors.engine.work_units import Pieces
+from rollout_ray.core.records import Question, RolloutRequest
 
 
 def test_a_draw_that_is_done_while_an_earlier_one_is_given_back_is_passed_over() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from actors.placement import Node, choose_placement, live_nodes, scorers_for
-from rollout_ray.config import RunConfig
-from rollout_ray.errors import PlacementError
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import PlacementError
+from rollout_ray.ray_cluster.placement import Node, choose_placement, live_nodes, scorers_for
 
 
 def choose(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ray.config import RunConfig
-from rollout_ray.hardware import Gpu
-from rollout_ray.plan import Plan
-from rollout_ray.planning import make_plan
-from rollout_ray.prepare import prepare_demo
-from rollout_ray.run import main
+from rollout_ray.api.plan import make_plan
+from rollout_ray.cli.main import main
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.sizing.estimate import Plan
+from rollout_ray.sizing.hardware import Gpu
 from tests.test_hardware import MODELS
 
 
@@ -97,7 +97,7 @@ def test_a_gpu_without_a_data_sheet_gets_no_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: str, tmp_path: Path
 ) -> None:
     gpus = [Gpu("NVIDIA Tomorrow", 80.0)] * 2
-    monkeypatch.setattr("rollout_ray.planning.all_here", lambda: gpus)
+    monkeypatch.setattr("rollout_ray.api.plan.all_here", lambda: gpus)
     code, out, _ = planned(capsys, "--dataset", data, "--model_path", model(tmp_path, "7B"))
     assert code == 0 and "speed       not known for NVIDIA Tomorrow: measure it with --probe" in out
     assert "weights take 13.5" in out and "data sheet" not in out and "GPU-hours" not in out

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import collect
-from rollout_ray.errors import DatasetError
-from rollout_ray.models import model_folder
+from rollout_ray.core.errors import DatasetError
+from rollout_ray.models.paths import model_folder
 from tests.conftest import rollout, simulated_greedy
 from tests.test_poison_inputs import BYTES, COLUMNS, FOLDERS, JSONL, REFUSED, merged, text_of
 

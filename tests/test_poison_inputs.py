@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import collect
-from rollout_ray.errors import DatasetError
-from rollout_ray.run import main
+from rollout_ray.cli.main import main
+from rollout_ray.core.errors import DatasetError
 from tests.conftest import simulated_greedy
 
 BYTES = b"\xff\xfe not UTF-8"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rollout_ray import RolloutPool, Rollouts, RunConfig, collect
-from rollout_ray.errors import ConfigError, EngineError, Interrupted, LedgerError
-from rollout_ray.records import sampling_seed
+from rollout_ray.core.errors import ConfigError, EngineError, Interrupted, LedgerError
+from rollout_ray.core.records import sampling_seed
 from tests.conftest import OWN_PROCESS, ROOT, await_that, demo_rows
 from tests.processes import ENGINES, later_workers
 from tests.test_checkpoints import checkpoint, cut, noisy

@@ -17,9 +17,9 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from actors.leash import NAMESPACE
 from rollout_ray import RolloutPool, RunConfig
-from rollout_ray.errors import ConfigError, EngineError
+from rollout_ray.actors.engine.keepalive import NAMESPACE
+from rollout_ray.core.errors import ConfigError, EngineError
 from tests.conftest import HANG_S, ROOT, await_that, clean_environment, demo_rows
 from tests.processes import ENGINES, later_workers
 from tests.test_checkpoints import checkpoint, noisy
@@ -167,7 +167,7 @@ def test_a_name_needs_a_cluster_that_outlives_the_job(tmp_path: Path) -> None:
 @pytest.fixture
 def room_for_one(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Engines that book a CPU each, as on a GPU they book that, where only one is free."""
-    import rollout_ray.autoscaling as autoscaling
+    import rollout_ray.ray_cluster.autoscaling as autoscaling
 
     placed = autoscaling.choose_placement
     monkeypatch.setattr(autoscaling, "choose_placement", lambda *given: replace(placed(*given), cpus=1))

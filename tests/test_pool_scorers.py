@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from rollout_ray import RolloutPool
-from rollout_ray.grading import Grader
-from rollout_ray.records import Question, Trajectory
+from rollout_ray.core.records import Question, Trajectory
+from rollout_ray.scoring.grader import Grader
 from tests.conftest import await_that, demo_rows
 from tests.processes import SCORERS, later_workers
 from tests.test_collect import simulated, trajectories

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.preferences import best_of, group, preference_pairs
+from rollout_ray.export.selection import best_of, group, preference_pairs
 
 
 def trajectory(text: str, reward: float | None, correct: bool | None, reason: str = "stop") -> dict[str, Any]:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from actors.backend import Refused
-from actors.prompts import PromptEncoder
-from rollout_ray.arms import WOLFRAM
-from rollout_ray.errors import ConfigError
-from rollout_ray.models import model_folder
-from rollout_ray.records import Arm
+from rollout_ray.config.arms import WOLFRAM
+from rollout_ray.core.errors import ConfigError, Refused
+from rollout_ray.core.records import Arm
+from rollout_ray.models.paths import model_folder
+from rollout_ray.models.prompt_encoder import PromptEncoder
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"

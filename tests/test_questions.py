@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.config import DataConfig
-from rollout_ray.errors import DatasetError
-from rollout_ray.questions import QuestionSet, load_questions
+from rollout_ray.config.schema import DataConfig
+from rollout_ray.core.errors import DatasetError
+from rollout_ray.data.question_set import QuestionSet, load_questions
 from tests.conftest import demo_rows
 
 ROWS = demo_rows(20)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ray.config import RunConfig
-from rollout_ray.config_sources import load_config
-from rollout_ray.demo_questions import generate_problems
-from rollout_ray.models import model_folder
+from rollout_ray.config.loading import load_config
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.data.demo_questions import generate_problems
+from rollout_ray.models.paths import model_folder
 from tests.conftest import AWAIT_JOB_AGENT, HANG_S, ROOT, clean_environment, run_alone
 from tests.test_merge_lora import saved_adapter
 
@@ -50,7 +50,7 @@ def clone(checkout: Path) -> Path:
 
 
 def test_the_commands_are_the_ones_that_are_tested() -> None:
-    known = (*ELSEWHERE, "rollout ", "ray ", "export ", "python -m jobs.")
+    known = (*ELSEWHERE, "rollout ", "ray ", "export ", "python -m rollout_ray.jobs.")
     assert [c for c in COMMANDS if not c.startswith(known)] == []
     assert {kind for kind, _ in BLOCKS} == {"sh", "yaml", "python"}
 
@@ -123,8 +123,8 @@ def test_the_yaml_blocks_are_valid_configs(clone: Path) -> None:
 
 
 def test_every_flag_and_column_that_the_readme_names_exists() -> None:
-    from rollout_ray.config_sources import FLAGS
-    from rollout_ray.records import PART_SCHEMA, TRAJECTORY
+    from rollout_ray.config.loading import FLAGS
+    from rollout_ray.core.records import PART_SCHEMA, TRAJECTORY
 
     assert {f for f in re.findall(r"--(\w+)", README) if "_" in f} <= set(FLAGS)
     for name in [f.name for f in TRAJECTORY] + PART_SCHEMA.names:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray import errors, records
-from rollout_ray.records import (
+from rollout_ray.core import errors, records
+from rollout_ray.core.records import (
     TRAJECTORY,
     Arm,
     Completion,
@@ -34,7 +34,7 @@ def test_a_seed_belongs_to_one_key(one: tuple[int, str, str, int], other: tuple[
 
 def test_a_seed_is_the_same_in_another_process() -> None:
     """It must not depend on Python's own hash, which is salted a process."""
-    code = "from rollout_ray.records import sampling_seed; print(sampling_seed(42, 'q', 'wolfram_0', 3))"
+    code = "from rollout_ray.core.records import sampling_seed; print(sampling_seed(42, 'q', 'wolfram_0', 3))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == sampling_seed(42, "q", "wolfram_0", 3) == 7627872151229602251
 

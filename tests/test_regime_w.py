@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.config import RewardConfig
-from rollout_ray.grading import Grade
-from rollout_ray.regime_w import Scorable, score_question
+from rollout_ray.config.schema import RewardConfig
+from rollout_ray.scoring.grader import Grade
+from rollout_ray.scoring.regime_w import Scorable, score_question
 
 ANSWERS = st.sampled_from([None, "1", "2", "3"])
 TEXTS = st.lists(st.sampled_from(["so", "Then", "then", "three", "7", "apples"]), max_size=8).map(" ".join)

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.errors import ConfigError, LedgerError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import Completion, Question
-from rollout_ray.report import report_path, write_report
-from rollout_ray.report_chunks import HEAD_CHARS, MOST_BYTES, TAIL_CHARS, Chunks, cut
+from rollout_ray.core.errors import ConfigError, LedgerError
+from rollout_ray.core.records import Completion, Question
+from rollout_ray.report.chunks import HEAD_CHARS, MOST_BYTES, TAIL_CHARS, Chunks, cut
+from rollout_ray.report.html import report_path, write_report
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows, rollout
 from tests.finished_runs import altered, finished, merged_path
 from tests.s3_store import BUCKET, running_store
@@ -168,7 +168,7 @@ def test_the_middle_of_a_long_text_is_left_out_and_counted(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("most_draws", "most_bytes"), [(640, MOST_BYTES), (10**9, 30_000)], ids=["trajectories", "bytes"])
 def test_what_is_too_much_is_thinned_evenly(tmp_path: Path, most_draws: int, most_bytes: int) -> None:
-    from rollout_ray.merged import MergedFile
+    from rollout_ray.results.merged_file import MergedFile
 
     run = finished(tmp_path / "run", demo_rows(400))  # 13 chunks of 32 questions
     with MergedFile(run.uri) as merged:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import Completion, Question
-from rollout_ray.report import write_report
+from rollout_ray.core.records import Completion, Question
+from rollout_ray.report.html import write_report
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import HANG_S, demo_rows
 from tests.finished_runs import drawn, finished
 

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.errors import ConfigError, IncompleteError, LedgerError
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import Question, Trajectory
-from rollout_ray.rescore import Rescored, rescore
-from rollout_ray.verify import verify
+from rollout_ray.core.errors import ConfigError, IncompleteError, LedgerError
+from rollout_ray.core.records import Question, Trajectory
+from rollout_ray.results.rescore import Rescored, rescore
+from rollout_ray.results.verify import verify
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows, rollout
 from tests.finished_runs import INPUTS, altered, finished, merged_path
 

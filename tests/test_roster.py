@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.roster import CELLS, WIDTH, Roster
+from rollout_ray.results.id_sketch import CELLS, WIDTH, Roster
 
 IDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=40).filter(
     lambda text: len(text.encode()) <= WIDTH

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import HANG_S, ROOT, clean_environment, rollout
 
 QUESTIONS = 60

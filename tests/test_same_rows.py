@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
-from rollout_ray.errors import Interrupted
-from rollout_ray.merged import MergedFile
-from rollout_ray.verify import verify
+from rollout_ray.core.errors import Interrupted
+from rollout_ray.results.merged_file import MergedFile
+from rollout_ray.results.verify import verify
 from tests.conftest import demo_rows
 from tests.test_collect import When
 

@@ -10,12 +10,12 @@ import ray
 from ray.exceptions import RayTaskError
 from transformers import AutoTokenizer
 
-from rollout_ray.answers import extract_answer
-from rollout_ray.arms import resolve_arms
-from rollout_ray.config import RunConfig
-from rollout_ray.errors import ConfigError
-from rollout_ray.models import model_folder
-from rollout_ray.records import Completion, Question
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.records import Completion, Question
+from rollout_ray.models.paths import model_folder
+from rollout_ray.scoring.extraction import extract_answer
 from tests.conftest import demo_rows
 from tests.test_engine import exchange_all, request, start
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.benchmark.simulation import Outcome, Workload, simulate
-from jobs.benchmark.tail import SCENARIOS, mean
-from rollout_ray.records import Question, RolloutRequest
-from rollout_ray.scheduler import CREDIT, SMALLEST_SLICE, Cut, Scheduler
+from rollout_ray.core.records import Cut, Question, RolloutRequest
+from rollout_ray.driver.scheduler import CREDIT, SMALLEST_SLICE, Scheduler
+from rollout_ray.jobs.benchmark.simulation import Outcome, Workload, simulate
+from rollout_ray.jobs.benchmark.tail import SCENARIOS, mean
 
 
 def make(count: int, draws: int, **options: int) -> Scheduler:

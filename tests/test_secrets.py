@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from rollout_ray import collect
-from rollout_ray.errors import DatasetError
-from rollout_ray.models import model_folder
-from rollout_ray.prepare import prepare_demo
-from rollout_ray.redaction import has_credentials, secret_names
+from rollout_ray.core.errors import DatasetError
+from rollout_ray.core.redaction import has_credentials, secret_names
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.models.paths import model_folder
 from tests.conftest import ROOT, clean_environment, rollout, simulated_greedy
 
 CANARY = "canary-7f3b9d1c5e"

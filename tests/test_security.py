@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import collect
-from rollout_ray.errors import EngineError, RolloutError
-from rollout_ray.export import export
-from rollout_ray.models import model_folder
+from rollout_ray.core.errors import EngineError, RolloutError
+from rollout_ray.export.formats import export
+from rollout_ray.models.paths import model_folder
 from tests.conftest import ROOT, demo_rows, rollout, simulated_greedy
 
 
 def test_no_module_can_unpickle_or_evaluate_what_it_reads() -> None:
     dangerous = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    for path in [*ROOT.glob("rollout_ray/*.py"), *ROOT.glob("actors/*.py")]:
+    for path in [*ROOT.glob("rollout_ray/**/*.py"), *ROOT.glob("actors/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 assert not dangerous & {alias.name.partition(".")[0] for alias in node.names}, path

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.errors import ConfigError, DatasetError, LedgerError
-from rollout_ray.ledger import EventLog, RunDirectory
-from rollout_ray.storage import Folder
-from rollout_ray.verify import verify
+from rollout_ray.core.errors import ConfigError, DatasetError, LedgerError
+from rollout_ray.results.verify import verify
+from rollout_ray.storage.event_log import EventLog
+from rollout_ray.storage.folder import Folder
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import HANG_S, ROOT, clean_environment, demo_rows, free_port
 from tests.s3_store import BUCKET, SECRET, Store, running_store
 from tests.test_collect import When, keys
@@ -209,7 +210,7 @@ def test_ctrl_c_during_an_upload_leaves_the_whole_file(store: Store) -> None:
 
 
 def test_ctrl_c_on_a_store_keeps_what_is_complete(store: Store, local_ray: None) -> None:
-    from rollout_ray.errors import Interrupted
+    from rollout_ray.core.errors import Interrupted
 
     cfg = simulated(f"s3://{BUCKET}/ctrl-c", speed=60_000)
     progress = When(lambda view: view.generated_draws >= 400, lambda: signal.raise_signal(signal.SIGINT))
@@ -220,7 +221,7 @@ def test_ctrl_c_on_a_store_keeps_what_is_complete(store: Store, local_ray: None)
 
 
 def test_events_are_saved_while_the_run_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout_ray.ledger.SAVE_EVENTS_S", 0.0)
+    monkeypatch.setattr("rollout_ray.storage.event_log.SAVE_EVENTS_S", 0.0)
     log = EventLog(RunDirectory(f"s3://{BUCKET}/events"))
     log.write("begun")
     log.write("resumed")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.submit import checked_entrypoint, job_environment, main
-from rollout_ray.arms import resolve_arms
-from rollout_ray.config_sources import load_config
-from rollout_ray.errors import ConfigError
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.config.loading import load_config
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.jobs.submit import checked_entrypoint, job_environment, main
 from tests.conftest import ROOT, free_port
 
 # Draws a question, replicas and GPUs a replica.

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jobs.evaluate import evaluate
-from rollout_ray.collect import Rollouts
-from rollout_ray.estimates import wilson
-from rollout_ray.records import Completion, Question
-from rollout_ray.summary import Summary
-from rollout_ray.tallies import Tallies, curve_ks, nice_edges
-from rollout_ray.timeline import timeline
+from rollout_ray.api.collect import Rollouts
+from rollout_ray.core.records import Completion, Question
+from rollout_ray.jobs.evaluate import evaluate
+from rollout_ray.report.estimators import wilson
+from rollout_ray.report.statistics import Tallies, curve_ks, nice_edges
+from rollout_ray.report.timeline import timeline
+from rollout_ray.telemetry.summary import Summary
 from tests.finished_runs import finished
 
 GRADES = {"correct": True, "incorrect": False, "no_answer": False, "timeout": None}

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from rollout_ray.arms import chat_messages
-from rollout_ray.collect import collect
-from rollout_ray.config import DataConfig, Layout, ModelConfig, RunConfig
-from rollout_ray.config_sources import load_config
-from rollout_ray.errors import ConfigError, DatasetError, LedgerError
-from rollout_ray.export import export
-from rollout_ray.models import model_folder
-from rollout_ray.questions import load_questions
-from rollout_ray.verify import verify
+from rollout_ray.api.collect import collect
+from rollout_ray.config.arms import chat_messages
+from rollout_ray.config.loading import load_config
+from rollout_ray.config.schema import DataConfig, Layout, ModelConfig, RunConfig
+from rollout_ray.core.errors import ConfigError, DatasetError, LedgerError
+from rollout_ray.data.question_set import load_questions
+from rollout_ray.export.formats import export
+from rollout_ray.models.paths import model_folder
+from rollout_ray.results.verify import verify
 from tests.conftest import ROOT, demo_rows
 from tests.finished_runs import finished
 

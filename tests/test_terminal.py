@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from rollout_ray.config_arms import ArmConfig
-from rollout_ray.live import Live
-from rollout_ray.progress import Plain
-from rollout_ray.redaction import shown
-from rollout_ray.summary import ArmSummary, Summary, summary_table
-from rollout_ray.view import EngineView, RunView
+from rollout_ray.config.arm_schema import ArmConfig
+from rollout_ray.core.redaction import shown
+from rollout_ray.telemetry.live_view import Live
+from rollout_ray.telemetry.progress import Plain
+from rollout_ray.telemetry.run_view import EngineView, RunView
+from rollout_ray.telemetry.summary import ArmSummary, Summary, summary_table
 from tests.conftest import rollout
 
 HOSTILE = "[red]x[/] \x1b[31m\x1b]0;title\x07\u202e"
@@ -39,7 +39,7 @@ def test_hostile_names_are_shown_and_not_obeyed() -> None:
 
 
 def test_lines_of_a_log_are_shown_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout_ray.progress.PLAIN_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rollout_ray.telemetry.progress.PLAIN_INTERVAL_S", 0.0)
     Plain().update(RunView(1, engines={HOSTILE: EngineView()}))
     assert ESCAPED in capsys.readouterr().out
 

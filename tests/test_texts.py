@@ -1,4 +1,4 @@
-"""Tests of actors/texts.py against vLLM's own detokenizer."""
+"""Tests of actors/vllm_backend/detokenizer.py against vLLM's own detokenizer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from actors.texts import Output, TextDecoder
-from rollout_ray.models import model_folder
+from rollout_ray.actors.vllm_backend.detokenizer import Output, TextDecoder
+from rollout_ray.models.paths import model_folder
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:

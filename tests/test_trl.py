@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rollout_ray.export import export
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.models import model_folder
+from rollout_ray.export.formats import export
+from rollout_ray.models.paths import model_folder
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows
 from tests.finished_runs import finished
 

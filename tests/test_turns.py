@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actors.turns import await_turn
+from rollout_ray.actors.vllm_backend.compile_lock import await_turn
 from tests.conftest import HANG_S, ROOT
 
 TAKE = """
 import sys
-from actors.turns import await_turn
+from rollout_ray.actors.vllm_backend.compile_lock import await_turn
 with await_turn(sys.argv[1], "graph") as turn:
     print("leads" if turn.leads else "follows", flush=True)
     sys.stdin.readline()

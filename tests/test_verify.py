@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ray import merged as merged_module
-from rollout_ray.collect import collect
-from rollout_ray.config import Layout, RunConfig
-from rollout_ray.errors import LedgerError, VerifyError
-from rollout_ray.findings import SHOWN
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.records import Question, Trajectory
-from rollout_ray.verify import verify
+from rollout_ray.api.collect import collect
+from rollout_ray.config.schema import Layout, RunConfig
+from rollout_ray.core.errors import LedgerError, VerifyError
+from rollout_ray.core.records import Question, Trajectory
+from rollout_ray.results import merged_file as merged_module
+from rollout_ray.results.findings import SHOWN
+from rollout_ray.results.verify import verify
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows, rollout
 from tests.finished_runs import INPUTS, Rows, altered, finished, merged_path
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.vllm_arguments import engine_arguments, environment, graph_sizes
 from rollout_ray import RunConfig
-from rollout_ray.errors import ConfigError
+from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment, graph_sizes
+from rollout_ray.core.errors import ConfigError
 
 
 def config(**engine: Any) -> RunConfig:

@@ -14,8 +14,8 @@ from tests.conftest import HANG_S, ROOT
 
 START = """
 import os
-from actors.vllm_backend import VllmBackend
-from rollout_ray.config import RunConfig
+from rollout_ray.actors.vllm_backend.backend import VllmBackend
+from rollout_ray.config.schema import RunConfig
 
 engine = {"enforce_eager": False, "max_model_len": 512}
 VllmBackend(RunConfig.model_validate({"engine": engine}), gpus=0, threads=2)

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import collect
-from rollout_ray import files as files_module
-from rollout_ray.errors import ConfigError, DatasetError, LedgerError
-from rollout_ray.export import export
-from rollout_ray.files import row_batches, write_whole
-from rollout_ray.ledger import RunDirectory
-from rollout_ray.prepare import prepare_demo, prepare_gsm8k
+from rollout_ray.core.errors import ConfigError, DatasetError, LedgerError
+from rollout_ray.data.prepare import prepare_demo, prepare_gsm8k
+from rollout_ray.export.formats import export
+from rollout_ray.storage import files as files_module
+from rollout_ray.storage.files import row_batches, write_whole
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import ROOT, clean_environment, simulated_greedy
 
 
@@ -36,7 +36,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(target, fails)
     assert [p.name for p in target.parent.iterdir()] == ["file"] and target.read_bytes() == b"old"
     script = (
-        "import os, signal, sys\nfrom rollout_ray.files import write_whole\n"
+        "import os, signal, sys\nfrom rollout_ray.storage.files import write_whole\n"
         "def dies(stream):\n    stream.write(b'half'); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_whole(sys.argv[1], dies)"
     )

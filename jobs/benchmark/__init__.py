@@ -1,1 +1,1 @@
-"""Ours against bare vLLM and ray.data.llm on one workload, in one run: `python -m jobs.benchmark`."""
+"""Ours against bare vLLM and ray.data.llm on one workload, in one run: `python -m rollout_ray.jobs.benchmark`."""

@@ -1,11 +1,12 @@
 """Runs systems on one workload, each in its own process, several times in turn; prints one table.
 
-    python -m jobs.benchmark                                  # 50 questions x 8 arms x 64 tokens, the demo model
-    python -m jobs.benchmark --questions gsm8k.parquet --limit 500 --systems all --json figures.json \\
+    python -m rollout_ray.jobs.benchmark                         # 50 questions x 8 arms x 64 tokens, the demo model
+    python -m rollout_ray.jobs.benchmark --questions gsm8k.parquet --limit 500 --systems all --json figures.json \\
         --model-path 7b --load-format dummy --gpus 1 --replicas 1 --tokens 220
 
-A model's shape without weights comes from `python -m jobs.benchmark.model`. A system that fails does not end the others:
-its row says so, the end of its log is shown, and the exit code is 1. Ratios are against bare vLLM of the same repeat.
+A model's shape without weights comes from `python -m rollout_ray.jobs.benchmark.model`. A system that fails does not end
+the others: its row says so, the end of its log is shown, and the exit code is 1. Ratios are against bare vLLM of the
+same repeat.
 On GPUs the first to compile a graph does so for all that come after it, so that a first repeat flatters the later
 systems: --cold lets each run compile for itself, else warm the caches with a run before.
 """
@@ -26,18 +27,20 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.benchmark.gpu import Gpus
-from jobs.benchmark.measure import SystemFailed, last_words, measure
-from jobs.benchmark.systems import SYSTEMS
-from jobs.benchmark.table import figures_table
-from jobs.benchmark.workload import Job, write_workload
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.jobs.benchmark.gpu import Gpus
+from rollout_ray.jobs.benchmark.measure import SystemFailed, last_words, measure
+from rollout_ray.jobs.benchmark.systems import SYSTEMS
+from rollout_ray.jobs.benchmark.table import figures_table
+from rollout_ray.jobs.benchmark.workload import Job, write_workload
 
 USUAL = ["bare", "ray_data", "ours"]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rollout_ray.jobs.benchmark", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--questions", help="parquet with prompt and gold_answer; default: 50 generated problems")
     parser.add_argument("--limit", type=int, help="use only the first so many questions")
     parser.add_argument("--model-path", default="demo")

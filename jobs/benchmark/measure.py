@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from jobs.benchmark.gpu import Gpus, Sample, mean_busy
+from rollout_ray.jobs.benchmark.gpu import Gpus, Sample, mean_busy
 
 SAMPLE_S = 0.5
 RELEASE_S = 60.0
@@ -76,7 +76,7 @@ def _run(
     deadline = time.monotonic() + timeout_s
     with output.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.benchmark.systems", name, str(workload), str(output)],
+            [sys.executable, "-m", "rollout_ray.jobs.benchmark.systems", name, str(workload), str(output)],
             env={**os.environ, **variables},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """Makes a model folder to benchmark with: a Mistral's shape and a tokenizer trained on the questions, but no weights.
 
-    python -m jobs.benchmark.model OUT --questions gsm8k.parquet             # a 7B; run it with load_format dummy
-    python -m jobs.benchmark.model OUT --questions gsm8k.parquet --shape tiny
+    python -m rollout_ray.jobs.benchmark.model OUT --questions gsm8k.parquet        # a 7B; run it with load_format dummy
+    python -m rollout_ray.jobs.benchmark.model OUT --questions gsm8k.parquet --shape tiny
 
 Owns the shape and the tokenizer. It makes no weights: vLLM's load_format 'dummy' does. What such a model writes is noise,
 so a benchmark fixes the output lengths.
@@ -97,7 +97,9 @@ def _texts(table: pa.Table) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark.model", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rollout_ray.jobs.benchmark.model", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--questions", type=Path, required=True, help="parquet whose texts the tokenizer learns")
     parser.add_argument("--shape", choices=SHAPES, default="7b")

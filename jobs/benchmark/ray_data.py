@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmark.account import Account
-from jobs.benchmark.prompts import token_prompts
+from rollout_ray.jobs.benchmark.account import Account
+from rollout_ray.jobs.benchmark.prompts import token_prompts
 
 Workload = dict[str, Any]
 Row = dict[str, Any]

@@ -1,6 +1,6 @@
 """A run of a million trajectories with simulated engines: what the driver, a scorer and the merge cost.
 
-    python -m jobs.benchmark.scale --questions 125000
+    python -m rollout_ray.jobs.benchmark.scale --questions 125000
 
 Runs the command line as its own process and watches its processes through /proc (Linux). Memory is the resident set;
 the driver's CPU time is counted from the first engine's start to the beginning of the merge.
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rollout_ray.prepare import prepare_demo
+from rollout_ray.data.prepare import prepare_demo
 
 MIB = 2**20
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -94,7 +94,9 @@ def watch(run: subprocess.Popen[bytes], out: Path) -> Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark.scale", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rollout_ray.jobs.benchmark.scale", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--questions", type=int, default=125_000, help="each is drawn under eight arms")
     parser.add_argument("--replicas", type=int, default=4, help="simulated engines, of a million tokens a second each")
     parser.add_argument("--scorers", type=int, default=1)

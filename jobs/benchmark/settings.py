@@ -1,6 +1,7 @@
 """One engine without Ray, under several settings: what each choice of vllm_arguments.py costs or gains.
 
-    python -m jobs.benchmark.settings RUN.json --variant now '{}' --variant eager '{"engine": {"enforce_eager": true}}'
+    python -m rollout_ray.jobs.benchmark.settings RUN.json --variant now '{}' \\
+        --variant eager '{"engine": {"enforce_eager": true}}'
 
 A variant is JSON with `engine` (fields of the config's engine section) and `environment` (variables). Each runs in a
 process of its own, `--at-once` of them at a time, each on a GPU of its own; every request is there from the start, as in
@@ -20,11 +21,11 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from actors.vllm_backend import VllmBackend
-from rollout_ray.arms import resolve_arms
-from rollout_ray.config import RunConfig
-from rollout_ray.questions import load_questions
-from rollout_ray.records import draws_of, sampling_seed
+from rollout_ray.actors.vllm_backend.backend import VllmBackend
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import draws_of, sampling_seed
+from rollout_ray.data.question_set import load_questions
 
 
 def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +72,14 @@ def run_variant(workload: str, name: str, variant: dict[str, Any], gpu: int | No
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     log = Path(f"{workload}.{name}.log")
-    words = [sys.executable, "-m", "jobs.benchmark.settings", workload, "--measure", json.dumps(variant.get("engine", {}))]
+    words = [
+        sys.executable,
+        "-m",
+        "rollout_ray.jobs.benchmark.settings",
+        workload,
+        "--measure",
+        json.dumps(variant.get("engine", {})),
+    ]
     with log.open("w") as stderr:
         try:
             done = subprocess.run(
@@ -85,7 +93,9 @@ def run_variant(workload: str, name: str, variant: dict[str, Any], gpu: int | No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark.settings", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rollout_ray.jobs.benchmark.settings", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("workload", help="JSON with config (a run's) and gpus (an engine's)")
     parser.add_argument("--variant", nargs=2, action="append", default=[], metavar=("NAME", "JSON"))
     parser.add_argument("--at-once", type=int, default=1, help="variants at a time, each on GPUs of its own")

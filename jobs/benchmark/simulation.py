@@ -3,8 +3,8 @@
 An engine decodes up to `places` sequences at once, and a decoding step over n of them takes STEP_S + n * SEQUENCE_S:
 one sequence alone makes 150 tokens a second, 1,024 make 25,000, as vLLM does with a 7B model in bf16 on an H200 (24,061
 measured over a whole run; alone, a step reads the weights once). Prompts cost nothing here. Engines answer as
-actors/engine.py does; the driver is one server that takes so long for each answer. Owns the model of time, and nothing
-of what goes where: that is rollout_ray/scheduler.py's.
+actors/engine/engine.py does; the driver is one server that takes so long for each answer. Owns the model of time, and
+nothing of what goes where: that is rollout_ray/driver/scheduler.py's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from actors.backend import BackendInfo
-from actors.engine import eighth, room
-from rollout_ray.fleet import COALESCE_S, HEARTBEAT_S
-from rollout_ray.questions import TURNS
-from rollout_ray.records import Question
-from rollout_ray.scheduler import Cut, PieceKey, Scheduler
+from rollout_ray.actors.backend import BackendInfo
+from rollout_ray.actors.engine.engine import eighth, room
+from rollout_ray.core.records import Cut, PieceKey, Question
+from rollout_ray.data.question_set import TURNS
+from rollout_ray.driver.replica_set import COALESCE_S, HEARTBEAT_S
+from rollout_ray.driver.scheduler import Scheduler
 
 PLACES = 1024
 ALONE, FULL = 150.0, 25_000.0  # tokens/s of one sequence, and of PLACES at once

@@ -1,4 +1,4 @@
-"""One system a process: `python -m jobs.benchmark.systems NAME WORKLOAD.json OUTPUT.parquet`.
+"""One system a process: `python -m rollout_ray.jobs.benchmark.systems NAME WORKLOAD.json OUTPUT.parquet`.
 
 Each reads the workload (see workload.py), generates, writes a parquet and returns its account of the time. The
 references load nothing of rollout_ray, as their users would not; ours is one call of `collect`.
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmark import ray_data, vllm_alone
-from jobs.benchmark.account import Account
+from rollout_ray.jobs.benchmark import ray_data, vllm_alone
+from rollout_ray.jobs.benchmark.account import Account
 
 
 def ours(workload: dict[str, Any], output: str) -> Account:

@@ -1,7 +1,7 @@
 """The end of a run with long-tailed lengths, and what the scheduler costs there, by simulation; prints one table.
 
-    python -m jobs.benchmark.tail                                        # the scenarios below
-    python -m jobs.benchmark.tail --engines 1000 --questions 1250000     # 10 million draws, about two minutes
+    python -m rollout_ray.jobs.benchmark.tail                                        # the scenarios below
+    python -m rollout_ray.jobs.benchmark.tail --engines 1000 --questions 1250000     # 10 million draws, about two minutes
 
 The model of the engines is simulation.py's.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from jobs.benchmark.simulation import PLACES, Outcome, Workload, simulate
+from rollout_ray.jobs.benchmark.simulation import PLACES, Outcome, Workload, simulate
 
 STAGGERED = tuple(i * 0.5 for i in range(8))
 SCENARIOS = {
@@ -62,7 +62,9 @@ def mean(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.benchmark.tail", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rollout_ray.jobs.benchmark.tail", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--engines", type=int, help="this many engines instead of the scenarios")
     parser.add_argument("--questions", type=int, default=125_000)
     parser.add_argument("--draws", type=int, default=8, help="a question")

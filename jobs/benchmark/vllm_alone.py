@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.benchmark.account import Account
-from jobs.benchmark.prompts import token_prompts
+from rollout_ray.jobs.benchmark.account import Account
+from rollout_ray.jobs.benchmark.prompts import token_prompts
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier

@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from actors.vllm_arguments import engine_arguments, environment
-from rollout_ray.arms import chat_messages, resolve_arms
-from rollout_ray.config import RunConfig
-from rollout_ray.records import draws_of, sampling_seed
-from rollout_ray.slots import FORWARDED
+from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment
+from rollout_ray.config.arms import chat_messages, resolve_arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import draws_of, sampling_seed
+from rollout_ray.driver.replica import FORWARDED
 
 # What a reference with vLLM's own choices is still told: the model, and on the CPU the limits without which it fails.
 NEEDED = ("model", "load_format", "max_model_len")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rollout_ray.records import Question, Trajectory
+from rollout_ray.core.records import Question, Trajectory
 
 PER_TOKEN = 0.001
 

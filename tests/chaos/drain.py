@@ -13,8 +13,8 @@ from pathlib import Path
 
 import ray
 
-from rollout_ray.config import RunConfig
-from rollout_ray.ledger import RunDirectory
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.chaos.scenarios import Cluster, Outcome, check, environment, write_questions
 from tests.conftest import ROOT
 

@@ -19,8 +19,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollout_ray.config import RunConfig
-from rollout_ray.ledger import RunDirectory
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.storage.run_directory import RunDirectory
 from tests.chaos.scenarios import RAYLET, TITLES, Outcome, check, environment, found
 from tests.conftest import ROOT, demo_rows
 

@@ -16,8 +16,8 @@ import psutil
 import ray
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.progress import Plain
-from rollout_ray.view import RunView
+from rollout_ray.telemetry.progress import Plain
+from rollout_ray.telemetry.run_view import RunView
 from tests.chaos.scenarios import RAYLET, SCORER, TITLES, Cluster, Outcome, check, environment, found, write_questions
 
 ACTORS = 6  # engines, and scorers, which Ray spreads over the two nodes

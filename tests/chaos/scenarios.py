@@ -19,9 +19,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollout_ray.arms import resolve_arms
-from rollout_ray.config import RunConfig
-from rollout_ray.records import draws_of, sampling_seed
+from rollout_ray.config.arms import resolve_arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import draws_of, sampling_seed
 from tests.conftest import ROOT, clean_environment, demo_rows, free_port
 from tests.processes import ENGINES, SCORERS
 
@@ -30,7 +30,7 @@ ENGINE, SCORER, GRADER, DRIVER, RAYLET = "engine", "scorer", "grader child", "dr
 TITLES = {
     ENGINE: ENGINES,
     SCORER: SCORERS,
-    GRADER: ("rollout_ray.grader_child",),
+    GRADER: ("rollout_ray.scoring.sympy_worker",),
     RAYLET: ("/raylet/raylet",),
 }
 

@@ -39,7 +39,7 @@ class Account:
     def provider_config(self, state: Path, **more: Any) -> dict[str, Any]:
         return {
             "type": "external",
-            "module": "cluster.lambda_provider.LambdaNodeProvider",
+            "module": "rollout_ray.cluster.lambda_provider.LambdaNodeProvider",
             "region": "us-east-1",
             "ssh_key_name": "laptop",
             "api_url": self.url,

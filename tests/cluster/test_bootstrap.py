@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_STATUS, TAG_RAY_USER_NODE_TYPE
 
-from cluster.lambda_provider import LambdaNodeProvider
-from rollout_ray.errors import CloudError, ConfigError
+from rollout_ray.cluster.lambda_provider import LambdaNodeProvider
+from rollout_ray.core.errors import CloudError, ConfigError
 from tests.cluster.conftest import KEY, Account
 
 HEAD = {TAG_RAY_NODE_KIND: "head", TAG_RAY_USER_NODE_TYPE: "head", TAG_RAY_NODE_STATUS: "uninitialized"}

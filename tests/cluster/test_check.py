@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rollout_ray.run import main
+from rollout_ray.cli.main import main
 from tests.cluster.conftest import KEY, Account
 from tests.conftest import ROOT
 

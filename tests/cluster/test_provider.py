@@ -20,10 +20,10 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from cluster import lambda_provider
-from cluster.lambda_pace import Pace
-from cluster.lambda_provider import LambdaNodeProvider
-from rollout_ray.errors import CloudError
+from rollout_ray.cluster import lambda_provider
+from rollout_ray.cluster.lambda_pace import Pace
+from rollout_ray.cluster.lambda_provider import LambdaNodeProvider
+from rollout_ray.core.errors import CloudError
 from tests.cluster.conftest import Account
 from tests.conftest import await_that
 

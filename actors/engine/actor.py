@@ -1,0 +1,147 @@
+"""The engine actor: what Ray and the driver see of an engine (engine.py).
+
+Owns what an engine has to do with Ray: finished generations are returned for the scoring actors, the driver reads counts
+only; one of a named pool ends once no job uses it. The engine itself is in a process that has imported vLLM already
+(engine_process.py), or here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rollout_ray.actors.backend import BackendInfo
+from rollout_ray.actors.engine.engine import Engine, Exchange
+from rollout_ray.actors.engine.keepalive import Leash, end_process
+from rollout_ray.actors.engine.logs import redirect_output
+from rollout_ray.actors.engine.process import EngineProcess, Order, fork_engine, fork_engine_apart
+from rollout_ray.actors.vllm_backend.arguments import environment as variables
+from rollout_ray.actors.vllm_backend.arguments import has_own_process
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.records import Arm, Generated, RolloutRequest
+from rollout_ray.models.checkpoints import Policy
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a job that finds an engine of a named pool must know of it. `info` is None where it is not, or could not be,
+    started; `note` is what the job that started it left for later ones."""
+
+    info: BackendInfo | None
+    policy: Policy
+    log_file: str | None
+    note: Any
+
+
+class EngineActor:
+    """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
+    time; between two runs also `update_weights`. `policy` says which weights the config names, `server` where a process can
+    be had on this machine that has imported vLLM."""
+
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        gpus: int,
+        threads: int,
+        environment: Mapping[str, str],
+        log_file: str | None = None,
+        policy: Policy | None = None,
+        leash: Leash | None = None,
+        note: Any = None,
+        server: str | None = None,
+    ) -> None:
+        os.environ.update(environment)
+        output = redirect_output(log_file) if log_file else None
+        self._policy = policy or Policy(config.model.model_path, config.model.model_path)
+        self._make = partial(Engine, name, config, gpus, threads, self._policy, output)
+        self._needs: dict[str, str] | None = None
+        if config.engine.backend == "vllm" and sys.platform == "linux":
+            self._needs = variables(config, gpus=gpus, threads=threads)
+        self._server, self._cores_apart = server, has_own_process(gpus)
+        self._name, self._log_file, self._note = name, log_file, note
+        self._info: BackendInfo | None = None
+        self._engine: Callable[..., Any] | None = None
+        if leash:
+            leash.watch(end_process)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and logs call it."""
+        return self._name
+
+    def start(self) -> BackendInfo:
+        """Loads the engine, once. Raises NoMemory where memory was short, else RuntimeError with the backend's words."""
+        import ray
+
+        if self._info is None:
+            began = time.perf_counter()
+            self._engine = self._made()
+            waited = time.perf_counter() - began
+            info: BackendInfo = self._call("start")
+            self._info = replace(
+                info,
+                node=ray.get_runtime_context().get_node_id(),
+                import_seconds=info.import_seconds + waited,
+                phases={name: took + waited if name == "import" else took for name, took in info.phases.items()},
+            )
+        return self._info
+
+    def _made(self) -> Callable[..., Any]:
+        """The engine, as a function of the name of a method and its arguments."""
+        if process := self._forked():
+            return process.call
+        engine = self._make()
+        return lambda method, *arguments: getattr(engine, method)(*arguments)
+
+    def _forked(self) -> EngineProcess | None:
+        """The engine in a process of the driver's server; where that is not to be had, and the engine core has a process of
+        its own, which is forked from such a process only, of another server. None where the engine is to be here."""
+        if self._needs is None:
+            return None
+        order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), sys.path, self._make)
+        process = fork_engine(order, self._server) if self._server else None
+        return process or (fork_engine_apart(order) if self._cores_apart else None)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        if self._engine is None:
+            raise RuntimeError(f"engine {self._name} was given work before it was started")
+        return self._engine(method, *arguments)
+
+    def card(self) -> Card:
+        """What another job must know before it takes this engine over."""
+        return Card(self._info, self._policy, self._log_file, self._note)
+
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
+        """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the engine cannot serve
+        an arm, and what broke it, where it is broken."""
+        self._call("begin", config, arms)
+        assert self._info is not None
+        return self._info
+
+    def drop(self) -> None:
+        """Drops all that the present run still has here."""
+        self._call("drop")
+
+    def update_weights(self, policy: Policy) -> float:
+        """Loads other weights of the same shape, and drops the present run; returns the seconds that it took. The engine is
+        of no use where this raises."""
+        seconds: float = self._call("update_weights", policy)
+        self._policy = policy
+        return seconds
+
+    def exchange(
+        self, lanes: int, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0
+    ) -> tuple[Exchange | list[Generated] | None, ...]:
+        """Engine.exchange, and then for each of `lanes` what it hands over, if that is anything: 1 + `lanes` returns.
+
+        They belong to the caller: what this actor would put into the store itself would be lost with it.
+        """
+        told: Exchange
+        done: dict[int, list[Generated]]
+        told, done = self._call("exchange", requests, wait_s, coalesce_s, recalled)
+        return told, *map(done.get, range(lanes))

@@ -1,0 +1,162 @@
+"""The choices that vLLM is started with: environment variables and engine arguments, from the config and the hardware.
+
+Owns each choice and its reason; a field of the config, or of `engine.extra`, beats it. It uses only names that vLLM 0.26
+to 0.33 share, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from rollout_ray.actors.vllm_backend.architecture import checkpoint_config, is_hybrid
+from rollout_ray.config import arms
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.models import adapters
+from rollout_ray.models.model_size import size_of
+from rollout_ray.models.paths import model_folder
+from rollout_ray.sizing.hardware import CPU_SEQS, DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
+
+CPU_MAX_NUM_BATCHED_TOKENS = 4096
+UNKNOWN_KV_CACHE_BYTES = 2**30  # where a model's need is not known; it is not told for the states of a hybrid
+GRAPH_CHOICES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilation_config"}  # the user's, through extra
+WORKER = "rollout_ray.actors.vllm_backend.worker.Worker"  # by name: the module imports vLLM
+
+
+def has_own_process(gpus: int) -> bool:
+    """Whether the engine core of a replica on that many GPUs has a process of its own, which is vLLM's default.
+
+    On H200s (7B, 4,000 x 220 tokens, warm caches) it then decodes as fast as the bare engine, over two GPUs 5% faster than
+    in one process with what feeds it. On the CPU it would take cores from itself. The variable of vLLM beats it.
+    """
+    return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if gpus else "0") != "0"
+
+
+def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]:
+    """Variables that the engine's process needs before vLLM is imported."""
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    default = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "true"}
+    named = [model_folder(config.model.model_path), config.model.tokenizer_path]
+    if all(Path(name).is_dir() for name in named if name):
+        quiet |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    default["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if has_own_process(gpus) else "0"
+    if gpus == 0:
+        # Two engines of one machine must not both bind every core. With more threads than cores vLLM's attention kernel
+        # aborts.
+        needed = {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(min(threads, len(os.sched_getaffinity(0)))),
+        }
+    else:
+        # A start then takes over what an earlier one has measured of the GPU's memory (vLLM checks that it still holds).
+        default["VLLM_ENABLE_STARTUP_PLAN"] = "1"
+        # Several engines of a machine would each want all its cores for what little they compute there.
+        default["OMP_NUM_THREADS"] = "1"
+        needed = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}  # where vLLM sees that it must not, it spawns
+        if config.engine.deterministic:
+            needed["VLLM_BATCH_INVARIANT"] = "1"
+        if importlib.util.find_spec("flashinfer") is None:
+            default["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    return {**{k: v for k, v in default.items() if k not in os.environ}, **quiet, **needed}
+
+
+def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
+    """Keyword arguments of vLLM's EngineArgs, with every choice made that the config left open."""
+    engine, model = config.engine, config.model
+    on_gpu = gpus > 0
+    max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_SEQS)
+    whole = checkpoint_config(config)
+    checkpoint = whole.get_text_config()
+    limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
+    max_model_len = engine.max_model_len or arms.default_max_model_len(config)
+    if max_model_len and limit and not engine.max_model_len:
+        max_model_len = min(max_model_len, limit)
+    arguments: dict[str, Any] = {
+        "model": model_folder(model.model_path),
+        "tokenizer": model.tokenizer_path,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "dtype": engine.dtype,
+        "load_format": engine.load_format,
+        # Questions are text. The encoders of a model that takes pictures or sound as well would want memory, time at the
+        # start, and files that a trainer does not save.
+        "language_model_only": True,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": max(1, gpus),
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "max_num_seqs": max_num_seqs,
+        "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
+        "seed": config.sampling.seed % 2**32,
+        "disable_log_stats": False,  # costs nothing that could be measured on an H200
+        "worker_cls": WORKER,
+        **_lora_arguments(config, on_gpu),
+    }
+    if on_gpu:
+        arguments |= {
+            "max_num_batched_tokens": engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS,
+            "enable_chunked_prefill": engine.enable_chunked_prefill is not False,
+            "distributed_executor_backend": "mp" if gpus > 1 else "uni",
+        }
+        if not arguments["enforce_eager"] and not GRAPH_CHOICES & engine.extra.keys():
+            arguments["cudagraph_capture_sizes"] = graph_sizes(max_num_seqs)
+    else:
+        if engine.deterministic:
+            raise ConfigError("deterministic needs a GPU: vLLM has no batch-invariant kernels for the CPU; leave it unset")
+        # A seeded request whose prefill is chunked crashes the CPU engine, so a whole prompt must fit into one step.
+        if engine.enable_chunked_prefill:
+            raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
+        tokens = engine.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
+        longest = max_model_len or limit or tokens
+        hybrid = is_hybrid(whole)
+        if engine.enable_prefix_caching is None and hybrid:
+            arguments["enable_prefix_caching"] = False  # vLLM shares such states between chunks of a prefill only
+        arguments |= {
+            "max_num_batched_tokens": max(tokens, longest),
+            "kv_cache_memory_bytes": _cpu_kv_cache_bytes(config, checkpoint, max_num_seqs, longest, hybrid),
+            "enable_chunked_prefill": False,
+            "distributed_executor_backend": "uni",
+        }
+    return {name: value for name, value in (arguments | engine.extra).items() if value is not None}
+
+
+def graph_sizes(most: int) -> list[int]:
+    """Batch sizes to capture CUDA graphs for, up to `most` sequences; a batch is padded to the next of them.
+
+    Every graph costs 28 ms of the start, twice (with and without prefills in the batch), on an H200. vLLM captures every
+    8th size to 256 and every 16th above, by its own choice up to 512. Ours are fewer: a batch grows by less than a
+    quarter, and by less than 64 sequences.
+    """
+    sizes = {1, 2, 4, most}
+    for first, last, apart in ((8, 64, 8), (80, 128, 16), (160, 256, 32), (320, most, 64)):
+        sizes.update(range(first, last + 1, apart))
+    return sorted(size for size in sizes if size <= most)
+
+
+def _lora_arguments(config: RunConfig, on_gpu: bool) -> dict[str, Any]:
+    room = adapters.capacity(adapters.adapters_of(arms.resolve_arms(config)))
+    if not room.count:
+        return {}
+    # The CPU kernels give a request without adapter the one in the last place, so this place must stay empty.
+    places = room.count if on_gpu else room.count + 1
+    return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
+
+
+def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, longest: int, hybrid: bool) -> int:
+    """Room for max_num_seqs sequences of a quarter of the `longest` (tokens), within 4 GiB; at least for one whole one.
+
+    vLLM would take most of the machine's memory and touch every page of it at start: 1.6 s a GiB.
+    """
+    if config.engine.kv_cache_gib is not None:
+        return int(config.engine.kv_cache_gib * 2**30)
+    # A family may have names of its own (n_layer) for what size_of asks for.
+    written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
+    size = size_of(written, config)
+    if size is None:
+        return UNKNOWN_KV_CACHE_BYTES
+    bytes_per_token = size.kv_bytes_per_token
+    many = min(max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
+    return max(many, 2 * longest * bytes_per_token, UNKNOWN_KV_CACHE_BYTES if hybrid else 0)

@@ -1,0 +1,242 @@
+"""vLLM behind the Backend interface of engine.py: one replica on the CPU, on one GPU, or over several of one node.
+
+Owns what is particular to vLLM's engine: its start, its requests and their sampling parameters. What it is started with is
+vllm_arguments.py's. It uses only what vLLM 0.26 to 0.33 share, and keeps no record of whose request is whose.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rollout_ray.actors.backend import BackendInfo, Finished
+from rollout_ray.actors.vllm_backend.architecture import register_classes
+from rollout_ray.actors.vllm_backend.arguments import WORKER, engine_arguments, environment, has_own_process
+from rollout_ray.actors.vllm_backend.core_process import end_cores_with_this_process
+from rollout_ray.actors.vllm_backend.detokenizer import Output, TextDecoder
+from rollout_ray.actors.vllm_backend.imports import uncollected
+from rollout_ray.actors.vllm_backend.page_cache import read_ahead
+from rollout_ray.actors.vllm_backend.stats import VllmStats
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.config.templates import stored_template
+from rollout_ray.core.errors import ConfigError, Refused
+from rollout_ray.core.records import Arm, Draw, Prompt
+from rollout_ray.models import adapters
+from rollout_ray.models.paths import model_folder
+from rollout_ray.models.prompt_encoder import PromptEncoder
+from rollout_ray.telemetry.engine_stats import EngineStats
+
+log = logging.getLogger(__name__)
+
+
+# Sampling parameters by which the text of the same tokens differs.
+TEXT_PARAMETERS = frozenset(("include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"))
+RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
+
+
+class VllmBackend:
+    """One vLLM replica. Construct it in the process that is to hold it: vLLM is imported then."""
+
+    def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
+        self._config, self._gpus = config, gpus
+        os.environ.update(environment(config, gpus=gpus, threads=threads))
+        if config.engine.load_format != "dummy":
+            read_ahead(model_folder(config.model.model_path))
+        began = time.perf_counter()
+        with uncollected():
+            from vllm import SamplingParams
+            from vllm import exceptions as vllm_exceptions
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.envs import enable_envs_cache
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+            from vllm.v1.engine.llm_engine import LLMEngine
+        if has_own_process(gpus) and sys.platform == "linux":
+            end_cores_with_this_process()
+        imported = time.perf_counter()
+        self._lora_request = LoRARequest
+        self._served: dict[tuple[str, str], Any] = {}  # path and fingerprint of an adapter -> LoRARequest
+        self._loras: dict[str, Any] = {}  # the same by path alone
+        self._last_lora = 0
+        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
+        self._structured_outputs = StructuredOutputsParams
+        self._parameters: dict[str, dict[str, Any]] = {}  # of each arm
+        self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
+        register_classes(config)
+        arguments = engine_arguments(config, gpus=gpus)
+        configured = time.perf_counter()
+        self._stats = VllmStats(arguments["max_num_seqs"])
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=self._stats.loggers())
+        # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
+        # Set only now: the processes that vLLM has forked keep what they would have without us.
+        sys.setswitchinterval(0.001)
+        enable_envs_cache()  # for this process too: vLLM reads a variable with every token that it counts
+        self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
+        self._processes = multiprocessing.active_children()
+        tokenizer = self._engine.get_tokenizer()
+        template = config.model.chat_template
+        if template is None and getattr(tokenizer, "chat_template", "in code") is None:
+            template = stored_template(config.model.tokenizer_path or model_folder(config.model.model_path))
+        self._encoder = PromptEncoder(tokenizer, self._max_model_len, template)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        self._decoder = TextDecoder(fast) if fast is not None else None
+        self._vllm_decodes = True
+        self._info = BackendInfo(
+            max_num_seqs=arguments["max_num_seqs"],
+            core_apart=has_own_process(gpus),
+            import_seconds=imported - began,
+            load_seconds=time.perf_counter() - imported,
+            phases={"import": imported - began, "config": configured - imported, **self._worker_phases(arguments)},
+            settings={k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
+            | {"max_model_len": self._max_model_len},
+        )
+
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def _worker_phases(self, arguments: Mapping[str, Any]) -> dict[str, float]:
+        """Seconds of each phase of vLLM's own start, of the slowest worker in each."""
+        if arguments["worker_cls"] != WORKER:
+            return {}
+        workers: list[dict[str, float]] = self._engine.collective_rpc("rollout_phases")
+        return {name: max(worker.get(name, 0.0) for worker in workers) for name in workers[0]}
+
+    def check(self) -> None:
+        """Raises RuntimeError where a process of the engine's own has ended: vLLM waits for a killed one for ever."""
+        for process in self._processes:
+            if not process.is_alive():
+                raise RuntimeError(f"vLLM's process {process.name} ended with exit code {process.exitcode}")
+
+    def stats(self) -> EngineStats:
+        return self._stats.stats
+
+    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+        """Takes up a run's arms. Raises ConfigError where vLLM cannot load an adapter or refuses an arm's sampling
+        parameters, and where the chat template knows no variable of an arm's."""
+        self._config = config
+        self._encoder.check(arms)
+        self._parameters = {arm.name: self._settled(arm) for arm in arms}
+        # A stop string must be seen when it comes, which takes vLLM's own text; and it reads special tokens in its own way.
+        changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
+        self._vllm_decodes = self._decoder is None or changed or bool(config.sampling.stop)
+        wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
+        for gone in self._served.keys() - wanted:
+            self._engine.remove_lora(self._served.pop(gone).lora_int_id)
+        for path, fingerprint in sorted(wanted - self._served.keys()):
+            # vLLM knows an adapter, and the prefixes cached under it, by id and name: no other content may bear them.
+            self._last_lora += 1
+            request = self._lora_request(f"adapter-{self._last_lora}", self._last_lora, path)
+            try:
+                self._engine.add_lora(request)
+            except Exception as error:
+                self.check()
+                raise ConfigError(f"vLLM cannot serve the adapter {path}: {error}; merge it into the model") from error
+            self._served[path, fingerprint] = request
+        self._loras = {path: request for (path, _), request in self._served.items()}
+
+    def update_weights(self, path: str) -> None:
+        """Loads the checkpoint in the folder `path`, which has the shape of the present one."""
+        self._engine.collective_rpc("rollout_load_weights", args=(path,))
+        deadline = time.monotonic() + RESET_S
+        while not self._engine.reset_prefix_cache():  # what was aborted a moment ago may still hold its blocks
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
+            time.sleep(0.05)
+
+    def _settled(self, arm: Arm) -> dict[str, Any]:
+        """The sampling parameters of an arm, but for those that each request has for itself."""
+        extra = dict(arm.extra_sampling)
+        sampling = self._config.sampling
+        parameters: dict[str, Any] = {
+            "temperature": arm.temperature,
+            "top_p": arm.top_p,
+            "top_k": max(arm.top_k, 0),
+            "repetition_penalty": arm.repetition_penalty,
+            "stop": sampling.stop or None,
+            "ignore_eos": sampling.ignore_eos,
+            "output_kind": self._final_only,
+            "skip_clone": True,  # no other request has these, and a deep copy is a third of the cost of adding one
+        }
+        try:
+            if isinstance(extra.get("structured_outputs"), Mapping):
+                extra["structured_outputs"] = self._structured_outputs(**extra["structured_outputs"])
+            made = self._sampling_params.from_optional(max_tokens=arm.max_tokens, **extra)
+            parameters |= {name: getattr(made, name) for name in extra}
+            self._sampling_params(**parameters, max_tokens=arm.max_tokens)
+        except self._refusals as error:
+            raise ConfigError(
+                f"vLLM refuses the sampling parameters of the arm {arm.name}: {error}; correct them"
+            ) from error
+        return parameters
+
+    def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
+        """The prompt's tokens; see PromptEncoder."""
+        return self._encoder.encode(prompt, arm)
+
+    def opening(self, arm: Arm) -> str:
+        """What the prompt begins the output with; see PromptEncoder."""
+        return self._encoder.opening(arm)
+
+    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
+        """Queues one request. Raises Refused where vLLM rejects it."""
+        arm = draw.arm
+        parameters = self._parameters[arm.name] | {
+            "max_tokens": min(arm.max_tokens, self._max_model_len - len(tokens)),
+            "seed": seed if arm.temperature > 0 else None,
+            "detokenize": self._vllm_decodes,
+        }
+        lora = self._loras[arm.lora_path] if arm.lora_path else None
+        try:
+            self._engine.add_request(
+                key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters), lora_request=lora
+            )
+        except self._refusals as error:
+            raise Refused(f"vLLM refused the request: {error}") from error
+
+    def step(self) -> list[Finished]:
+        """Decodes one step; returns what it finished."""
+        ended = [output for output in self._engine.step() if output.finished]
+        self._stats.finished(ended)
+        return [_finished(output, self._vllm_decodes) for output in ended]
+
+    def read(self, finished: Sequence[Finished]) -> list[Finished]:
+        """Gives what vLLM did not decode its text. Beside the steps: a thousand outputs that end together take longer than
+        the engine has."""
+        if self._decoder is None:
+            return list(finished)
+        texts = iter(self._decoder.texts([one.unread for one in finished if one.unread]))
+        return [replace(one, text=next(texts), unread=None) if one.unread else one for one in finished]
+
+    def abort(self, keys: Sequence[str]) -> None:
+        self._engine.abort_request(list(keys))
+
+    def close(self) -> None:
+        """Ends the engine's own processes, where it has some."""
+        shutdown = getattr(self._engine.engine_core, "shutdown", None)
+        if shutdown:
+            shutdown()
+
+
+def _tokens_of(output: Any) -> Output:
+    completion = output.outputs[0]
+    return Output(output.prompt_token_ids, completion.token_ids, stopped=completion.finish_reason == "stop")
+
+
+def _finished(output: Any, decoded: bool) -> Finished:
+    completion = output.outputs[0]
+    reason = completion.finish_reason
+    regular = reason in ("stop", "length")
+    return Finished(
+        key=output.request_id,
+        text=completion.text if decoded else "",
+        num_tokens=len(completion.token_ids),
+        finish_reason=reason if regular else "error",
+        error=None if regular else f"vLLM ended the request: {reason}",
+        unread=None if decoded else _tokens_of(output),
+    )

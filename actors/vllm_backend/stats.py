@@ -1,0 +1,82 @@
+"""What vLLM tells about its own work: a stat logger that adds up, and what finished outputs tell where it cannot.
+
+Owns the names in vLLM's statistics, which vLLM does not promise to keep: what is missing there is taken from the finished
+outputs instead, and never fails an engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from rollout_ray.telemetry.engine_stats import EngineStats
+
+log = logging.getLogger(__name__)
+
+
+class VllmStats:
+    """Adds up what one vLLM engine with `max_num_seqs` places does. `record` and `finished` are called in the engine's
+    thread; `stats` may be read from another."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.stats = EngineStats()
+        self._max_num_seqs = max_num_seqs
+        self._recorded = False  # whether the stat logger works; else finished outputs are counted
+
+    def loggers(self) -> list[Any] | None:
+        """vLLM's `stat_loggers` argument; None where this vLLM has no such thing. The logger stands in for vLLM's own
+        one for Prometheus, which would be made beside it otherwise and costs more."""
+        try:
+            from vllm.v1.metrics.loggers import PrometheusStatLogger
+        except ImportError:
+            return None
+        record = self.record
+
+        class Logger(PrometheusStatLogger):  # type: ignore[misc]
+            def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
+                """Registers no metric."""
+
+            def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
+                record(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None:
+                """Nothing to announce."""
+
+            def record_sleep_state(self, *args: Any, **kwargs: Any) -> None:
+                """Our engines do not sleep."""
+
+        return [Logger]
+
+    def record(self, scheduler: Any, iteration: Any) -> None:
+        """Counts one step in, from vLLM's SchedulerStats and IterationStats."""
+        stats = self.stats
+        try:
+            running, waiting, use = scheduler.num_running_reqs, scheduler.num_waiting_reqs, scheduler.kv_cache_usage
+            if iteration is not None:
+                prompts = iteration.prompt_token_stats
+                counted = (iteration.num_generation_tokens, prompts.total, prompts.cached_tokens)
+                preempted = iteration.num_preempted_reqs
+            else:
+                counted, preempted = (0, 0, 0), 0
+        except AttributeError as error:
+            if self._recorded:
+                log.warning("vLLM's statistics lack a field; only finished outputs are counted: %s", error)
+            self._recorded = False
+            return
+        self._recorded = True
+        stats.running, stats.waiting, stats.kv_use = running, waiting, float(use)
+        stats.generated_tokens += counted[0]
+        stats.prompt_tokens += counted[1]
+        stats.cached_tokens += counted[2]
+        stats.preemptions += preempted
+        stats.kv_bound_steps += stats.short_of_memory and running < self._max_num_seqs
+
+    def finished(self, outputs: Sequence[Any]) -> None:
+        """Counts RequestOutputs that have ended, where vLLM's own statistics are not to be had."""
+        if self._recorded:
+            return
+        for output in outputs:
+            self.stats.generated_tokens += len(output.outputs[0].token_ids)
+            self.stats.prompt_tokens += len(output.prompt_token_ids or ())
+            self.stats.cached_tokens += getattr(output, "num_cached_tokens", None) or 0

@@ -1,0 +1,126 @@
+"""The worker that vLLM makes for us: its own, which also times its start, compiles once a machine, and takes new weights.
+
+vLLM looks the class up by name (worker_cls), so all of it runs where the weights are, whether that is the actor's process
+or one of vLLM's own. What surrounds it (requests, prefix cache, checks) is vllm_backend.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm.platforms import current_platform
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as Base
+else:
+    from vllm.v1.worker.gpu_worker import Worker as Base
+
+from rollout_ray.actors.vllm_backend.compile_lock import await_turn
+
+
+class Worker(Base):  # type: ignore[misc, unused-ignore]
+    """vLLM's worker on this platform."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._rollout_phases: dict[str, float] = {}
+        super().__init__(*args, **kwargs)
+
+    def rollout_phases(self) -> dict[str, float]:
+        """Seconds of each phase of the start, in their order."""
+        return self._rollout_phases
+
+    @contextmanager
+    def _rollout_phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._rollout_phases[name] = self._rollout_phases.get(name, 0.0) + time.monotonic() - began
+
+    def init_device(self, *args: Any, **kwargs: Any) -> Any:
+        with self._rollout_phase("device"):
+            return super().init_device(*args, **kwargs)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        with self._rollout_phase("weights"):
+            return super().load_model(*args, **kwargs)
+
+    def determine_available_memory(self, *args: Any, **kwargs: Any) -> Any:
+        with self._rollout_compile_once(), self._rollout_phase("compile"), self._rollout_one_triton_cache():
+            return super().determine_available_memory(*args, **kwargs)
+
+    def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
+        with self._rollout_phase("kv_cache"):
+            return super().initialize_from_config(*args, **kwargs)
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        with self._rollout_phase("graphs"):
+            return super().compile_or_warm_up_model(*args, **kwargs)
+
+    @contextmanager
+    def _rollout_compile_once(self) -> Iterator[None]:
+        """Of the engines that start together on a machine whose cache does not hold this model's code yet, one compiles,
+        and the others load what it has written. Ranks of one replica wait for each other in the model, so they are not
+        made to wait here."""
+        config = self.vllm_config
+        if config.model_config.enforce_eager or config.parallel_config.world_size > 1 or current_platform.is_cpu():
+            yield
+            return
+        from vllm import envs
+
+        with self._rollout_phase("wait"):
+            turn = await_turn(envs.VLLM_CACHE_ROOT, f"{current_platform.get_device_name()} {config.compute_hash()}")
+        with turn:
+            yield
+
+    @contextmanager
+    def _rollout_one_triton_cache(self) -> Iterator[None]:
+        """Has the Triton kernels that are compiled after the model's graph kept in one place. vLLM's first start keeps them
+        with the graph that it has just compiled, and a start that finds the graph compiled looks elsewhere: the second one
+        would make them all again, which took an H200 21 s."""
+        from vllm import envs
+
+        variable = "TRITON_CACHE_DIR"
+        place = os.environ.get(variable) or os.path.join(envs.VLLM_CACHE_ROOT, "rollout_ray", "triton")
+        yield
+        os.environ[variable] = place
+
+    def rollout_load_weights(self, path: str) -> None:
+        """Loads the checkpoint in the folder `path` into the present tensors, which compiled graphs go on to use. Raises
+        RuntimeError where a tensor was left out: some models' own loaders write past what vLLM then puts in place, and
+        say nothing."""
+        parameters: dict[str, Any] = {}
+        if not self.model_config.quantization:  # else the checkpoint need not have all of them
+            named = self.model_runner.get_model().named_parameters()
+            parameters = {name: one.data for name, one in named if one.numel() and one.is_floating_point()}
+        for parameter in parameters.values():
+            parameter.fill_(torch.nan)
+        self.reload_weights(weights_path=path)
+        if left := [name for name, one in parameters.items() if one[(0,) * one.ndim].isnan() and one.isnan().all()]:
+            raise RuntimeError(
+                f"vLLM left out {len(left)} of {len(parameters)} tensors of this model, such as {left[0]}; only a new "
+                "start can change its weights"
+            )
+        if current_platform.is_cpu():
+            self._rollout_pack_again()
+
+    def _rollout_pack_again(self) -> None:
+        """On the CPU a layer computes with a packed copy of its weight. vLLM packs again what it loads, but for
+
+        - an output layer that shares the embedding's weight: no tensor of the checkpoint is its own;
+        - experts, which it packs at the first load only;
+        - the view of a convolution's weight that a Mamba layer took before it was packed.
+        """
+        for layer in self.model_runner.get_model().modules():
+            weight = getattr(layer, "weight", None)
+            if hasattr(layer, "cpu_linear") and weight is not None and weight.numel():
+                layer.quant_method.process_weights_after_loading(layer)
+            experts = getattr(getattr(getattr(layer, "quant_method", None), "moe_kernel", None), "fused_experts", None)
+            if experts is not None and hasattr(layer, "w13_weight"):
+                experts.process_weights_after_loading(layer)
+            unpacked = getattr(getattr(layer, "conv1d", None), "_cpu_unpacked_conv_weight", None)
+            if unpacked is not None and hasattr(layer, "conv_weights"):
+                layer.conv_weights.copy_(unpacked)

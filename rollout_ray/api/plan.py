@@ -1,0 +1,203 @@
+"""Gathers what a plan is made of: the machines, the model, the prompts' lengths, and a probe where one is wanted.
+
+Owns where the facts come from; plan.py does the arithmetic. Without a probe nothing is started and no GPU is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from rollout_ray.config.arms import chat_messages, resolve_arms
+from rollout_ray.config.schema import ModelConfig, RunConfig
+from rollout_ray.core.errors import ConfigError, DatasetError, Refused
+from rollout_ray.core.records import Arm, Prompt, Question
+from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.models.model_size import ModelSize, model_size
+from rollout_ray.models.paths import check_model, model_folder
+from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, scorers_for
+from rollout_ray.sizing.estimate import Plan, Prompts, disk_of, expected_output, files_of
+from rollout_ray.sizing.gpus import all_here, smallest
+from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, Layout, kind_of, lay_out, longest_sequence, named
+from rollout_ray.sizing.throughput import Rates, from_data_sheet, from_run
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.progress import Progress
+
+MOST_TOKENIZED = 2000  # questions
+CORES_PER_GPU = 8
+CHARACTERS_PER_TOKEN = 3.5
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def make_plan(
+    cfg: RunConfig, on: str | None = None, earlier: str | None = None, probe: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of a run of this config.
+
+    `on` names GPUs (`8xH100`) in place of this machine's; `earlier` is the directory of a finished run whose speed and
+    lengths are taken; `probe` is a number of questions to run first for them, 0 as many as fill the engines three
+    times.
+    Raises ConfigError, DatasetError or PlacementError where the run could not be, and all that `collect` does in a probe.
+    """
+    if cfg.data.dataset is None:
+        raise ConfigError("no data set was given; name one with --dataset")
+    check_model(cfg)
+    arms = resolve_arms(cfg)
+    questions = load_questions(cfg.data.dataset, cfg.data)
+    draws = sum(arm.samples for arm in arms)
+    nodes, gpu = _machines(on)
+    size = model_size(cfg)
+    placement = choose_placement(nodes, cfg, gpu, size)
+    layout = lay_out(cfg, size, gpu, max(node.gpus for node in nodes)) if placement.gpus else None
+    prompts = _prompts(cfg, arms, questions, size)
+    rates = _rates_of(earlier) if earlier else None
+    if probe is not None:
+        rates = _probed(cfg, arms, questions, placement, probe, progress)
+    output, assumed = expected_output(arms, rates)
+    unknown_gpu = gpu.name if gpu and kind_of(gpu).guessed else None
+    if gpu and not unknown_gpu and layout and size and probe is None and (on or rates is None):
+        sheet = _data_sheet(
+            size, gpu, layout, placement, len(questions) * sum(a.samples for a in arms), prompts.mean, output
+        )
+        rates = replace(sheet, mean_tokens=rates.mean_tokens if rates else {})
+    lanes = scorers_for(cfg, placement.replicas)
+    plan = Plan(
+        name=questions.source.name,
+        questions=len(questions),
+        graded=questions.gold_key is not None,
+        arms=arms,
+        prompts=prompts,
+        engines=placement.replicas,
+        gpus=placement.replicas * placement.gpus,
+        placed=placement.note.partition(";")[0],
+        layout=layout,
+        rates=rates,
+        output_tokens=output,
+        assumed=assumed,
+        part_files=0,
+        disk_bytes=disk_of(len(questions) * draws, output, prompts.mean, rates),
+        price_per_hour=cfg.resources.price_per_hour,
+        unknown_gpu=unknown_gpu,
+    )
+    return replace(plan, part_files=files_of(cfg, len(questions), lanes, plan.generation_seconds))
+
+
+def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
+    """The nodes, and their smallest GPU."""
+    if on:
+        count, gpus, kind = named(on)
+        return [Node(gpus * CORES_PER_GPU, gpus)] * count, Gpu(kind.name, kind.memory_gib)
+    here = all_here()
+    return [Node(len(os.sched_getaffinity(0)), len(here))], smallest(here)
+
+
+def _data_sheet(
+    size: ModelSize, gpu: Gpu, layout: Layout, placement: Placement, draws: int, prompt_tokens: float, output: float
+) -> Rates:
+    """By the data sheet, with as many sequences at once as places, requests and KV cache allow."""
+    held = max(1.0, prompt_tokens + output / 2)
+    room = (layout.kv_tokens or 0) / held
+    batch = max(1, min(layout.engine.max_num_seqs or 1, int(room), -(-draws // placement.replicas)))
+    return from_data_sheet(size, kind_of(gpu), layout.tensor_parallel_size, batch, prompt_tokens, output)
+
+
+def _rates_of(run_dir: str) -> Rates:
+    """What an earlier run has measured. Raises ConfigError where it is none that has finished."""
+    run = RunDirectory(run_dir)
+    finished = [event["summary"] for event in run.events() if event["event"] == "finished"]
+    for summary in reversed(finished):
+        trajectories = summary.get("trajectories") or 0
+        size = next((entry.size for entry in run.entries() if entry.name == "merged.parquet"), 0)
+        each = size / trajectories if size and trajectories else None
+        if rates := from_run(summary, each, f"the run {run_dir}"):
+            return rates
+    raise ConfigError(f"{run_dir} holds no finished run that has generated something; name one with --from, or use --probe")
+
+
+def _probed(
+    cfg: RunConfig,
+    arms: Sequence[Arm],
+    questions: QuestionSet,
+    placement: Placement,
+    wanted: int,
+    progress: Progress | None,
+) -> Rates:
+    """What a run over some of the questions, evenly spread over the input, measures."""
+    from rollout_ray.api.collect import collect
+
+    places = (placement.engine.max_num_seqs or CPU_SEQS) * placement.replicas
+    count = wanted or max(8, -(-3 * places // sum(arm.samples for arm in arms)))
+    rows = _spread(questions, count)
+    with tempfile.TemporaryDirectory(prefix="rollout-probe-") as folder:
+        output = cfg.output.model_copy(update={"output_dir": folder})
+        data = cfg.data.model_copy(update={"limit": None, "lengths_from": None})
+        collect(rows, cfg.model_copy(update={"output": output, "data": data}), progress=progress)
+        return replace(_rates_of(folder), source=f"a probe of {rows.num_rows} questions")
+
+
+def _spread(questions: QuestionSet, count: int) -> pa.Table:
+    """`count` rows of the input at even distances."""
+    total, begin, batches = len(questions), 0, []
+    chosen = sorted({number * total // count for number in range(count)}) if total else []
+    for _, batch in questions.batches():
+        inside = [number - begin for number in chosen if begin <= number < begin + batch.num_rows]
+        batches.append(batch.take(pa.array(inside, pa.int64())))
+        begin += batch.num_rows
+    if not chosen:
+        raise DatasetError(f"{questions.source.name} is empty, so that nothing can be probed; give one with rows")
+    return pa.Table.from_batches(batches)
+
+
+def _prompts(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet, size: ModelSize | None) -> Prompts:
+    """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, in every wording."""
+    step = max(1, len(questions) // MOST_TOKENIZED)
+    some = [question for number, question in enumerate(questions.questions()) if number % step == 0]
+    wordings = list({arm.wording: arm for arm in arms}.values())
+    limit = longest_sequence(cfg, size)
+    count = _counter(cfg)
+    lengths = sorted(count(prompt, arm) for q in some if (prompt := _askable(q)) for arm in wordings)
+    too_long = sum(length >= limit for length in lengths)
+    return Prompts(lengths, len(lengths), too_long, limit, exact=not isinstance(count, _Guess))
+
+
+def _askable(question: Question) -> Prompt | None:
+    return None if question.fault else question.prompt
+
+
+class _Guess:
+    """Counts tokens by the characters, where the tokenizer is not here."""
+
+    def __call__(self, prompt: Prompt, arm: Arm) -> int:
+        return (
+            int(sum(len(message["content"]) for message in chat_messages(prompt, arm.system_prompt)) / CHARACTERS_PER_TOKEN)
+            + 10
+        )
+
+
+class _Tokens:
+    """Counts tokens as an engine does."""
+
+    def __init__(self, folder: str, model: ModelConfig) -> None:
+        from transformers import AutoTokenizer
+
+        from rollout_ray.models.prompt_encoder import PromptEncoder
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        self._encoder = PromptEncoder(tokenizer, 1 << 30, model.chat_template)
+
+    def __call__(self, prompt: Prompt, arm: Arm) -> int:
+        try:
+            return len(self._encoder.encode(prompt, arm))
+        except Refused:
+            return 0  # it becomes an error row
+
+
+def _counter(cfg: RunConfig) -> _Guess | _Tokens:
+    folder = cfg.model.tokenizer_path or model_folder(cfg.model.model_path)
+    there = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZERS)
+    return _Tokens(folder, cfg.model) if there else _Guess()

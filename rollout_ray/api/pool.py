@@ -1,0 +1,262 @@
+"""RolloutPool: engines that stay up between collections, and between jobs where the pool has a name.
+
+Owns what a pool promises: which runs its engines can serve, the order of an update of the weights, and who ends the
+engines. A run itself is collect.py's, an engine's life fleet.py's, the names on a cluster tenancy.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rollout_ray.api.collect import Rollouts, check_adapters, collect_on, policy_of
+from rollout_ray.config.arms import default_max_model_len, resolve_arms
+from rollout_ray.config.loading import changed
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.driver.prewarm import begun_ahead
+from rollout_ray.models.adapters import Capacity, adapters_of, capacity
+from rollout_ray.models.checkpoints import Policy, check_same_shape, model_fingerprint
+from rollout_ray.models.paths import check_model, cluster_address, model_folder
+from rollout_ray.telemetry.progress import Progress
+
+if TYPE_CHECKING:
+    from rollout_ray.driver.named_pool import Tenancy
+    from rollout_ray.driver.replica_set import Fleet
+    from rollout_ray.driver.session import Lent
+    from rollout_ray.ray_cluster.placement import Placement
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+class RolloutPool:
+    """Engines for many collections.
+
+        with RolloutPool(cfg) as pool:
+            rollouts = pool.collect(dataset, {"output": {"output_dir": "runs/step-0"}})
+            pool.update_weights("checkpoints/step-1")
+
+    The engines start when the `with` block is entered, or at the first use. The scoring actors of one collection serve the
+    next, but where the reward is a function of your own, which may be another by then.
+
+    Engines of a pool without a name end with the block. Those of a pool with a `name` are found again by the next job on
+    the same cluster that gives the name; they outlive the block, and end when no job has used them for
+    `resources.pool_idle_seconds`, or at once with `close()`.
+    """
+
+    def __init__(self, cfg: RunConfig, name: str | None = None) -> None:
+        """Starts nothing. Raises ConfigError where the name, the model or an adapter cannot be."""
+        if name is not None and not _NAME.fullmatch(name):
+            raise ConfigError(f"a pool's name has up to 64 letters, digits and _ . -, which {name!r} has not; change it")
+        check_model(cfg)
+        check_adapters(cfg, resolve_arms(cfg))
+        self._cfg, self._name = cfg, name
+        self._lent: Lent | None = None
+        self._tenancy: Tenancy | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._leave()
+
+    @property
+    def policy_version(self) -> int:
+        """How often the weights were updated since the engines were first started."""
+        return self._open().fleet.policy.version
+
+    @property
+    def weights(self) -> str:
+        """The folder or hub id of the weights that the engines hold."""
+        return self._open().fleet.policy.path
+
+    def collect(
+        self, dataset: Any = None, cfg: RunConfig | Mapping[str, Any] | None = None, *, progress: Progress | None = None
+    ) -> Rollouts:
+        """`rollout_ray.collect` on the engines of this pool, with the weights that they hold now.
+
+        `cfg` is the run's config, or sections and fields that differ from the pool's, such as {"output": {"output_dir":
+        "runs/2"}}. Raises ConfigError where it needs other engines, and what `rollout_ray.collect` raises.
+        """
+        run_cfg = cfg if isinstance(cfg, RunConfig) else changed(self._cfg.model_dump(exclude_unset=True), cfg or {})
+        lent = self._open()
+        return collect_on(lent, dataset, self._fitted(run_cfg, lent.fleet.policy), progress)
+
+    def update_weights(self, path: str) -> int:
+        """Loads the checkpoint in the folder `path`, of the shape of the present one, into every engine without a restart;
+        returns the new policy version, which stands on every row drawn from then on.
+
+        Raises ConfigError where there is no such folder, or it has another shape, and EngineError where no engine can load
+        it; the old weights then stay in use.
+        """
+        fleet = self._open().fleet
+        path = str(Path(path).resolve())
+        if not Path(path).is_dir():
+            raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
+        if self._cfg.engine.backend == "vllm":
+            self._check_loadable()
+            check_same_shape(model_folder(self._cfg.model.model_path), path)
+        policy = Policy(path, model_fingerprint(path), fleet.policy.version + 1)
+        seconds = fleet.update_weights(policy)
+        log.info("the engines hold the weights of %s, version %d, after %.1f s", path, policy.version, seconds)
+        return policy.version
+
+    def close(self) -> None:
+        """Ends the engines at once, those of a named pool too, even where another job started them."""
+        if self._lent is None and self._name is not None:
+            self._take()
+        if self._tenancy:
+            self._tenancy.end_all()
+        if self._lent:
+            self._lent.fleet.close()
+        self._leave()
+
+    # Beginning and end
+
+    def _open(self) -> Lent:
+        if self._lent is None:
+            from rollout_ray.driver.scorer_pool import IdleScorers
+            from rollout_ray.driver.session import Lent
+
+            try:
+                self._lent = Lent(self._start(), IdleScorers())
+            except BaseException:
+                self._leave()
+                raise
+            self._stack.callback(self._lent.scorers.close)
+        return self._lent
+
+    def _start(self) -> Fleet:
+        self._stack.enter_context(begun_ahead(self._cfg))
+        from rollout_ray.driver.replica_set import Fleet
+        from rollout_ray.ray_cluster.autoscaling import placed
+        from rollout_ray.ray_cluster.connection import connected
+
+        policy = policy_of(self._cfg)
+        if self._name is None:
+            self._stack.enter_context(connected(self._cfg))
+            logs = tempfile.mkdtemp(prefix="rollout-pool-")
+            self._stack.callback(shutil.rmtree, logs, ignore_errors=True)
+            fleet = Fleet(self._cfg, placed(self._cfg), policy, logs)
+            self._stack.callback(fleet.close)
+            return fleet
+        tenancy = self._take()
+        placement = placed(self._cfg)
+        tenancy.note.update(_note(self._cfg, policy, placement))
+        found = tenancy.find(placement.replicas, self._cfg.resources.engine_hang_seconds)
+        if found:
+            policy = next(iter(found.values())).card.policy
+            log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, policy.version)
+        logs = tempfile.mkdtemp(prefix=f"rollout-pool-{self._name}-")
+        self._stack.callback(_remove_if_empty, logs)
+        return Fleet(self._cfg, placement, policy, logs, tenancy, found)
+
+    def _take(self) -> Tenancy:
+        """Connects, and makes this the only job that uses the named pool."""
+        import ray
+
+        from rollout_ray.driver.named_pool import Tenancy
+        from rollout_ray.ray_cluster.connection import connected
+
+        assert self._name is not None
+        if not ray.is_initialized() and not cluster_address(self._cfg):
+            raise ConfigError(
+                "a named pool needs a Ray cluster that outlives this job; start one with `ray start --head` and give "
+                "ray_address, or leave out the name"
+            )
+        self._stack.enter_context(connected(self._cfg))
+        self._tenancy = Tenancy(self._name, {}, self._cfg.resources.pool_idle_seconds)
+        self._stack.callback(self._tenancy.let_go)
+        self._tenancy.take()
+        return self._tenancy
+
+    def _leave(self) -> None:
+        if self._lent and self._tenancy:
+            self._lent.fleet.end_pending()
+        self._lent = self._tenancy = None
+        self._stack.close()
+
+    # What the engines can serve
+
+    def _fitted(self, cfg: RunConfig, policy: Policy) -> RunConfig:
+        """The run's config with the weights that the engines hold, and their max_model_len where it sets none. Raises
+        ConfigError where it needs other engines."""
+        ours = _engine_fields(self._cfg)
+        if cfg.engine.max_model_len is None and default_max_model_len(cfg) != ours["engine.max_model_len"]:
+            limit = {"max_model_len": ours["engine.max_model_len"]}
+            cfg = cfg.model_copy(update={"engine": cfg.engine.model_copy(update=limit)})
+        theirs = {**_engine_fields(cfg), "engine.max_model_len": cfg.engine.max_model_len or ours["engine.max_model_len"]}
+        if model_folder(cfg.model.model_path) == policy.path:
+            theirs["model.model_path"] = ours["model.model_path"]
+        names = [name for name in ours if ours[name] != theirs[name]]
+        if names:
+            shown = "; ".join(f"{name} is {ours[name]!r} there and {theirs[name]!r} here" for name in names)
+            raise ConfigError(f"the pool's engines cannot serve this run: {shown}. Give the pool's values, or another pool")
+        have, need = _room(self._cfg), _room(cfg)
+        if not have.holds(need):
+            raise ConfigError(
+                f"the run has {need.count} adapters of rank up to {need.rank}, and the pool's engines were started for "
+                f"{have.count} of rank up to {have.rank}; start the pool with a config that names such adapters"
+            )
+        if not policy.version:
+            return cfg
+        return cfg.model_copy(update={"model": cfg.model.model_copy(update={"model_path": policy.path})})
+
+    def _check_loadable(self) -> None:
+        if _room(self._cfg).count:
+            raise ConfigError("engines with adapters cannot take new weights; load a new adapter, by lora_path of the run")
+        if self._cfg.engine.load_format not in ("auto", "safetensors", "hf"):
+            raise ConfigError(
+                f"engines with load_format {self._cfg.engine.load_format} cannot take new weights; start them with auto"
+            )
+
+
+def _remove_if_empty(folder: str) -> None:
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
+def _room(cfg: RunConfig) -> Capacity:
+    return capacity(adapters_of(resolve_arms(cfg)))
+
+
+def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
+    """The fields that decide an engine, by their dotted names."""
+    model = cfg.model.model_dump(mode="json", exclude={"lora_path", "chat_template_kwargs"})
+    engine = cfg.engine.model_dump(mode="json")
+    engine["max_model_len"] = cfg.engine.max_model_len or default_max_model_len(cfg)
+    return {**{f"model.{k}": v for k, v in model.items()}, **{f"engine.{k}": v for k, v in engine.items()}}
+
+
+def _note(cfg: RunConfig, policy: Policy, placement: Placement) -> dict[str, Any]:
+    """What engines must share with those that a job would start itself: the fields, the weights that the first of them
+    were started with, their places, and this package's code, which their process holds."""
+    where = {f"placement.{name}": value for name, value in vars(replace(placement, note="")).items() if name != "note"}
+    room = vars(_room(cfg))
+    code = {"rollout_ray": _code()}
+    return {**_engine_fields(cfg), "model.fingerprint": policy.fingerprint, "adapters": room, **where, **code}
+
+
+def _code() -> str:
+    """A hash of the package's sources."""
+    digest = hashlib.blake2b(digest_size=8)
+    folders = os.walk(Path(__file__).resolve().parent.parent, followlinks=True)  # actors is a link in a checkout
+    for file in sorted(
+        os.path.join(folder, name) for folder, _, names in folders for name in names if name.endswith(".py")
+    ):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()

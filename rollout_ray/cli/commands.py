@@ -1,0 +1,219 @@
+"""The further commands of `rollout`: each takes its words and returns the exit code.
+
+Owns their arguments and what they print; run.py finds the command, and every step is a module of its own, imported when
+its command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rollout_ray.core.errors import ConfigError, VerifyError
+from rollout_ray.core.redaction import shown
+
+if TYPE_CHECKING:
+    from rollout_ray.telemetry.progress import Progress
+    from rollout_ray.telemetry.summary import Summary
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        from rollout_ray.config.help import plain
+
+        raise ConfigError(f"{plain(message)}; see {self.prog} --help")
+
+
+def prepare(words: list[str]) -> int:
+    from rollout_ray.data.prepare import prepare_demo, prepare_gsm8k
+
+    parser = Parser(prog="rollout prepare")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    gsm8k = kinds.add_parser("gsm8k", help="GSM8K's JSONL")
+    gsm8k.add_argument("input")
+    demo = kinds.add_parser("demo", help="generated problems for the demo model")
+    demo.add_argument("count", type=int)
+    demo.add_argument("--seed", type=int, default=1, help="another seed gives other problems")
+    for kind in (gsm8k, demo):
+        kind.add_argument("output")
+    args = parser.parse_args(words)
+    if args.kind == "gsm8k":
+        rows = prepare_gsm8k(args.input, args.output)
+    else:
+        rows = prepare_demo(args.count, args.seed, args.output)
+    print(f"{rows} questions in {args.output}")
+    return 0
+
+
+def export(words: list[str]) -> int:
+    from rollout_ray.export.formats import FORMATS, export
+    from rollout_ray.export.trainer_rows import Choice
+
+    parser = Parser(prog="rollout export")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="what is written (default: %(default)s)")
+    add_choice(parser)
+    parser.add_argument("--best", type=int, default=Choice.best, help="sft: the best so many of a question")
+    args = parser.parse_args(words)
+    done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
+    print(shown(done.line(args.format, args.output)))
+    return 0
+
+
+def plan(words: list[str]) -> int:
+    parser = Parser(prog="rollout plan", allow_abbrev=False, epilog="further flags: those of a run")
+    parser.add_argument("--config", help="YAML file of the run")
+    parser.add_argument("--on", metavar="GPUS", help="GPUs to plan for, such as 8xH100 or 2x8xH100; unset: this machine's")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from", dest="earlier", metavar="RUN_DIR", help="a finished run to take speed and lengths from")
+    source.add_argument(
+        "--probe",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="run N questions first; without N as many as fill the engines",
+    )
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.api.plan import make_plan
+    from rollout_ray.config.loading import load_config
+
+    _, progress = view(quiet=False)
+    made = make_plan(load_config(flags, os.environ, own.config), own.on, own.earlier, own.probe, progress)
+    for line in made.lines():
+        print(shown(line))
+    for warning in made.warnings():
+        print(f"warning: {shown(warning)}")
+    return 0
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """The arguments about preference pairs."""
+    from rollout_ray.export.trainer_rows import Choice
+
+    parser.add_argument("--margin", type=float, default=Choice.margin, help="dpo: least gap in reward of coherence pairs")
+    parser.add_argument("--pairs", type=int, default=Choice.pairs, help="dpo: most pairs a question")
+
+
+def verify(words: list[str]) -> int:
+    parser = Parser(prog="rollout verify")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("--reward", help="module:function of a custom reward that a file from elsewhere names")
+    args = parser.parse_args(words)
+
+    from rollout_ray.results.verify import verify
+
+    result = verify(args.path, args.reward)
+    for line in result.lines():
+        print(shown(line))
+    if not result.agrees:
+        raise VerifyError(
+            f"{result.path} disagrees with its own texts and description in {result.counts.total()} places; run "
+            "the command of its run again, which merges the parts anew"
+        )
+    return 0
+
+
+def rescore(words: list[str]) -> int:
+    parser = Parser(prog="rollout rescore", allow_abbrev=False, epilog="further flags: the scoring fields of a run")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("--config", help="YAML file; what it leaves out stays as in the run")
+    parser.add_argument("--output", help="new file; unset: merged-<digest>.parquet beside the old one")
+    if words and words[0].startswith("-") and not {"-h", "--help"} & set(words):
+        parser.error("name the run directory or file before the flags")
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.report.html import write_report
+    from rollout_ray.results.rescore import rescore
+
+    done = rescore(own.path, flags, os.environ, own.config, own.output)
+    page = write_report(done.path)
+    console, _ = view(quiet=True)
+    lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
+    for line in lines or ["no field differs from the run's; graded again"]:
+        print(shown(line))
+    print(shown(f"report: {page.path}"))
+    print_summary(console, done.summary, done.path)
+    return 0
+
+
+def report(words: list[str]) -> int:
+    parser = Parser(prog="rollout report")
+    parser.add_argument("path", help="run directory, or merged parquet file")
+    parser.add_argument("output", nargs="?", help="new page; unset: report.html beside the merged file")
+    args = parser.parse_args(words)
+
+    from rollout_ray.report.html import write_report
+
+    done = write_report(args.path, args.output)
+    print(shown(f"{done.path}: {done.shown} of {done.questions} questions, {done.size / 1e6:.1f} MB, {done.seconds:.1f} s"))
+    return 0
+
+
+def completion(words: list[str]) -> int:
+    from rollout_ray.cli.completion import SHELLS, script
+
+    parser = Parser(prog="rollout completion", description="Prints a script for the shell's start file.")
+    parser.add_argument("shell", choices=SHELLS)
+    print(script(parser.parse_args(words).shell, sorted(COMMANDS)))
+    return 0
+
+
+def merge_lora(words: list[str]) -> int:
+    parser = Parser(prog="rollout merge-lora", description="Adds a LoRA adapter to its base model, file by file.")
+    parser.add_argument("--base", required=True, help="folder of the base model")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter, as peft's save_pretrained wrote it")
+    parser.add_argument("--output", required=True, help="new folder for the merged bf16 model and its tokenizer")
+    args = parser.parse_args(words)
+
+    from rollout_ray.lora.merge import merge_lora
+    from rollout_ray.models.paths import model_folder
+
+    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(shown(text), flush=True))
+    return 0
+
+
+def cluster(words: list[str]) -> int:
+    from rollout_ray.cluster.check import main
+
+    return main(words)
+
+
+def view(quiet: bool) -> tuple[Any, Progress]:
+    from rich.console import Console
+
+    from rollout_ray.telemetry.live_view import Live
+    from rollout_ray.telemetry.progress import Plain, Silent
+
+    console = Console()
+    if quiet:
+        return console, Silent()
+    return console, Live(console) if console.is_terminal else Plain()
+
+
+def print_summary(console: Any, summary: Summary, path: str) -> None:
+    from rollout_ray.telemetry.summary import summary_lines, summary_table
+
+    console.print(summary_table(summary))
+    for line in [*summary_lines(summary), shown(path)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": prepare,
+    "plan": plan,
+    "export": export,
+    "verify": verify,
+    "rescore": rescore,
+    "cluster": cluster,
+    "completion": completion,
+    "merge-lora": merge_lora,
+    "report": report,
+}

@@ -1,0 +1,243 @@
+"""Fills a RunConfig from a YAML file, the environment and command-line flags; flags beat environment beats file.
+
+Owns the names a field goes by outside Python: its section and name in YAML, `--name` (dashes alike) as a flag, and
+ROLLOUT_NAME in the environment. The fields themselves, with defaults and ranges, are config.py's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+
+from rollout_ray.config.help import plain
+from rollout_ray.config.schema import RunConfig, leaf_fields
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.redaction import shortened
+
+ENV_PREFIX = "ROLLOUT_"
+_FIELDS = leaf_fields(RunConfig)
+FLAGS = {name.rpartition(".")[2]: name for name in _FIELDS}
+_FREE = {flag for flag, name in FLAGS.items() if "dict[" in str(_FIELDS[name].annotation)}
+
+
+def load_config(
+    arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, file: str | Path | None = None
+) -> RunConfig:
+    """The config of these flags, variables and YAML file. Raises ConfigError with one sentence for each bad field."""
+    return overlaid({}, arguments, environment, file)
+
+
+def overlaid(
+    base: Mapping[str, Any], arguments: Sequence[str], environment: Mapping[str, str] | None, file: str | Path | None
+) -> RunConfig:
+    """The config of the sections `base` with what these sources give written over it. Raises ConfigError."""
+    given: dict[str, Any] = read_yaml(file) if file else {}
+    _overlay(given, _from_environment(environment or {}))
+    _overlay(given, _from_flags(arguments))
+    return changed(base, given)
+
+
+def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
+    """The config of the sections `base` with the sections `given` written over it. Raises ConfigError.
+
+    A reward preset that is given brings its gamma and bonus, whatever `base` has.
+    """
+    values = deepcopy(dict(base))
+    scoring = given.get("scoring")
+    if isinstance(scoring, Mapping) and "reward_preset" in scoring:
+        for name in ("gamma", "bonus"):
+            values.get("scoring", {}).pop(name, None)
+    _overlay(values, given)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from None
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """The sections of a config file. Raises ConfigError where it is no YAML mapping, or a name stands twice in one."""
+    try:
+        content = _Once(Path(file).read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise ConfigError(
+            f"the config file {file} cannot be read: {error.strerror}; give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the config file {file} is not YAML: {_problem(error)}; correct it there") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"the config file {file} holds a {type(content).__name__} where sections are needed; write 'sampling:' and "
+            "the like, with fields below them"
+        )
+    return content
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping; of its values YAML's own loader would keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before `<<` is resolved, since what that brings in may be given again.
+        mapping = super().compose_mapping_node(anchor)
+        names = set()
+        for key, value in mapping.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            if key.value in names:
+                remedy = "join the two" if isinstance(value, yaml.CollectionNode) else "keep one of them"
+                name, line = shortened(key.value, 60), key.start_mark.line + 1
+                raise ConfigError(f"'{name}' stands twice, in line {line}; {remedy}")
+            names.add(key.value)
+        return mapping
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a YAML file, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return " ".join(str(error).split())
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        flag = variable.removeprefix(ENV_PREFIX).lower()
+        if flag not in FLAGS:
+            raise ConfigError(
+                f"the environment variable {variable} names no field{_suggest(flag, FLAGS, ENV_PREFIX, str.upper)}"
+            )
+        _put(values, FLAGS[flag], _value(variable, flag, [text]))
+    return values
+
+
+class _Flags(argparse.ArgumentParser):
+    """argparse over all fields; each flag gives the texts that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(prog="rollout", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for flag, name in FLAGS.items():
+            yes_or_no: dict[str, Any] = {}
+            if "bool" in str(_FIELDS[name].annotation):
+                yes_or_no = {"nargs": "?", "const": "true"}
+                self.add_argument(f"--no_{flag}", dest=flag, action="append_const", const="false")
+            self.add_argument(f"--{name}", f"--{flag}", dest=flag, action="append", **yes_or_no)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{plain(message)}; see rollout --help")
+
+
+def _from_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    given, unknown = _Flags().parse_known_args([_underscored(argument) for argument in arguments])
+    if unknown:
+        word, _, _ = unknown[0].partition("=")
+        if not word.startswith("-"):
+            raise ConfigError(f"'{unknown[0]}' is neither a command nor a flag with its value; see rollout --help")
+        raise ConfigError(f"{word} is not a flag{_suggest(word.lstrip('-'), FLAGS, '--')}")
+    values: dict[str, Any] = {}
+    for flag, found in vars(given).items():
+        texts = ["--" if text == [] else text for text in found]  # what argparse makes of --stop=--
+        _put(values, FLAGS[flag], _value(f"--{flag}", flag, texts))
+    return values
+
+
+def _underscored(argument: str) -> str:
+    """A flag with dashes as it is with underscores."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
+
+
+def _value(source: str, flag: str, texts: Sequence[str]) -> Any:
+    """What these texts say of a field: of one that holds a list or dict, each adds to it, as JSON, or as an entry of a list
+    of strings, or as name=value; of any other the last one counts, and `null` is unset."""
+    kind = str(_FIELDS[FLAGS[flag]].annotation)
+    if flag in _FREE:
+        return {name: value for text in texts for name, value in _named(source, text).items()}
+    if "list[" in kind or "tuple[" in kind:
+        return [entry for text in texts for entry in _entries(source, text, strings="list[typing.Annotated[str" in kind)]
+    return None if texts[-1] == "null" else texts[-1]
+
+
+def _named(source: str, text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        return dict(_json(source, text))
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f'{source} takes name=value, or JSON such as {{"name": 1}}, not {shortened(text, 60)}')
+    try:
+        return {name: yaml.safe_load(value)}
+    except yaml.YAMLError:
+        return {name: value}
+
+
+def _entries(source: str, text: str, *, strings: bool) -> list[Any]:
+    opening = text.lstrip()[:1]
+    if opening != "[" and strings:
+        return [text]
+    found = _json(source, text if opening in ("[", "{") else f"[{text}]")
+    return found if isinstance(found, list) else [found]
+
+
+def _json(source: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source} must be JSON: {error}") from error
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+    values[leaf] = value
+
+
+def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Writes `over` into `values`; sections are merged, anything else (a list, a free dict such as `extra`) is replaced."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in _FREE:
+            _overlay(values[key], value)
+        else:
+            values[key] = value
+
+
+def describe(error: ValidationError) -> str:
+    """One sentence for each bad field."""
+    sentences = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"{place} is not a field{_hint(place)}")
+        elif problem["type"] == "value_error":
+            sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
+        else:
+            message = re.sub(r"^\w+ should", "must", problem["msg"].partition(", unable to ")[0])
+            given = shortened(json.dumps(problem["input"], default=str), 60)
+            remedy = f"give --{place.rpartition('.')[2]} such a value" if place in _FIELDS else "correct it there"
+            sentences.append(f"{place} {message}, not {given}; {remedy}")
+    return "; ".join(sentences)
+
+
+def _hint(place: str) -> str:
+    """Which field was meant by the dotted name of one that there is not."""
+    section, _, name = place.rpartition(".")
+    its_section, _, field = FLAGS.get(name.replace("-", "_"), "").rpartition(".")
+    if field and its_section != section:
+        return f"; {field} belongs under {its_section.replace('.', ': ')}:"
+    return _suggest(name, [*FLAGS, *RunConfig.model_fields])
+
+
+def _suggest(name: str, known: Any, prefix: str = "", style: Any = str) -> str:
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), 1)
+    return f"; did you mean {prefix}{style(close[0])}?" if close else "; rollout --help lists all"

@@ -1,0 +1,137 @@
+"""Engines come and go with the nodes of their cluster, and nodes are let go when there is nothing left for them.
+
+Owns what changes with the number of nodes in the course of a run: which engines have room, which of them the scheduler may
+count on, which are no longer needed, and what of it is logged. An engine's life is fleet.py's, the draws are the
+scheduler's, how many engines there are to be at most is autoscaling.py's. Once a heartbeat is enough for all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Set
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group_table
+
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import PlacementError
+from rollout_ray.driver.replica import Slot, waits_for_room
+from rollout_ray.driver.replica_set import HEARTBEAT_S, Fleet
+from rollout_ray.driver.scheduler import Scheduler
+from rollout_ray.ray_cluster.placement import choose_placement, live_nodes
+from rollout_ray.storage.event_log import EventLog
+from rollout_ray.telemetry.run_view import EngineView
+
+log = logging.getLogger(__name__)
+
+LET_GO_S = 3 * HEARTBEAT_S  # without work before an engine ends: others may still give some back
+REMIND_S = 60.0
+
+
+class Elastic:
+    """The part of a session that follows the cluster. Engines of a pool are `lent`: they stay, and none is added."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        fleet: Fleet,
+        scheduler: Scheduler,
+        views: dict[str, EngineView],
+        events: EventLog,
+        lent: bool,
+    ) -> None:
+        self._cfg, self._fleet, self._scheduler, self._views, self._events = cfg, fleet, scheduler, views, events
+        self._lets_go = fleet.placement.scales and not lent
+        self._grows = cfg.resources.replicas is None and not fleet.placement.scales and not lent
+        self._nodes = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        self._idle_since: dict[str, float] = {}
+        self._reminded = time.monotonic()
+
+    def look(self, unscored: Set[Any]) -> None:
+        """Once a heartbeat. `unscored` holds the payloads that no scorer has read yet."""
+        self._look_at_nodes()
+        for slot in self._fleet.slots.values():
+            self._look_for_room(slot)
+            slot.payloads &= unscored
+        if self._lets_go:
+            self._let_go()
+        self._scheduler.expected_engines = sum(slot.placed for slot in self._fleet.slots.values())
+        self._remind()
+
+    def ensure_engine(self) -> None:
+        """There is work, and every engine may have been let go: work comes back with a scorer's death."""
+        if not self._fleet.slots:
+            self._add()
+
+    # What there is
+
+    def _look_at_nodes(self) -> None:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        now = frozenset(node["NodeID"] for node in nodes)
+        joined, left = now - self._nodes, self._nodes - now
+        if not (joined or left):
+            return
+        self._nodes = now
+        log.info("%d node(s) joined, %d left: the cluster has %d", len(joined), len(left), len(now))
+        self._events.write("nodes", count=len(now), joined=sorted(joined), left=sorted(left))
+        if joined and self._grows:
+            self._grow(nodes)
+
+    def _grow(self, nodes: list[dict[str, Any]]) -> None:
+        """The run was to use what there is, and there is more now."""
+        settled = self._cfg.model_copy(update={"engine": self._fleet.placement.engine})
+        try:
+            placement = choose_placement(live_nodes(nodes), settled)
+        except PlacementError:  # a node that held engines has gone
+            return
+        if placement.gpus == self._fleet.placement.gpus:
+            for _ in range(placement.replicas - len(self._views)):
+                self._add()
+
+    def _add(self) -> None:
+        name = f"engine-{len(self._views)}"
+        self._views[name] = EngineView()
+        self._fleet.add(name)
+        self._events.write("engine_added", engine=name)
+
+    def _look_for_room(self, slot: Slot) -> None:
+        """Whether the slot's engine has a node, or waits for one."""
+        if slot.started or slot.room is None:
+            slot.placed = slot.started or not waits_for_room(slot)
+            return
+        table = placement_group_table(slot.room)
+        slot.placed = table.get("state") == "CREATED"
+        slot.node = table["bundles_to_node_id"][0] if slot.placed else ""
+        state, view = "starting" if slot.placed else "waiting", self._views[slot.name]
+        if slot.refused is None and view.state != state:
+            view.enter(state)
+
+    def _remind(self) -> None:
+        waiting = [slot for slot in self._fleet.slots.values() if not slot.placed]
+        if not waiting:
+            self._reminded = time.monotonic()
+        elif time.monotonic() - self._reminded >= REMIND_S:
+            self._reminded = time.monotonic()
+            placement = self._fleet.placement
+            log.warning(
+                "%d engine(s) wait for a node with %d GPU(s) and %d CPU(s) free; `ray status` on the head says why",
+                len(waiting), placement.gpus, placement.cpus,
+            )  # fmt: skip
+
+    # What is no longer needed
+
+    def _let_go(self) -> None:
+        """Ends engines for which nothing is left, once what they have drawn was read; their nodes are idle then, and
+        the autoscaler ends those. Those that still wait for a node are not started any more."""
+        now = time.monotonic()
+        for slot in list(self._fleet.slots.values()):
+            idle = slot.begun and slot.empty
+            if self._scheduler.pending or not (idle or not slot.placed):
+                self._idle_since.pop(slot.name, None)
+            elif not slot.placed or now - self._idle_since.setdefault(slot.name, now) >= LET_GO_S:
+                if slot.begun:
+                    self._scheduler.remove_engine(slot.name)
+                self._fleet.let_go(slot, "ended")
+                self._events.write("engine_let_go", engine=slot.name, node=slot.node)

@@ -1,0 +1,54 @@
+"""What a run begins before it knows that it needs it: the look at the GPUs, and the server that engines are forked from.
+
+Owns the choice whether they are of use on this machine. Both go on beside whatever the caller does next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from rollout_ray.actors.engine.process import forking
+from rollout_ray.actors.vllm_backend.arguments import environment
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import PlacementError
+from rollout_ray.models.paths import cluster_address
+from rollout_ray.ray_cluster.placement import Node, choose_placement
+from rollout_ray.sizing.gpus import COMMAND, look_ahead
+
+
+@contextmanager
+def begun_ahead(cfg: RunConfig) -> Iterator[None]:
+    """Has begun what engines that may run on this machine will need."""
+    if cfg.engine.backend != "vllm":
+        yield
+        return
+    look_ahead()
+    needs = _engine_needs(cfg)
+    with forking(needs) if needs else nullcontext():
+        yield
+
+
+def _engine_needs(cfg: RunConfig) -> dict[str, str] | None:
+    """The variables that engines on this machine will need; None where it is not known that there will be any, and on
+    macOS, which forbids a fork to much of what it offers."""
+    if sys.platform != "linux":
+        return None
+    if shutil.which(COMMAND[0]) and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        return environment(cfg, gpus=1, threads=1)
+    if cluster_address(cfg) or _has_ray():
+        return None
+    from ray._private.utils import get_num_cpus  # as the local Ray is going to count them
+
+    try:
+        return environment(cfg, gpus=0, threads=choose_placement([Node(int(get_num_cpus()), 0)], cfg).threads)
+    except PlacementError:
+        return None
+
+
+def _has_ray() -> bool:
+    """Whether the caller has connected to a Ray of its own."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()

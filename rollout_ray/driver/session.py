@@ -1,0 +1,326 @@
+"""The driver's loop: keeps engines supplied and scorers fed until every question is committed.
+
+It decides what happens next, and leaves to fleet.py what becomes of an engine, to scorers.py what becomes of a scorer.
+It handles references, receipts and counters, and reads no generation.
+Invariant: a payload that is lost with its node is drawn again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence, Set
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from rollout_ray.actors.backend import BackendInfo
+from rollout_ray.actors.engine.engine import Exchange
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted
+from rollout_ray.core.records import Arm, Completion, Generated, RolloutRequest
+from rollout_ray.data.question_set import QuestionSet
+from rollout_ray.driver.elastic import Elastic
+from rollout_ray.driver.replica import Slot, reason_of
+from rollout_ray.driver.replica_set import HEARTBEAT_S, Fleet
+from rollout_ray.driver.scheduler import Scheduler
+from rollout_ray.driver.scorer_pool import IdleScorers, Scorer, Scorers
+from rollout_ray.models.checkpoints import Policy
+from rollout_ray.ray_cluster.autoscaling import placed
+from rollout_ray.ray_cluster.placement import draining_nodes, scorers_for
+from rollout_ray.storage.event_log import EventLog
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.early_warnings import EarlyWarnings
+from rollout_ray.telemetry.metrics import RunMetrics
+from rollout_ray.telemetry.progress import Progress
+from rollout_ray.telemetry.run_view import EngineView, RunView
+from rollout_ray.telemetry.summary import Summary
+
+log = logging.getLogger(__name__)
+
+LEAVING_S = 0.05
+SAVE_S = 30.0  # at a run's end before its work: for what the scorers have in hand, and then for what they commit
+
+
+@dataclass(frozen=True)
+class Lent:
+    """What a pool lends to a run: its engines, and the scoring actors of the run before."""
+
+    fleet: Fleet
+    scorers: IdleScorers
+
+
+def draw_missing(
+    cfg: RunConfig,
+    arms: Sequence[Arm],
+    questions: QuestionSet,
+    done: Set[str],
+    run: RunDirectory,
+    events: EventLog,
+    progress: Progress,
+    policy: Policy,
+    lent: Lent | None,
+    began: float,
+) -> Summary:
+    """Draws, scores and commits every question that is not in `done`; returns what this session did. Where nothing is
+    `lent`, engines that hold `policy` are started, and ended afterwards. The caller is connected to Ray; the budget and the
+    time of starting count from `began` (monotonic clock, s), when it set about that.
+
+    Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
+    """
+    with ExitStack() as own:
+        fleet, idle = (lent.fleet, lent.scorers) if lent else (None, None)
+        if fleet is None:
+            placement = placed(cfg, (len(questions) - len(done)) * sum(arm.samples for arm in arms))
+            fleet = Fleet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
+            own.callback(fleet.close)
+        session = _Session(cfg, arms, questions, done, run, events, fleet, idle)
+        session.view.began = began
+        try:
+            with progress:
+                session.run(progress)
+        except (KeyboardInterrupt, BudgetSpent) as stop:
+            if lent is None:
+                fleet.close()  # what they draw now nobody waits for
+            with suppress(KeyboardInterrupt):  # a second one ends the saving, too
+                session.save()
+            if not session.complete:
+                raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
+        finally:
+            session.close()
+        return session.summary()
+
+
+class _Session:
+    """One session's engines and scorers, and the loop over their answers."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        arms: Sequence[Arm],
+        questions: QuestionSet,
+        done: Set[str],
+        run: RunDirectory,
+        events: EventLog,
+        fleet: Fleet,
+        idle: IdleScorers | None,
+    ) -> None:
+        self._cfg, self._arms, self._run, self._events, self._fleet = cfg, tuple(arms), run, events, fleet
+        placement = fleet.placement
+        log.info(placement.note)
+        events.write("placed", note=placement.note)
+        lanes = scorers_for(cfg, placement.replicas)
+        draws = sum(arm.samples for arm in arms)
+        self._missing = len(questions) - len(done)
+        self._scheduler = Scheduler(
+            questions.questions(done), self._missing, draws, lanes=lanes, expected_engines=placement.replicas
+        )
+        self.view = RunView(
+            total=len(questions), before=len(done), total_draws=self._missing * draws,
+            engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
+        )  # fmt: skip
+        self._next_look = 0.0
+        self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
+        fleet.attach(cfg, arms, lanes, self.view.engines, events)
+        self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent=idle is not None)
+        self._scorers = Scorers(cfg, self._arms, run, events, placement, lanes, idle)
+
+    # The loop
+
+    def run(self, progress: Progress) -> None:
+        """Returns when every missing question is committed."""
+        budget = self._cfg.resources.budget_seconds
+        while not self.complete:
+            if budget is not None and time.monotonic() - self.view.began >= budget:
+                raise BudgetSpent
+            self._look_around()
+            self._take_answers()
+            self._supply_idle_engines()
+            self._scorers.flush_due(last=self._scheduler.finished)
+            self.view.watch(self._scheduler.pending, self._scorers.unscored, self._scorers.behind)
+            progress.update(self.view)
+            self._metrics.update(self.view)
+
+    def _take_answers(self) -> None:
+        calls, scoring = self._fleet.calls(), self._scorers.calls()
+        waiting = [*calls, *scoring]
+        if not waiting and any(slot.leaving for slot in self._fleet.slots.values()):
+            self._next_look = 0.0  # what they had in hand is out: they are started elsewhere once that is read
+            time.sleep(LEAVING_S)
+            return
+        if not waiting:
+            raise IncompleteError(f"nothing is under way and {self._missing - self.view.committed} questions are missing")
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=HEARTBEAT_S)
+        if ready:
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        for call in ready:
+            if call in calls:
+                self._engine_answered(calls[call])
+            else:
+                self._scorer_answered(scoring[call], call)
+
+    def _look_around(self) -> None:
+        """Once a heartbeat: engines that hang, nodes that are about to go, and what nodes there are."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + HEARTBEAT_S
+        if load := self.view.sample():
+            self._events.write("load", **load)
+        for slot, error in self._fleet.hanging():
+            self._engine_died(slot, error)
+        if told := self._fleet.leave(draining_nodes()):
+            log.warning("the node of %s is about to go: what is complete is saved", ", ".join(told))
+            self._events.write("node_draining", engines=told)
+            self._scorers.flush()
+        for name in self._fleet.move_left():
+            self._scheduler.remove_engine(name)
+        self._elastic.look(self._scorers.unread())
+
+    def _engine_answered(self, slot: Slot) -> None:
+        (call, *finished), slot.call = slot.call, ()
+        try:
+            answer = ray.get(call)
+        except RayTaskError as error:
+            for payload in finished:  # each of them is that error, and Ray logs those that nobody read
+                with suppress(RayError):
+                    ray.get(payload)
+            if isinstance(error.cause, ConfigError):  # the engine is sound, and would say the same again
+                raise error.cause from error
+            self._engine_died(slot, error.cause if isinstance(error.cause, Exception) else error)
+            return
+        except RayError as error:  # its process or node is gone, Ray ended it for want of memory, or could not start it
+            self._engine_died(slot, error)
+            return
+        if isinstance(answer, BackendInfo) and not slot.started:
+            self._fleet.started(slot, answer)
+            return
+        if isinstance(answer, BackendInfo):
+            self._scheduler.add_engine(slot.name, answer.max_num_seqs)
+            most = 2 * len(self._fleet.slots) * answer.max_num_seqs
+            self._scorers.most_unscored = max(self._scorers.most_unscored, most)
+            self.view.engines[slot.name].places = answer.max_num_seqs
+            self._fleet.begun(slot, answer)
+            if self.view.generation_began is None:
+                self.view.generation_began = time.monotonic()
+        else:
+            self._fleet.answered(slot, answer)
+            self._deliver(slot, answer, finished)
+        self._exchange(slot, unfinished=getattr(answer, "unfinished", 0))
+        if not slot.call:
+            self._events.write("engine_idle", engine=slot.name, pending=self._scheduler.pending)
+
+    def _exchange(self, slot: Slot, unfinished: int) -> None:
+        """Hands the engine what it has credit for; an engine with nothing to do is left alone. While the scorers are
+        behind nothing new is drawn, so that what waits for them is bounded. What it holds beyond its share is asked
+        back, from one that leaves all of it."""
+        work: list[RolloutRequest] = []
+        recalled, soon = (unfinished if slot.leaving else 0), False
+        if not (slot.leaving or self._scorers.behind):
+            work = self._scheduler.assign(slot.name, unfinished, time.monotonic())
+            recalled, soon = self._scheduler.recall(slot.name), self._scheduler.asks_soon(slot.name)
+        self._fleet.exchange(slot, work, unfinished + sum(map(len, work)), recalled, soon=soon)
+
+    def _supply_idle_engines(self) -> None:
+        if self._scheduler.pending:
+            self._elastic.ensure_engine()
+            for slot in self._fleet.slots.values():
+                if slot.begun and not slot.call:
+                    self._exchange(slot, unfinished=0)
+
+    def _deliver(self, slot: Slot, exchange: Exchange, finished: Sequence[Any]) -> None:
+        """Takes back what an engine gives back, and passes what it finished on to the scorers of their lanes."""
+        if given_back := self._scheduler.give_back(slot.name, exchange.returned):
+            self._events.write("given_back", engine=slot.name, draws=given_back)
+        delivered = self._scheduler.complete(slot.name, exchange.pieces)
+        draws = sum(map(len, delivered))
+        view = self.view.engines[slot.name]
+        view.draws += draws
+        view.tokens += exchange.tokens
+        view.told(exchange.stats)
+        self.view.generated_draws += draws
+        if delivered:
+            self.view.last_generated = time.monotonic()
+        for lane, payload in enumerate(finished):
+            if requests := [request for request in delivered if request.lane == lane]:
+                slot.payloads.add(payload)
+                self._scorers.score(lane, payload, requests)
+
+    def _scorer_answered(self, scorer: Scorer, call: Any) -> None:
+        receipt, lost = self._scorers.answered(scorer, call)
+        self._draw_again(lost)
+        if receipt and receipt.committed:
+            self.view.committed += len(receipt.committed)
+            self.view.summary.combine(receipt.summary)
+            self._warn_early()
+
+    def _draw_again(self, lost: Sequence[RolloutRequest]) -> None:
+        if lost:
+            self.view.generated_draws -= sum(map(len, lost))
+            self._scheduler.put_back(lost)
+
+    def _warn_early(self) -> None:
+        for text in self._early.news(self.view.summary):
+            log.warning(text)
+            self._events.write("early_warning", text=text)
+
+    # Deaths
+
+    def _engine_died(self, slot: Slot, error: Exception) -> None:
+        """What the engine held goes back to the queue; the fleet decides about a replacement."""
+        if slot.begun:
+            for request in self._scheduler.remove_engine(slot.name):
+                self._set_aside(request, reason_of(error))
+        self._fleet.died(slot, error)
+
+    def _set_aside(self, request: RolloutRequest, reason: str) -> None:
+        """A piece that was in flight at too many deaths becomes error trajectories."""
+        text = f"in flight at several engine deaths, the last: {reason}"
+        version = self._fleet.policy.version
+        completions = tuple(
+            Completion(draw, "", 0, 0, "error", "none", text, version) for draw in range(request.first, request.stop)
+        )
+        self.view.generated_draws += len(request)
+        payload = ray.put([Generated(request, completions)])
+        self._scorers.score(request.lane, payload, [request])
+
+    # Ending
+
+    @property
+    def complete(self) -> bool:
+        """Whether every missing question is committed."""
+        return self.view.committed >= self._missing
+
+    def save(self) -> None:
+        """Commits every question that is complete, after an interrupt. What is not scored within SAVE_S is drawn again."""
+        deadline = time.monotonic() + SAVE_S
+        while (calls := self._scorers.calls()) and (left := deadline - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=left)
+            for call in ready:
+                self._scorer_answered(calls[call], call)
+        self.view.committed += self._scorers.save(SAVE_S)
+
+    def stopped(self, *, spent: bool) -> Interrupted:
+        """What a session that ends before its work raises, once it is saved."""
+        view, budget = self.view, self._cfg.resources.budget
+        done = f"{view.before + view.committed} of {view.total} questions in {self._run.uri}"
+        self._events.write("stopped", spent=spent, committed=view.committed, account=view.account().to_dict())
+        if spent:
+            return BudgetSpent(f"the budget of {budget} is spent with {done}; the same command goes on for as long again")
+        return Interrupted(f"stopped with {done}; the same command goes on from there")
+
+    def close(self) -> None:
+        """Ends the session's scorers, and its hold on the engines."""
+        self._metrics.update(self.view, last=True)
+        self._scorers.close()
+        self._fleet.detach()
+
+    def summary(self) -> Summary:
+        summary = self.view.summary
+        summary.account = self.view.account()
+        summary.generation_seconds = summary.account.generation_seconds
+        summary.session_tokens = sum(view.tokens for view in self.view.engines.values())
+        summary.engine_deaths = self._fleet.deaths
+        return summary

@@ -1,0 +1,80 @@
+"""How engines get the weights of a policy: in their config where they start, in place where they run.
+
+Owns neither the choice of a policy (pool.py) nor what becomes of an engine that cannot load it (fleet.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.driver.replica import Slot, end, waits_for_room
+from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.paths import model_folder
+
+LOOK_S = 1.0
+
+
+def holding(cfg: RunConfig, policy: Policy) -> RunConfig:
+    """The config of an engine that starts with these weights; tokenizer, config and defaults stay the first model's, as
+    in engines whose weights were updated."""
+    if not policy.version:
+        return cfg
+    first = model_folder(cfg.model.model_path)
+    model = {"model_path": policy.path, "tokenizer_path": cfg.model.tokenizer_path or first}
+    extra = {"hf_config_path": first, **cfg.engine.extra}
+    return cfg.model_copy(
+        update={
+            "model": cfg.model.model_copy(update=model),
+            "engine": cfg.engine.model_copy(update={"extra": extra}),
+        }
+    )
+
+
+def load_weights(slots: Sequence[Slot], policy: Policy, timeout_s: float) -> tuple[int, list[tuple[Slot, Exception]]]:
+    """Has all engines load the weights at once, those that still start once they have. Returns how many hold them now, and
+    the others with what each raised, at its start too; one that takes longer than `timeout_s` is among those. An engine
+    that has no room yet is ended: its slot is filled with these weights when it is used next."""
+    failed = _await_starts({slot.call[0]: slot for slot in slots if not slot.started and slot.call})
+    without = [slot for slot, _ in failed]
+    calls = {s.actor.update_weights.remote(policy): s for s in slots if s.actor is not None and s not in without}
+    if calls:
+        ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+    loaded = 0
+    for call, slot in calls.items():
+        if error := _error_of(call):
+            failed.append((slot, error))
+        else:
+            loaded += 1
+    return loaded, failed
+
+
+def _await_starts(starts: dict[Any, Slot]) -> list[tuple[Slot, Exception]]:
+    """Waits for engines that start; returns those that could not, each with what it raised."""
+    failed = []
+    while starts:
+        ready, _ = ray.wait(list(starts), num_returns=len(starts), timeout=LOOK_S)
+        for call in ready:
+            slot = starts.pop(call)
+            if error := _error_of(call):
+                failed.append((slot, error))
+        for call, slot in list(starts.items()):
+            if waits_for_room(slot):
+                end(slot)
+                del starts[call]
+    return failed
+
+
+def _error_of(call: Any) -> Exception | None:
+    """What a call raised; a call that is still in flight has taken too long."""
+    try:
+        ray.get(call, timeout=0)
+    except ray.exceptions.RayError as error:
+        found: Exception = error
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+            found = error.cause
+        return found
+    return None

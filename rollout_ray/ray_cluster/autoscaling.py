@@ -1,0 +1,156 @@
+"""What a cluster may grow to, and so how many engines a run asks for.
+
+Owns the look at the nodes: those that are up, and those that Ray's autoscaler may still add. It asks for no node: what the
+autoscaler acts on is a placement group that waits for room, which fleet.py makes for every engine and which ends with
+the job. (`request_resources` would be one wish for the whole cluster, and would outlive a driver that was killed.)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import PlacementError
+from rollout_ray.models.model_size import model_size
+from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, live_nodes
+from rollout_ray.sizing.gpus import smallest, smallest_of
+from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, named
+
+log = logging.getLogger(__name__)
+
+HEAD = "node:__internal_head__"  # a resource that only the head has
+
+
+def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
+    """How many engines the nodes are to hold: those that are up, and on an autoscaling cluster those that may come.
+
+    Where `resources.replicas` is unset and nodes may come, a run of `draws` draws asks for no more engines than would get
+    a full batch each, in whole nodes; the nodes that are up are used in any case. Raises PlacementError where the nodes,
+    at most, cannot hold what was asked for.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    up = live_nodes(nodes)
+    config = _autoscaling_config(nodes)
+    coming = nodes_to_come(config)
+    gpu, model = None, None
+    if cfg.engine.backend == "vllm" and any(node.gpus for node in (*up, *coming)):
+        with_gpus = [node["NodeID"] for node in nodes if node["Resources"].get("GPU")]
+        known = [smallest_of(with_gpus) if with_gpus else None, gpu_to_come(config)]
+        gpu = smallest(known)
+        model = model_size(cfg) if gpu else None
+    if not coming:
+        return choose_placement(up, cfg, gpu, model)
+    at_most = [*live_nodes([node for node in nodes if HEAD in node["Resources"]]), *coming]
+    placement = choose_placement(at_most, cfg, gpu, model)
+    if placement.replicas > (room := _room(at_most, placement.gpus)):
+        raise PlacementError(
+            f"{placement.replicas} engines were asked for and the autoscaler's nodes hold {room} at most; lower "
+            "--replicas, or raise max_workers"
+        )
+    if cfg.resources.replicas is None and draws is not None:
+        batch = placement.engine.max_num_seqs or CPU_SEQS
+        of_a_node = max(1, _room(coming[:1], placement.gpus))  # a node costs the same whatever of it is used
+        worth = max(_room(up, placement.gpus), math.ceil(draws / batch / of_a_node) * of_a_node)
+        placement = replace(placement, replicas=min(placement.replicas, worth))
+    return replace(
+        placement,
+        scales=True,
+        cpus=placement.cpus or 1,  # an engine that books nothing would bring no node
+        note=f"as nodes join, {placement.note}; {len(up)} node(s) are up now, the autoscaler has the head and up to "
+        f"{len(coming)} more",
+    )
+
+
+def _room(nodes: Sequence[Node], gpus: int) -> int:
+    """Engines of `gpus` GPUs, or else of one core, that fit."""
+    return sum(node.gpus // gpus if gpus else node.cpus for node in nodes)
+
+
+def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:
+    """Every node that the autoscaler of this config has at most, without the head; those with the most GPUs first, since
+    all types together are bounded as well. Empty where there is no autoscaler."""
+    if config is None:
+        return []
+    most = int(config.get("max_workers", 0))
+    coming: list[Node] = []
+    kinds = config["available_node_types"]
+    for name, kind in sorted(kinds.items(), key=lambda item: -_amount(item[1], "GPU")):
+        count = int(kind.get("max_workers", 0 if name == config.get("head_node_type") else most))
+        node = Node(_amount(kind, "CPU"), _amount(kind, "GPU"))
+        coming += [node] * min(count, most - len(coming))
+    return coming
+
+
+def gpu_to_come(config: Mapping[str, Any] | None) -> Gpu | None:
+    """The smallest GPU of the nodes to come, as far as their types say it: by the label ray.io/accelerator-type or the
+    resource accelerator_type:NAME, which are Ray's own ways to say it. None where none does."""
+    found = []
+    for kind in config["available_node_types"].values() if config else ():
+        marked = [name.partition(":")[2] for name in kind.get("resources") or {} if name.startswith("accelerator_type:")]
+        for name in (*marked, (kind.get("labels") or {}).get("ray.io/accelerator-type", "")):
+            with suppress(PlacementError):
+                found.append(named(f"1x{name}")[-1])
+    return smallest(Gpu(kind.name, kind.memory_gib) for kind in found)
+
+
+def _amount(kind: Mapping[str, Any], resource: str) -> int:
+    return int((kind.get("resources") or {}).get(resource, 0))
+
+
+def beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """A place for actors that must hold no node that is to go: the driver's own."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _autoscaling_config(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The autoscaler's config; None where the cluster has none. Ray tells clients neither whether nodes may be added nor
+    how many, so it is read where the autoscaler runs."""
+    context = ray.get_runtime_context()
+    port = context.gcs_address.rpartition(":")[2]
+    head = next(node["NodeID"] for node in nodes if HEAD in node["Resources"])
+    if head == context.get_node_id():
+        return read_config(port)
+    there = NodeAffinitySchedulingStrategy(head, soft=False)
+    config: dict[str, Any] | None = ray.get(
+        ray.remote(read_config).options(num_cpus=0, scheduling_strategy=there).remote(port)
+    )
+    return config
+
+
+def read_config(port: str) -> dict[str, Any] | None:
+    """What concerns the number of nodes in the config of the autoscaler that runs on this machine for the Ray at `port`;
+    None where none does."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        path = options.get("--autoscaling-config")
+        if path is None or options.get("--gcs-address", "").rpartition(":")[2] != port:
+            continue
+        try:
+            whole = yaml.safe_load(Path(path).expanduser().read_text())
+        except OSError as error:
+            log.warning("the autoscaler's config cannot be read (%s): only the nodes that are up are used", error)
+            return None
+        kinds = whole.get("available_node_types", {})
+        return {
+            "max_workers": whole.get("max_workers", 0),
+            "head_node_type": whole.get("head_node_type"),
+            "available_node_types": {
+                name: {key: kind[key] for key in ("resources", "labels", "max_workers") if key in kind}
+                for name, kind in kinds.items()
+            },
+        }
+    return None

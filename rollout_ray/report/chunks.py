@@ -1,0 +1,183 @@
+"""The questions of a report as compressed chunks that a page decodes one at a time, and the index that it filters by.
+
+Owns what a page gets to know of a question, the cutting of long texts, and the thinning that bounds a page's size. It
+renders nothing: every text is passed on with its control characters escaped (redaction.py), and the page shows it as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rollout_ray.config.schema import ScoringConfig
+from rollout_ray.core.records import Arm, Prompt, Question
+from rollout_ray.core.redaction import shown
+from rollout_ray.results.merged_file import StoredQuestion
+from rollout_ray.scoring.regime_w import RewardTerms, Scorable, reward_terms
+
+CHUNK_DRAWS = 256  # trajectories in a chunk, about: what the page decodes to show one question
+MOST_TRAJECTORIES = 100_000
+MOST_BYTES = 64 << 20  # of all chunks, compressed
+HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # of a text that is longer than both together; an answer stands at its end
+TITLE_CHARS = 110
+TERMS = tuple(f.name for f in fields(RewardTerms))
+STATUSES = ("correct", "incorrect", "no_answer", "no_gold", "bad_gold", "timeout", "error")
+FINISHES = ("stop", "length", "error")
+
+
+def packed(value: Any) -> bytes:
+    """JSON, gzipped, in base64. JSON's ASCII form carries even half a surrogate pair."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0))
+
+
+def cut(text: str) -> str:
+    """The text as a page shows it: without control characters, and the middle of a very long one left out."""
+    if len(text) > HEAD_CHARS + TAIL_CHARS:
+        gone = len(text) - HEAD_CHARS - TAIL_CHARS
+        text = f"{text[:HEAD_CHARS]}\n[... {gone} characters are left out here ...]\n{text[-TAIL_CHARS:]}"
+    return shown(text)
+
+
+@dataclass
+class Chunk:
+    """Some questions that follow each other. `index` has one list a column, over questions or over trajectories."""
+
+    content: bytes
+    index: dict[str, list[Any]]
+    draws: int
+
+
+@dataclass
+class Chunks:
+    """The chunks of one report. Where there are too many trajectories, or too many bytes, every second chunk is let go,
+    and so on: what is left is spread evenly over the file, and memory stays bounded."""
+
+    arms: Sequence[Arm]
+    scoring: ScoringConfig
+    most_trajectories: int = MOST_TRAJECTORIES
+    most_bytes: int = MOST_BYTES
+    stride: int = 1
+    _kept: list[Chunk] = field(default_factory=list)
+    _held: list[tuple[int, Question, StoredQuestion]] = field(default_factory=list)
+    _held_draws: int = 0
+    _met: int = 0  # chunks so far, the ones that were let go included
+    _seen: int = 0  # questions so far
+
+    def add(self, question: Question, stored: StoredQuestion) -> None:
+        """Takes the next question of the file."""
+        self._held.append((self._seen, question, stored))
+        self._seen += 1
+        self._held_draws += max(1, len(stored.trajectories))
+        if self._held_draws >= CHUNK_DRAWS:
+            self._close()
+
+    def finish(self) -> None:
+        """To be called after the last question."""
+        if self._held:
+            self._close()
+
+    def _close(self) -> None:
+        if self._met % self.stride == 0:
+            self._kept.append(self._chunk())
+        self._met += 1
+        self._held, self._held_draws = [], 0
+        while len(self._kept) > 1 and self._too_much():
+            self._kept, self.stride = self._kept[::2], 2 * self.stride
+
+    def _too_much(self) -> bool:
+        draws, size = sum(c.draws for c in self._kept), sum(len(c.content) for c in self._kept)
+        return draws > self.most_trajectories or size > self.most_bytes
+
+    def contents(self) -> Iterator[bytes]:
+        """What `packed` made of each chunk: a list of questions (see `_detail`)."""
+        return (chunk.content for chunk in self._kept)
+
+    def index(self) -> dict[str, Any]:
+        """All that a page needs in order to filter, sort and list: columns over questions (`n` trajectories, `number` in
+        the file, `chunk`, `title`, `wm`) and over their trajectories (`arm`, `status`, `finish`, `answer`, `reward`,
+        `tokens`), and the names that the codes stand for. Equal answers of one question have equal numbers, none 0."""
+        columns: dict[str, list[Any]] = {}
+        for number, chunk in enumerate(self._kept):
+            for name, values in chunk.index.items():
+                columns.setdefault(name, []).extend(values)
+            columns.setdefault("chunk", []).extend([number] * len(chunk.index["n"]))
+        return {"statuses": STATUSES, "finishes": FINISHES, "columns": columns}
+
+    def _chunk(self) -> Chunk:
+        index: dict[str, list[Any]] = {
+            name: [] for name in ("n", "number", "title", "wm", "arm", "status", "finish", "answer", "reward", "tokens")
+        }
+        place = {arm.name: n for n, arm in enumerate(self.arms)}
+        details = []
+        for number, question, stored in self._held:
+            answers: dict[str | None, int] = {None: 0}
+            index["n"].append(len(stored.trajectories))
+            index["number"].append(number)
+            index["title"].append(shown(_title(question)))
+            index["wm"].append(_rounded(stored.scores[0]["s_wm"]))
+            for t in stored.trajectories:
+                index["arm"].append(place.get(t["arm"], -1))
+                index["status"].append(STATUSES.index(t["score_status"]) if t["score_status"] in STATUSES else -1)
+                index["finish"].append(FINISHES.index(t["finish_reason"]) if t["finish_reason"] in FINISHES else -1)
+                index["answer"].append(answers.setdefault(t["answer"], len(answers)))
+                index["reward"].append(_rounded(t["reward"]))
+                index["tokens"].append(t["num_tokens"])
+            details.append(self._detail(question, stored))
+        return Chunk(packed(details), index, self._held_draws)
+
+    def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
+        """One question for the page: id, prompt as [role, text] pairs, gold, fault, scores and trajectories."""
+        return {
+            "id": shown(str(stored.question_id)),
+            "prompt": [[shown(role), cut(text)] for role, text in _turns(question.prompt)],
+            "gold": None if question.gold_answer is None else cut(question.gold_answer),
+            "fault": None if question.fault is None else shown(question.fault),
+            "scores": {name: _rounded(value) for name, value in stored.scores[0].items()},
+            "trajectories": [
+                {
+                    "sample": t["sample"],
+                    "seed": str(t["seed"]),  # 63 bits: a page's numbers hold 53
+                    "text": cut(t["full_text"]),
+                    "answer": None if t["answer"] is None else cut(t["answer"]),
+                    "terms": terms,
+                    "prompt_tokens": t["num_prompt_tokens"],
+                    "error": None if t["error"] is None else cut(t["error"]),
+                    "engine": shown(t["engine"]),
+                    "policy_version": t["policy_version"],
+                }
+                for t, terms in zip(stored.trajectories, self._terms(stored), strict=True)
+            ],
+        }
+
+    def _terms(self, stored: StoredQuestion) -> list[Mapping[str, float] | None]:
+        """The addends of each reward; None where it is unknown, or a custom reward's, which has no terms."""
+        if self.scoring.reward is not None:
+            return [None] * len(stored.trajectories)
+        roles = {arm.name: arm.probe_role for arm in self.arms}
+        scorables = [Scorable(t["reasoning"], t["num_tokens"], roles.get(t["arm"])) for t in stored.trajectories]
+        statuses = [t["score_status"] for t in stored.trajectories]
+        scores = stored.scores[0]
+        terms = reward_terms(scorables, statuses, scores["s_end"], scores["s_wm"], self.scoring)
+        return [None if one is None else {name: round(getattr(one, name), 6) for name in TERMS} for one in terms]
+
+
+def _turns(prompt: Prompt) -> list[tuple[str, str]]:
+    if isinstance(prompt, str):
+        return [("user", prompt)] if prompt else []
+    return [(str(message["role"]), str(message["content"])) for message in prompt]
+
+
+def _title(question: Question) -> str:
+    """The beginning of what was asked last, in one line."""
+    turns = _turns(question.prompt)
+    text = " ".join(turns[-1][1][: 4 * TITLE_CHARS].split()) if turns else question.fault or ""
+    return text if len(text) <= TITLE_CHARS else text[: TITLE_CHARS - 1] + "\u2026"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or value != value or value in (float("inf"), float("-inf")) else round(value, 6)

@@ -1,0 +1,154 @@
+"""Rewards a finished run again, from its stored texts, under another scoring; nothing is generated.
+
+Owns which fields a new config may change (those of `scoring`) and the new file's place. Every text is graded anew. The
+file it reads, and the ledger, stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from rollout_ray.config.loading import overlaid
+from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError, IncompleteError
+from rollout_ray.core.records import Completion, Question, ScoredQuestion
+from rollout_ray.results.merge import laid_out, output_schema, write_merged
+from rollout_ray.results.merged_file import MergedFile, StoredQuestion, beside
+from rollout_ray.scoring.grader import Grader
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.storage.folder import split_path
+from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.summary import Summary
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """The new file, its summary, and the old and new value of each field that was changed, by its dotted name."""
+
+    path: str
+    summary: Summary
+    changed: Mapping[str, tuple[Any, Any]]
+
+
+def rescore(
+    path: str,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    file: str | Path | None = None,
+    output: str | None = None,
+) -> Rescored:
+    """Writes a merged file like the one of `path` (a run directory, or a file; local or a URI) with new rewards.
+
+    Flags, variables and YAML file are those of a run; what they leave out stays as in the run. The new file is `output`,
+    which must not exist, else merged-<digest of the new config>.parquet beside the old one. Raises ConfigError where a
+    field that is not of `scoring` differs from the run's, LedgerError, VerifyError, and IncompleteError where the file
+    does not hold every trajectory.
+    """
+    with MergedFile(path) as merged:
+        old = merged.description.config
+        base = old.model_dump(mode="json")
+        base["output"]["layout"] = merged.layout
+        new = overlaid(base, arguments, environment, file)
+        changed = _changed(old, new)
+        _refuse_other_fields(merged, new, changed)
+        if merged.run is None and new.scoring.reward == old.scoring.reward is not None:
+            _refuse_unasked_function(new, overlaid({}, arguments, environment, file))
+        writer = _Writer(merged, new)
+        target = beside(merged.path, new.digest()) if output is None else output
+        folder, name = split_path(target)
+        run = RunDirectory(folder)
+        if output is not None and run.exists(name):
+            raise ConfigError(f"{output} exists already; give another --output, or remove it")
+        run.write_atomically(name, writer.write)
+    arms = {arm.name: writer.summary.arms[arm.name] for arm in merged.description.arms if arm.name in writer.summary.arms}
+    writer.summary.arms = arms
+    return Rescored(target, writer.summary, changed)
+
+
+def _changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    before, after = old.identity(), new.identity()
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def _refuse_other_fields(merged: MergedFile, new: RunConfig, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    if merged.layout == "responses":
+        raise ConfigError(
+            f"{merged.path} has the layout 'responses', which holds no rewards; run the command of the run with --layout "
+            "questions, which merges again without generating"
+        )
+    others = {name: values for name, values in changed.items() if not name.startswith("scoring.")}
+    if new.output.layout != merged.layout:
+        others["output.layout"] = (merged.layout, new.output.layout)
+    if others:
+        shown = "; ".join(f"{name} was {json.dumps(old)} and is {json.dumps(now)}" for name, (old, now) in others.items())
+        raise ConfigError(f"rescoring changes only fields of scoring, and {shown}. Leave out what is not of scoring")
+
+
+def _refuse_unasked_function(new: RunConfig, asked: RunConfig) -> None:
+    """A name that stands in a file from elsewhere is code that its reader may not want to run."""
+    if asked.scoring.reward != new.scoring.reward:
+        raise ConfigError(
+            f"the file names the function {new.scoring.reward} for its rewards; allow it with --reward "
+            f"{new.scoring.reward}, or give --config with `reward: null` under scoring"
+        )
+
+
+class _Writer:
+    """Streams the questions of a merged file into a new one, scored by `config`; `summary` counts what was written."""
+
+    def __init__(self, merged: MergedFile, config: RunConfig) -> None:
+        self._merged, self._config, self.summary = merged, config, Summary()
+        description = merged.description
+        self._scorer = QuestionScorer(
+            description.arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward)
+        )
+        self._draw_of = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.draws)}
+        rows = description.questions * (len(self._draw_of) if merged.layout == "trajectories" else 1)
+        if merged.num_rows != rows:
+            raise self._incomplete(f"{merged.num_rows} rows where {rows} are due")
+
+    def write(self, stream: IO[bytes]) -> None:
+        """Writes the whole parquet file."""
+        metadata = {k: v for k, v in self._merged.description.metadata.items() if k not in ("config", "digest")}
+        metadata |= {
+            "rescored_from": self._merged.description.config.digest(),
+            "config_digest": self._config.digest(),
+            "identity": self._config.identity(),
+            "layout": self._merged.layout,
+        }
+        write_merged(stream, output_schema(self._merged.given_schema, self._merged.layout), metadata, self._tables())
+
+    def _tables(self) -> Iterator[pa.Table]:
+        scoring = self._config.scoring
+        with Grader(timeout_s=scoring.grade_timeout_s, memory_mib=scoring.grader_memory_mib) as grader:
+            for given, stored in self._merged.batches():
+                rows = part_table(self._scored(grader, given, stored))
+                self.summary.add(rows)
+                yield from laid_out(self._merged.layout, given, rows)
+
+    def _scored(self, grader: Grader, given: pa.Table, stored: Sequence[StoredQuestion]) -> list[ScoredQuestion]:
+        questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())
+        whole = [(q, self._completions(q, s)) for q, s in zip(questions, stored, strict=True)]
+        grades = grade_questions(grader, whole)
+        return [self._scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
+
+    def _completions(self, question: Question, stored: StoredQuestion) -> list[Completion]:
+        by_draw = {self._draw_of.get((t["arm"], t["sample"]), -1): t for t in stored.trajectories}
+        if sorted(by_draw) != list(range(len(self._draw_of))) or len(stored.trajectories) != len(by_draw):
+            raise self._incomplete(f"question {question.question_id} has not every trajectory once")
+        names = ("error", "full_text", "num_prompt_tokens", "num_tokens", "finish_reason", "engine", "policy_version")
+        if any(t[name] is None for t in by_draw.values() for name in names[1:]):
+            raise self._incomplete(
+                f"question {question.question_id} has a trajectory without text, counts or finish_reason"
+            )
+        return [Completion(draw=n, **{name: by_draw[n][name] for name in names}) for n in sorted(by_draw)]
+
+    def _incomplete(self, what: str) -> IncompleteError:
+        path = self._merged.path
+        return IncompleteError(f"{path} cannot be rescored: {what}; `rollout verify {path}` tells more")

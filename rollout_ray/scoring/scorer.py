@@ -1,0 +1,149 @@
+"""From a question's completions and their grades to its scored row: the one place where the fields of a trajectory are
+put together.
+
+Pure: the scoring actor calls it on fresh completions, `verify` and `rescore` on stored ones, so that the three cannot
+differ. It neither judges texts (grading.py) nor defines Regime W (regime_w.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from importlib import import_module
+from typing import Any
+
+import pyarrow as pa
+
+from rollout_ray.config.schema import ScoringConfig
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.records import (
+    PART_SCHEMA,
+    Arm,
+    Completion,
+    Question,
+    ScoredQuestion,
+    Trajectory,
+    draws_of,
+    sampling_seed,
+)
+from rollout_ray.scoring.grader import Grade, Grader
+from rollout_ray.scoring.regime_w import Scorable, score_question
+
+CustomReward = Callable[[Question, Sequence[Trajectory]], Sequence[float | None]]
+_CORRECT = {"correct": True, "incorrect": False, "no_answer": False}
+
+
+class QuestionScorer:
+    """Scores questions of one run. `draws` are all draws of a question; a Completion's `draw` is an index into them."""
+
+    def __init__(self, arms: Sequence[Arm], scoring: ScoringConfig, run_seed: int, reward: CustomReward | None) -> None:
+        self.draws = draws_of(arms)
+        self._place = {arm.name: number for number, arm in enumerate(arms)}
+        self._scoring, self._run_seed, self._reward = scoring, run_seed, reward
+
+    def score(self, question: Question, completions: Sequence[Completion], grades: Sequence[Grade]) -> ScoredQuestion:
+        """The scored question; `grades` has the length and order of `completions`, its trajectories that of the arms.
+
+        Raises ConfigError where a custom reward fails.
+        """
+        draws = [self.draws[c.draw] for c in completions]
+        scorables = [
+            Scorable(g.reasoning, c.num_tokens, d.arm.probe_role)
+            for g, c, d in zip(grades, completions, draws, strict=True)
+        ]
+        score = score_question(scorables, grades, self._scoring)
+        trajectories = [
+            Trajectory(
+                arm=draw.arm.name,
+                sample=draw.sample,
+                seed=sampling_seed(self._run_seed, question.question_id, draw.arm.name, draw.sample),
+                temperature=draw.arm.temperature,
+                top_p=draw.arm.top_p,
+                full_text=completion.full_text,
+                reasoning=grade.reasoning,
+                answer=grade.answer,
+                correct=_CORRECT.get(grade.status),
+                score_status=grade.status,
+                reward=reward,
+                num_prompt_tokens=completion.num_prompt_tokens,
+                num_tokens=completion.num_tokens,
+                finish_reason=completion.finish_reason,
+                error=completion.error,
+                engine=completion.engine,
+                policy_version=completion.policy_version,
+            )
+            for draw, completion, grade, reward in zip(draws, completions, grades, score.rewards, strict=True)
+        ]
+        trajectories.sort(key=lambda t: (self._place[t.arm], t.sample))
+        if self._reward:
+            trajectories = _with_custom_rewards(self._reward, question, trajectories)
+        return ScoredQuestion(question.question_id, tuple(trajectories), score.s_end, score.s_path, score.s_cf, score.s_wm)
+
+
+def grade_questions(grader: Grader, whole: Iterable[tuple[Question, Sequence[Completion]]]) -> list[list[Grade]]:
+    """The grades of each question's completions. What an engine refused has no text to be graded: its grade is error."""
+    whole = list(whole)
+    pairs = [(q.gold_answer, c.full_text) for q, cs in whole for c in cs if c.finish_reason != "error"]
+    graded = iter(grader.grade_many(pairs))
+    return [[next(graded) if c.finish_reason != "error" else Grade("error", None) for c in cs] for _, cs in whole]
+
+
+def load_reward(name: str | None) -> CustomReward | None:
+    """The reward `module:function`. Raises ConfigError where there is none of that name."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"scoring.reward {name} cannot be loaded: {error}; give a module:function that can be imported here"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"scoring.reward {name} is no function; give the name of one")
+    return found  # type: ignore[no-any-return]
+
+
+def _with_custom_rewards(reward: CustomReward, question: Question, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    try:
+        rewards = [None if value is None else float(value) for value in reward(question, trajectories)]
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"the reward fails at question {question.question_id}: {error!r}; correct the function"
+        ) from error
+    if len(rewards) != len(trajectories):
+        raise ConfigError(
+            f"the reward gave {len(rewards)} values for the {len(trajectories)} trajectories of question "
+            f"{question.question_id}; it must give one a trajectory"
+        )
+    if odd := [value for value in rewards if value is not None and not math.isfinite(value)]:
+        raise ConfigError(
+            f"the reward gave {odd[0]} for a trajectory of question {question.question_id}; it must give a "
+            "finite number, or None"
+        )
+    return [replace(trajectory, reward=value) for trajectory, value in zip(trajectories, rewards, strict=True)]
+
+
+_FIELDS = tuple(field.name for field in fields(Trajectory))
+
+
+def as_dict(trajectory: Trajectory) -> dict[str, Any]:
+    """The trajectory's fields by name, as a `trajectories` entry of the output."""
+    return {name: getattr(trajectory, name) for name in _FIELDS}
+
+
+def part_table(scored: Sequence[ScoredQuestion]) -> pa.Table:
+    """Rows of PART_SCHEMA."""
+    rows = [
+        {
+            "question_id": q.question_id,
+            "trajectories": [as_dict(t) for t in q.trajectories],
+            "s_end": q.s_end,
+            "s_path": q.s_path,
+            "s_cf": q.s_cf,
+            "s_wm": q.s_wm,
+        }
+        for q in scored
+    ]
+    return pa.Table.from_pylist(rows, schema=PART_SCHEMA)

@@ -1,0 +1,102 @@
+"""The form of one part file: whole questions as parquet, under a name that carries a hash of every byte.
+
+Owns encoding and checking; a part that passes is exactly what its writer committed. It touches no storage (ledger.py).
+
+    part-<nanoseconds>-<BLAKE2b-128 of the content>.parquet
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rollout_ray.core.errors import LedgerError
+from rollout_ray.core.records import METADATA, PART_SCHEMA
+from rollout_ray.storage.folder import split_path
+
+PART_ROW_GROUP = 128  # questions
+_NAME = re.compile(r"part-\d{20}-([0-9a-f]{32})\.parquet")
+
+
+class BadPartError(LedgerError):
+    """A part's content is not what a writer of this run committed; `reason` says how it shows."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"{path} {reason}. Run the same command again: the file is put aside and its questions are drawn again"
+        )
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that passed every check, in memory as it was stored. `nbytes` is the size of its rows once decoded."""
+
+    file: pq.ParquetFile
+    nbytes: int
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.file.metadata.num_rows)
+
+    def ids(self) -> list[str]:
+        """The question ids, in the order of the rows."""
+        return self.file.read(columns=["question_id"]).column(0).to_pylist()  # type: ignore[no-any-return]
+
+    def rows(self, numbers: list[int]) -> pa.Table:
+        """The rows of these numbers, which ascend, of PART_SCHEMA. Decodes only the row groups that hold them."""
+        wanted, chosen, skipped = iter([*numbers, self.num_rows]), [], 0
+        groups, start, number = [], 0, next(wanted)
+        for group in range(self.file.num_row_groups):
+            stop = start + self.file.metadata.row_group(group).num_rows
+            if number < stop:
+                groups.append(group)
+                while number < stop:
+                    chosen.append(number - skipped)
+                    number = next(wanted)
+            else:
+                skipped += stop - start
+            start = stop
+        table = self.file.read_row_groups(groups).cast(PART_SCHEMA)
+        return table if len(chosen) == table.num_rows else table.take(chosen)
+
+
+def encode_part(table: pa.Table, run_digest: str) -> tuple[str, pa.Buffer]:
+    """File name and content of the part of these rows (PART_SCHEMA)."""
+    about = json.dumps({"run": run_digest, "bytes": table.nbytes})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata({METADATA: about}), sink, row_group_size=PART_ROW_GROUP, compression="zstd"
+    )
+    content = sink.getvalue()
+    return f"part-{time.time_ns():020d}-{_hash(content)}.parquet", content
+
+
+def decode_part(path: str, content: pa.Buffer, run_digest: str) -> Part:
+    """The part whose file is `path` (for its name and for messages). Raises BadPartError where it is torn, altered, or
+    another run's."""
+    named = _NAME.fullmatch(split_path(path)[1])
+    if named is None:
+        raise BadPartError(path, "has no name of a part file")
+    if _hash(content) != named[1]:
+        raise BadPartError(path, "is torn or altered: its content has another checksum than its name")
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        about = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadPartError(path, f"is no parquet file ({error})") from error
+    if about is None or not file.schema_arrow.equals(PART_SCHEMA):
+        raise BadPartError(path, "has other columns than a part of this version")
+    if about["run"] != run_digest:
+        raise BadPartError(path, "belongs to a run with another config, data set or model")
+    return Part(file, about["bytes"])
+
+
+def _hash(content: pa.Buffer) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,107 @@
+"""Shows a run while it goes on: nothing, or a line now and then. The live view on a terminal is live.py's.
+
+Owns the words for the driver's state. It changes nothing and never fails a run for want of a terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Protocol, Self
+
+from rollout_ray.core.redaction import shown
+from rollout_ray.telemetry.run_view import RunView
+from rollout_ray.telemetry.summary import ArmSummary
+
+PLAIN_INTERVAL_S, LONG_INTERVAL_S = 10.0, 60.0
+LONG_RUN_S = 600.0
+MOST_ENGINES = 8  # that are named one by one
+
+
+class Progress(Protocol):
+    """Watches a run. `update` is called often; it decides itself when to show something."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None: ...
+
+    def update(self, view: RunView) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        return None
+
+    def update(self, view: RunView) -> None:
+        return None
+
+
+class Plain(Silent):
+    """Prints one line every ten seconds, once a minute after ten minutes, for logs."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def update(self, view: RunView) -> None:
+        now = time.monotonic()
+        if now - self._last < (PLAIN_INTERVAL_S if now - view.began < LONG_RUN_S else LONG_INTERVAL_S):
+            return
+        self._last = now
+        print(plain_line(view), flush=True)
+
+
+def plain_line(view: RunView) -> str:
+    """A run on one line."""
+    done = f"{view.generated_draws:,}/{view.total_draws:,} trajectories"
+    if view.total_draws:
+        done += f" ({view.generated_draws / view.total_draws:.0%})"
+    left = view.seconds_left()
+    if len(view.engines) <= MOST_ENGINES:
+        engines = ", ".join(f"{shown(name)} {engine.state}" for name, engine in view.engines.items())
+    else:
+        counts = Counter(engine.state for engine in view.engines.values())
+        engines = ", ".join(f"{count} engines {state}" for state, count in counts.most_common())
+    parts = [done, *([] if left is None else [f"{duration(left)} left"]), amounts(view), engines]
+    arms = view.summary.arms.values()
+    if graded := sum(arm.graded for arm in arms):
+        parts.append(f"accuracy {sum(arm.correct for arm in arms) / graded:.1%}")
+    if rewarded := sum(arm.rewarded for arm in arms):
+        parts.append(f"reward {sum(arm.reward_sum for arm in arms) / rewarded:.3f}")
+    return "; ".join(parts)
+
+
+def amounts(view: RunView) -> str:
+    """What is done, under way and to come."""
+    parts = [f"{view.before + view.committed:,}/{view.total:,} questions", f"{view.rate:,.0f} tokens/s"]
+    if view.pending:
+        parts.append(f"{view.pending:,} queued")
+    if view.unscored:
+        parts.append(f"{view.unscored:,} scoring")
+    if view.restarts:
+        parts.append(f"{view.restarts} restart{'s' if view.restarts > 1 else ''}")
+    return ", ".join(parts)
+
+
+def per_arm(arm: ArmSummary) -> tuple[str, str, str, str, str]:
+    """Done, accuracy, mean reward, mean length and truncated of an arm, for people."""
+    accuracy = "-" if arm.accuracy is None else f"{arm.accuracy:.1%}"
+    reward = "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}"
+    truncated = f"{arm.truncated / arm.trajectories:.0%}" if arm.trajectories else "-"
+    return f"{arm.trajectories:,}", accuracy, reward, f"{arm.mean_tokens:,.0f}", truncated
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3:05 min, 2:10 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"

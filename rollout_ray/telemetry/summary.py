@@ -1,0 +1,225 @@
+"""What a run says about itself: counts, accuracy and reward by arm, and speed.
+
+Owns the summary and its table for people. It reads scored rows as they pass through the merge; it computes no score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rollout_ray.core.redaction import shown
+from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ARM_HEADINGS = ("arm", "trajectories", "accuracy", "mean reward", "mean tokens", "truncated")
+
+
+@dataclass
+class ArmSummary:
+    """Sums over one arm's trajectories; the ratios are None where nothing was graded or rewarded. `only_text` is a digest
+    of the outputs while all of them are the same text."""
+
+    trajectories: int = 0
+    tokens: int = 0
+    graded: int = 0
+    correct: int = 0
+    rewarded: int = 0
+    reward_sum: float = 0.0
+    truncated: int = 0
+    only_text: str | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.correct / self.graded if self.graded else None
+
+    @property
+    def mean_reward(self) -> float | None:
+        return self.reward_sum / self.rewarded if self.rewarded else None
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / self.trajectories if self.trajectories else 0.0
+
+    def combine(self, other: ArmSummary) -> None:
+        """Counts in what `other` counted."""
+        if not self.trajectories:
+            self.only_text = other.only_text
+        elif other.trajectories and self.only_text != other.only_text:
+            self.only_text = None
+        for name in COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+COUNTERS = tuple(f.name for f in fields(ArmSummary) if f.name != "only_text")
+
+
+@dataclass
+class Summary:
+    """A run in numbers. Counts cover the whole run, resumed parts included; seconds and speed cover this session.
+
+    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer. `account`
+    says what this session's engines did and where its time went, `bound_by` in one sentence what took it.
+    """
+
+    questions: int = 0
+    trajectories: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    arms: dict[str, ArmSummary] = field(default_factory=dict)
+    score_status: Counter[str] = field(default_factory=Counter)
+    finish_reason: Counter[str] = field(default_factory=Counter)
+    s_wm_sum: float = 0.0
+    total_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    session_tokens: int = 0
+    engine_deaths: int = 0
+    account: SessionAccount = field(default_factory=SessionAccount)
+    bound_by: str = ""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Output tokens a second of this session's generation; None where it generated nothing."""
+        return self.session_tokens / self.generation_seconds if self.generation_seconds and self.session_tokens else None
+
+    @property
+    def null_rewards(self) -> int:
+        return self.trajectories - sum(arm.rewarded for arm in self.arms.values())
+
+    def add(self, rows: pa.Table) -> None:
+        """Counts in rows of PART_SCHEMA."""
+        self.questions += rows.num_rows
+        self.s_wm_sum += pc.sum(rows.column("s_wm")).as_py() or 0.0
+        flat = pa.Table.from_struct_array(rows.column("trajectories").combine_chunks().flatten())
+        self.trajectories += flat.num_rows
+        self.prompt_tokens += pc.sum(flat.column("num_prompt_tokens")).as_py() or 0
+        self.score_status.update(flat.column("score_status").to_pylist())
+        self.finish_reason.update(flat.column("finish_reason").to_pylist())
+        truncated = pc.cast(pc.equal(flat.column("finish_reason"), "length"), pa.int64())
+        sums = (
+            flat.append_column("truncated", truncated)
+            .append_column("right", pc.cast(flat.column("correct"), pa.int64()))
+            .group_by("arm", use_threads=False)
+            .aggregate(
+                [
+                    ("num_tokens", "count"), ("num_tokens", "sum"), ("right", "count"), ("right", "sum"),
+                    ("reward", "count"), ("reward", "sum"), ("truncated", "sum"), ("num_tokens", "min"),
+                    ("num_tokens", "max"),
+                ]
+            )
+        )  # fmt: skip
+        for row in sums.to_pylist():
+            one_length = row["num_tokens_min"] == row["num_tokens_max"]
+            new = ArmSummary(
+                trajectories=row["num_tokens_count"],
+                tokens=row["num_tokens_sum"],
+                graded=row["right_count"],
+                correct=row["right_sum"] or 0,
+                rewarded=row["reward_count"],
+                reward_sum=row["reward_sum"] or 0.0,
+                truncated=row["truncated_sum"],
+                only_text=_only_text(flat, row["arm"]) if one_length else None,
+            )
+            self.arms.setdefault(row["arm"], ArmSummary()).combine(new)
+            self.tokens += row["num_tokens_sum"]
+
+    def combine(self, other: Summary) -> None:
+        """Counts in what `other` counted; seconds stay as they are."""
+        self.questions += other.questions
+        self.trajectories += other.trajectories
+        self.tokens += other.tokens
+        self.prompt_tokens += other.prompt_tokens
+        self.s_wm_sum += other.s_wm_sum
+        self.score_status.update(other.score_status)
+        self.finish_reason.update(other.finish_reason)
+        for name, theirs in other.arms.items():
+            self.arms.setdefault(name, ArmSummary()).combine(theirs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types, the ratios included."""
+        arms = {
+            name: {
+                "trajectories": arm.trajectories,
+                "accuracy": arm.accuracy,
+                "mean_reward": arm.mean_reward,
+                "mean_tokens": arm.mean_tokens,
+                "truncated": arm.truncated,
+            }
+            for name, arm in self.arms.items()
+        }
+        counted = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **counted,
+            "arms": arms,
+            "account": self.account.to_dict(),
+            "score_status": dict(self.score_status),
+            "finish_reason": dict(self.finish_reason),
+            "tokens_per_second": self.tokens_per_second,
+            "null_rewards": self.null_rewards,
+        }
+
+
+def _only_text(flat: pa.Table, arm: str) -> str | None:
+    """A digest of the arm's text, where all its trajectories in `flat` have the same."""
+    texts = pc.unique(flat.filter(pc.equal(flat.column("arm"), arm)).column("full_text"))
+    return hashlib.blake2b(texts[0].as_py().encode(), digest_size=8).hexdigest() if len(texts) == 1 else None
+
+
+def summary_table(summary: Summary) -> Table:
+    """The summary by arm, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{summary.questions} questions, {summary.trajectories} trajectories")
+    table.add_column(ARM_HEADINGS[0])
+    for heading in ARM_HEADINGS[1:]:
+        table.add_column(heading, justify="right")
+    for name, arm in summary.arms.items():
+        table.add_row(Text(shown(name)), *arm_cells(arm))
+    return table
+
+
+def arm_cells(arm: ArmSummary) -> tuple[str, ...]:
+    """What stands under ARM_HEADINGS beside an arm's name."""
+    return (
+        str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward), f"{arm.mean_tokens:.0f}",
+        str(arm.truncated),
+    )  # fmt: skip
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """The rest of the summary in plain sentences."""
+    lines = [
+        "score status: " + _counts(summary.score_status),
+        "finish reason: " + _counts(summary.finish_reason),
+    ]
+    if summary.null_rewards:
+        lines.append(f"{summary.null_rewards} trajectories have no reward, because their grade is not known")
+    if summary.tokens_per_second:
+        lines.append(
+            f"{summary.session_tokens} output tokens in {summary.generation_seconds:.1f} s of generation "
+            f"({summary.tokens_per_second:,.0f} tokens/s); {summary.total_seconds:.1f} s in all"
+        )
+        lines += account_lines(summary.account)
+    if summary.bound_by:
+        lines.append(summary.bound_by)
+    return lines
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.most_common()) or "none"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
