@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import Arm, Draw, FinishReason, Prompt
+from rollout_ray.core.records import Arm, FinishReason, Prompt, SampleSpec
 from rollout_ray.telemetry.engine_stats import EngineStats
 
 
@@ -65,7 +65,7 @@ class Backend(Protocol):
 
     def opening(self, arm: Arm) -> str: ...
 
-    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None: ...
+    def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None: ...
 
     def step(self) -> list[Finished]: ...
 

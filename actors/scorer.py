@@ -33,15 +33,15 @@ class Receipt:
 class ScorerActor:
     """One scoring actor; the driver sends it every piece of the questions of its lane, in one run after the other."""
 
-    def __init__(self, lane: int) -> None:
+    def __init__(self, scorer_index: int) -> None:
         """`begin` comes before everything else."""
-        self._lane = lane
+        self._index = scorer_index
         self._limits: dict[str, int] = {}
         self._grader = Grader()
 
     def __repr__(self) -> str:
         """What Ray's dashboard and logs call it."""
-        return f"scorer-{self._lane}"
+        return f"scorer-{self._index}"
 
     def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm]) -> Receipt:
         """Takes up a run; whatever is left of an earlier one is dropped, but for the grading children."""
@@ -52,7 +52,7 @@ class ScorerActor:
             self._grader.close()
             self._limits, self._grader = limits, Grader(**limits)
         self._grader.forget()
-        self._pieces: dict[int, list[Generated]] = {}
+        self._chunks: dict[int, list[Generated]] = {}
         self._complete: dict[int, ScoredQuestion] = {}
         self._held_bytes = 0
         self._oldest = time.monotonic()
@@ -71,11 +71,11 @@ class ScorerActor:
             ordinal = generated.request.ordinal
             if ordinal not in wanted:
                 continue
-            pieces = self._pieces.setdefault(ordinal, [])
-            pieces.append(generated)
-            if sum(len(p.request) for p in pieces) == len(self._scorer.draws):
-                del self._pieces[ordinal]
-                completions = sorted((c for p in pieces for c in p.completions), key=lambda c: c.draw)
+            chunks = self._chunks.setdefault(ordinal, [])
+            chunks.append(generated)
+            if sum(len(p.request) for p in chunks) == len(self._scorer.samples):
+                del self._chunks[ordinal]
+                completions = sorted((c for p in chunks for c in p.completions), key=lambda c: c.sample_index)
                 whole.append((generated.request.question, ordinal, completions))
         if whole and not self._complete:
             self._oldest = time.monotonic()

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from rollout_ray.actors.backend import BackendInfo, Finished
 from rollout_ray.config.schema import DEMO_MODEL, RunConfig
 from rollout_ray.core.errors import Refused
-from rollout_ray.core.records import Arm, Draw, Prompt
+from rollout_ray.core.records import Arm, Prompt, SampleSpec
 from rollout_ray.telemetry.engine_stats import EngineStats
 
 MAX_NUM_SEQS = 256
@@ -73,7 +73,7 @@ class SimulatedBackend:
         """It does not think."""
         return ""
 
-    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
+    def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None:
         if self._faults.random() < self._simulated.sim_death_rate:
             print("the simulated engine dies as it was told to", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -81,7 +81,7 @@ class SimulatedBackend:
         if self._faults.random() < self._simulated.sim_error_rate:
             raise Refused("the simulated engine refused the request")
         rng = random.Random(seed if self._weights == DEMO_MODEL else f"{seed} {self._weights}")
-        length = min(draw.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
+        length = min(spec.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
         text = f"Step 1: think {'so ' * min(length, 50)}\nAnswer: {rng.randint(1, 9)}"
         self._waiting.append((key, text, length, len(tokens)))
 

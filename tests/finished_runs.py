@@ -51,13 +51,13 @@ def finished(folder: Path, rows: Any, draw: Drawn = drawn, **sections: Any) -> R
         grades = grade_questions(grader, whole)
     run.write_part(part_table([scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]))
     metadata = {"schema_version": 1, "config_digest": cfg.digest(), **facts}
-    merge(run, questions, cfg.output.layout, len(scorer.draws), metadata)
+    merge(run, questions, cfg.output.layout, len(scorer.samples), metadata)
     return run
 
 
 def completions(question: Question, scorer: QuestionScorer, cfg: RunConfig, draw: Drawn) -> list[Completion]:
-    seeds = [sampling_seed(cfg.sampling.seed, question.question_id, d.arm.name, d.sample) for d in scorer.draws]
-    return [draw(question, n, seed, scorer.draws[n].arm.max_tokens) for n, seed in enumerate(seeds)]
+    seeds = [sampling_seed(cfg.sampling.seed, question.question_id, d.arm.name, d.sample) for d in scorer.samples]
+    return [draw(question, n, seed, scorer.samples[n].arm.max_tokens) for n, seed in enumerate(seeds)]
 
 
 Rows = list[dict[str, Any]]

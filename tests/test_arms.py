@@ -6,7 +6,7 @@ import pytest
 
 from rollout_ray.config.arms import chat_messages, default_max_model_len, plain_text, resolve_arms, without_system_role
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import Arm, draws_of
+from rollout_ray.core.records import Arm, sample_specs
 
 
 def resolve(**sections: object) -> tuple[Arm, ...]:
@@ -65,7 +65,7 @@ def test_draws_put_arms_of_one_system_prompt_side_by_side() -> None:
             ]
         }
     )
-    assert [(d.arm.name, d.sample) for d in draws_of(arms)] == [("a", 0), ("a", 1), ("c", 0), ("b", 0)]
+    assert [(d.arm.name, d.sample) for d in sample_specs(arms)] == [("a", 0), ("a", 1), ("c", 0), ("b", 0)]
 
 
 def test_messages() -> None:

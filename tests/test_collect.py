@@ -259,7 +259,7 @@ def test_a_killed_actor_is_replaced_and_no_row_is_lost(
         os.kill(victims().pop(), signal.SIGKILL)
 
     # A scorer's process may be starting while the first draws come.
-    progress = When(lambda view: view.generated_draws >= 200 and bool(victims()), kill_one)
+    progress = When(lambda view: view.generated_samples >= 200 and bool(victims()), kill_one)
     cfg = simulated(tmp_path / "run", 2, speed=60_000)
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert progress.done
@@ -269,7 +269,7 @@ def test_a_killed_actor_is_replaced_and_no_row_is_lost(
 
 def test_ctrl_c_keeps_what_is_complete_and_the_same_call_goes_on(tmp_path: Path, local_ray: None) -> None:
     cfg = simulated(tmp_path / "run", 2, speed=60_000)
-    progress = When(lambda view: view.generated_draws >= 400, lambda: signal.raise_signal(signal.SIGINT))
+    progress = When(lambda view: view.generated_samples >= 400, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted, match=r"stopped with [1-9]\d* of 100 questions in .*; the same command goes on"):
         collect(demo_rows(100), cfg, progress=progress)
     rollouts = collect(demo_rows(100), cfg)

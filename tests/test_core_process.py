@@ -59,7 +59,7 @@ def core() -> psutil.Process:
 
 def midway(action: Callable[[], None]) -> When:
     """While the last draws of 60 questions still wait: an engine decodes those of 32 at once."""
-    return When(lambda view: view.generated_draws >= 50, action)
+    return When(lambda view: view.generated_samples >= 50, action)
 
 
 def deaths(rollouts: Rollouts) -> list[str]:

@@ -15,7 +15,7 @@ from rollout_ray.actors.engine.actor import EngineActor
 from rollout_ray.actors.engine.engine import Exchange
 from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest, draws_of
+from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest, sample_specs
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.paths import model_folder
 from rollout_ray.telemetry.engine_stats import EngineStats
@@ -44,13 +44,13 @@ def ready(actor: Any, cfg: RunConfig) -> BackendInfo:
     return info
 
 
-def request(ordinal: int, question: Question, cfg: RunConfig, lane: int = 0) -> RolloutRequest:
-    return RolloutRequest(ordinal, lane, question, 0, len(draws_of(resolve_arms(cfg))))
+def request(ordinal: int, question: Question, cfg: RunConfig, scorer_index: int = 0) -> RolloutRequest:
+    return RolloutRequest(ordinal, scorer_index, question, 0, len(sample_specs(resolve_arms(cfg))))
 
 
-def exchange(actor: Any, *arguments: Any, lanes: int = 1) -> tuple[Exchange, list[list[Generated]]]:
+def exchange(actor: Any, *arguments: Any, num_scorers: int = 1) -> tuple[Exchange, list[list[Generated]]]:
     """What the engine tells, and what it hands over for each lane."""
-    told, *finished = ray.get(actor.exchange.options(num_returns=1 + lanes).remote(lanes, *arguments))
+    told, *finished = ray.get(actor.exchange.options(num_returns=1 + num_scorers).remote(num_scorers, *arguments))
     return told, [generated or [] for generated in finished]
 
 
@@ -64,7 +64,7 @@ def exchange_all(
         if stats:
             stats.add(answer.stats)
         for generated in finished:
-            assert {(g.request.ordinal, g.request.first) for g in generated} <= set(answer.pieces)
+            assert {(g.request.ordinal, g.request.first) for g in generated} <= set(answer.chunks)
             found |= {g.request.ordinal: g.completions for g in generated}
         if not answer.unfinished:
             return found
@@ -98,7 +98,7 @@ def test_every_limit_is_explicit(engine: tuple[Any, BackendInfo]) -> None:
 def test_every_draw_comes_back_once_and_in_order(answers: dict[int, tuple[Completion, ...]]) -> None:
     assert set(answers) == set(range(13))
     for completions in answers.values():
-        assert [c.draw for c in completions] == [0, 1, 2, 3, 4]
+        assert [c.sample_index for c in completions] == [0, 1, 2, 3, 4]
         assert {c.engine for c in completions} == {"engine-0"}
 
 
@@ -192,16 +192,18 @@ def assert_counted(actor: Any, cfg: RunConfig) -> None:
 
 def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> None:
     rows = demo_rows(4)
-    requests = [request(i, Question(f"l{i}", row["prompt"], None), config(), lane=i % 2) for i, row in enumerate(rows)]
-    lanes: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
-    answer, finished = exchange(engine[0], requests, 1.0, 0.05, lanes=3)
+    requests = [
+        request(i, Question(f"l{i}", row["prompt"], None), config(), scorer_index=i % 2) for i, row in enumerate(rows)
+    ]
+    by_scorer: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    answer, finished = exchange(engine[0], requests, 1.0, 0.05, num_scorers=3)
     while True:
-        for lane, generated in enumerate(finished):
-            lanes[lane] |= {g.request.ordinal for g in generated}
+        for scorer_index, generated in enumerate(finished):
+            by_scorer[scorer_index] |= {g.request.ordinal for g in generated}
         if not answer.unfinished:
             break
-        answer, finished = exchange(engine[0], [], 1.0, 0.05, lanes=3)
-    assert lanes == {0: {0, 2}, 1: {1, 3}, 2: set()}
+        answer, finished = exchange(engine[0], [], 1.0, 0.05, num_scorers=3)
+    assert by_scorer == {0: {0, 2}, 1: {1, 3}, 2: set()}
 
 
 def test_stop_strings_and_engine_extra(local_ray: None) -> None:
@@ -270,7 +272,7 @@ def test_an_engine_gives_back_what_its_backend_does_not_hold_yet(local_ray: None
         (4, 0, 3),
     }
     for generated in found:
-        assert [c.draw for c in generated.completions] == list(range(generated.request.stop))
+        assert [c.sample_index for c in generated.completions] == list(range(generated.request.stop))
 
 
 @pytest.mark.parametrize(("backend", "own_process"), [("simulated", "0"), ("vllm", "0"), ("vllm", OWN_PROCESS)])
@@ -295,13 +297,15 @@ def test_it_gives_back_all_that_is_not_begun_and_ends_what_is(local_ray: None, b
         assert answer.unfinished == 40
         answer, finished = exchange(actor, [], 0.1, 0.0)
     stops = {(r.ordinal, r.first): r.stop for r in requests}
-    pieces: dict[tuple[int, int], int] = {}
+    chunks: dict[tuple[int, int], int] = {}
     while answer.unfinished:
         answer, finished = exchange(actor, [], 1.0, 0.0, answer.unfinished)
         stops |= dict(answer.returned)
-        pieces |= {(g.request.ordinal, g.request.first): len(g.completions) for lane in finished for g in lane}
+        chunks |= {
+            (g.request.ordinal, g.request.first): len(g.completions) for scorer_index in finished for g in scorer_index
+        }
     ray.kill(actor)
-    assert pieces == {piece: stop for piece, stop in stops.items() if stop}
+    assert chunks == {chunk: stop for chunk, stop in stops.items() if stop}
     assert sum(stops.values()) == 16
 
 

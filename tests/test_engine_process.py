@@ -170,7 +170,7 @@ def test_it_answers_as_an_engine_does(server: str) -> None:
     done: set[tuple[int, int]] = set()
     answer: Exchange
     answer, finished = engine.call("exchange", requests, 1.0, 0.0)
-    while answer.unfinished or answer.pieces:
+    while answer.unfinished or answer.chunks:
         done |= {(g.request.ordinal, g.request.first) for batch in finished.values() for g in batch}
         answer, finished = engine.call("exchange", [], 1.0, 0.0)
     assert done == {(i, 0) for i in range(5)}

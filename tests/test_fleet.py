@@ -61,7 +61,7 @@ def test_an_engine_that_no_longer_answers_counts_as_dead(tmp_path: Path, local_r
         stopped[0].suspend()
 
     # Once both have drawn something: one that has not begun yet would not be missed.
-    progress = When(lambda view: all(engine.draws for engine in view.engines.values()), stop_one)
+    progress = When(lambda view: all(engine.samples for engine in view.engines.values()), stop_one)
     cfg = changed(simulated(tmp_path / "run", 2, speed=60_000), resources={"engine_hang_seconds": 3.0})
     rollouts = collect(demo_rows(100), cfg, progress=progress)
     assert_whole(rollouts, 800)
@@ -127,7 +127,7 @@ class RefuseOnce(Plain):
         self.stopped: list[psutil.Process] = []
 
     def update(self, view: RunView) -> None:
-        if not self.stopped and all(engine.draws for engine in view.engines.values()):
+        if not self.stopped and all(engine.samples for engine in view.engines.values()):
             self.stopped = [psutil.Process(self._engines().pop())]
             self.stopped[0].suspend()
             self._patch.setenv("VLLM_CPU_KVCACHE_SPACE", "much")
@@ -157,7 +157,7 @@ def test_a_replacement_whose_start_fails_is_tried_again(
 def test_a_scorer_that_keeps_dying_ends_the_run_and_not_the_data(tmp_path: Path, local_ray: None) -> None:
     deadly = {"reward": "tests.test_fleet:deadly_reward"}
     cfg = changed(simulated(tmp_path / "run"), scoring=deadly, resources={"max_engine_deaths": 3})
-    with pytest.raises(RolloutError, match="scorer-0 died 4 times in a row and nothing could be committed"):
+    with pytest.raises(RolloutError, match="scorer-0 died 4 times in a row and nothing was committed"):
         collect(demo_rows(5), cfg)
     assert [e["event"] for e in RunDirectory(str(tmp_path / "run")).events()].count("scorer_died") == 4
 
@@ -180,7 +180,7 @@ class Backlog(Plain):
         self.most = 0
 
     def update(self, view: RunView) -> None:
-        self.most = max(self.most, view.generated_draws - 8 * view.committed)
+        self.most = max(self.most, view.generated_samples - 8 * view.committed)
 
 
 # What may be unscored; what two engines may still hold when that is reached, to be decoded (320 draws each) or waiting
@@ -210,11 +210,11 @@ def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray:
 
         def update(self, view: RunView) -> None:
             super().update(view)
-            if not self.scorer and view.generated_draws > 500 and (started := scorers()):
+            if not self.scorer and view.generated_samples > 500 and (started := scorers()):
                 (self.scorer,) = started
                 os.kill(self.scorer, signal.SIGSTOP)
-            if self.scorer and self.since >= 0 and view.generated_draws != self.seen:
-                self.seen, self.since = view.generated_draws, time.monotonic()
+            if self.scorer and self.since >= 0 and view.generated_samples != self.seen:
+                self.seen, self.since = view.generated_samples, time.monotonic()
             elif self.scorer and self.since >= 0 and time.monotonic() - self.since > 3:
                 os.kill(self.scorer, signal.SIGCONT)
                 self.since = -1.0
@@ -255,7 +255,7 @@ def test_engines_move_when_every_node_is_drained(
     drained: list[frozenset[str]] = []
     monkeypatch.setattr("rollout_ray.driver.session.draining_nodes", lambda: drained.pop() if drained else frozenset())
     begun = When(
-        lambda view: all(engine.draws for engine in view.engines.values()), lambda: drained.append(frozenset([node]))
+        lambda view: all(engine.samples for engine in view.engines.values()), lambda: drained.append(frozenset([node]))
     )
     rollouts = collect(demo_rows(150), simulated(tmp_path / "run", replicas, speed=10_000), progress=begun)
     assert_whole(rollouts, 1200)
@@ -285,6 +285,6 @@ def test_a_stop_does_not_wait_for_all_that_is_to_be_scored(
 
 
 def test_a_stop_that_finds_all_complete_ends_the_run(tmp_path: Path, local_ray: None) -> None:
-    stop = When(lambda view: view.generated_draws == 160, lambda: signal.raise_signal(signal.SIGINT))
+    stop = When(lambda view: view.generated_samples == 160, lambda: signal.raise_signal(signal.SIGINT))
     cfg = changed(simulated(tmp_path / "run", 1, speed=1e6), output={"flush_seconds": 1000.0})
     assert_whole(collect(demo_rows(20), cfg, progress=stop), 160)

@@ -42,11 +42,11 @@ def test_an_evaluation(tmp_path: Path, local_ray: None, capsys: pytest.CaptureFi
         [t for t in row if t["correct"] is not None]
         for row in pq.read_table(tmp_path / "run" / "merged.parquet").column("trajectories").to_pylist()
     ]
-    draws = [t for row in graded for t in row]
-    assert arm["arm"] == "samples" and arm["draws"] == len(draws) < 1000
-    assert arm["ungraded"] == {"error": 1000 - len(draws)}
+    samples = [t for row in graded for t in row]
+    assert arm["arm"] == "samples" and arm["draws"] == len(samples) < 1000
+    assert arm["ungraded"] == {"error": 1000 - len(samples)}
     accuracy = arm["accuracy"]
-    assert accuracy["value"] == pytest.approx(sum(t["correct"] for t in draws) / len(draws))
+    assert accuracy["value"] == pytest.approx(sum(t["correct"] for t in samples) / len(samples))
     assert 0 <= accuracy["low"] < accuracy["value"] < accuracy["high"] <= 1
     assert list(arm["pass_at"]) == list(arm["majority_at"]) == ["1", "2", "4", "5"]
     for k in (1, 2, 4, 5):

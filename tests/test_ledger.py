@@ -40,7 +40,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
     run = RunDirectory(str(tmp_path / folder / "run"))
     run.open(IDENTITY, {})
     run.write_part(part_table(scored("a")))
-    assert run.done_ids() == run.take_stock({"a"}).done == {"a"}
+    assert run.done_ids() == run.scan_parts({"a"}).done == {"a"}
 
 
 def test_what_is_done_is_what_the_parts_hold(run: RunDirectory) -> None:
@@ -81,7 +81,7 @@ def test_a_run_that_has_committed_nothing_gives_way_to_another_config(run: RunDi
     with pytest.raises(LedgerError, match="holds a run with another config"):
         run.open(IDENTITY, {})
     assert RunDirectory(run.uri).open(corrected, {}) is True
-    assert again.take_stock({"a"}).done == {"a"}
+    assert again.scan_parts({"a"}).done == {"a"}
 
 
 def test_a_merged_file_without_its_parts_is_not_given_up(run: RunDirectory) -> None:
@@ -95,7 +95,7 @@ def test_a_part_that_a_run_which_gave_way_still_writes_does_not_count(run: RunDi
     late = run.write_part(part_table(scored("a")))
     again = RunDirectory(run.uri)
     assert again.open({**IDENTITY, "sampling.seed": 2}, {}) is True
-    assert again.take_stock({"a"}).put_aside == {late: "belongs to a run with another config, data set or model"}
+    assert again.scan_parts({"a"}).quarantined == {late: "belongs to a run with another config, data set or model"}
 
 
 def test_what_a_killed_writer_left_is_not_taken_for_a_part(run: RunDirectory) -> None:
@@ -165,20 +165,20 @@ def test_parts_that_are_damaged_or_foreign_are_put_aside_and_the_others_count(ru
     run.write_part(part_table(scored("b")))
     expected = damage(run)
     before = {name: Path(run.path(f"parts/{name}")).read_bytes() for name in expected}
-    stock = run.take_stock({"a", "b", "c", "torn", "empty", "flipped", "renamed"})
-    assert stock.put_aside == {f"parts/{name}": reason for name, reason in expected.items()}
-    assert stock.done == {"a", "b"}
+    part_scan = run.scan_parts({"a", "b", "c", "torn", "empty", "flipped", "renamed"})
+    assert part_scan.quarantined == {f"parts/{name}": reason for name, reason in expected.items()}
+    assert part_scan.done == {"a", "b"}
     assert {p.name: p.read_bytes() for p in Path(run.path("parts/bad")).iterdir()} == before
     assert len(run.parts()) == 2
-    again = run.take_stock({"a", "b"})
-    assert again.done == {"a", "b"} and not again.put_aside
+    again = run.scan_parts({"a", "b"})
+    assert again.done == {"a", "b"} and not again.quarantined
 
 
 def test_what_was_put_aside_is_never_overwritten(run: RunDirectory) -> None:
     name = Path(run.path("parts")) / "part-x.parquet"
     for content in (b"one", b"two", b"three"):
         name.write_bytes(content)
-        run.take_stock(set())
+        run.scan_parts(set())
     assert {p.read_bytes() for p in Path(run.path("parts/bad")).iterdir()} == {b"one", b"two", b"three"}
 
 

@@ -24,7 +24,7 @@ from tests.conftest import demo_rows
 
 def under_way(engines: int, arms: int = 8) -> RunView:
     """A run at a third of its work; of more than four engines one is idle and one was started again."""
-    view = RunView(total=1000, before=100, total_draws=7200, committed=290, generated_draws=2400, pending=3000)
+    view = RunView(total=1000, before=100, total_samples=7200, committed=290, generated_samples=2400, pending=3000)
     view.generation_began, view.last_generated = time.monotonic() - 60, time.monotonic()
     for i in range(engines):
         engine = view.engines[f"engine-{i}"] = EngineView(places=256)
@@ -63,7 +63,7 @@ def test_the_view_fits_the_terminal_and_leaves_nothing_out_in_silence(
 
 
 def test_before_anything_is_drawn_it_says_that_engines_start() -> None:
-    view = RunView(total=5, total_draws=40, engines={"engine-0": EngineView()})
+    view = RunView(total=5, total_samples=40, engines={"engine-0": EngineView()})
     console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
     console.print(Screen(view))
     text = console.file.getvalue()  # type: ignore[attr-defined]

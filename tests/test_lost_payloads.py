@@ -25,10 +25,10 @@ class Kill(Plain):
         self._engines, self._scorers = later_workers(ENGINES), later_workers(SCORERS)
 
     def update(self, view: RunView) -> None:
-        if not self.scorer and view.generated_draws and (started := self._scorers()):
+        if not self.scorer and view.generated_samples and (started := self._scorers()):
             (self.scorer,) = started
             os.kill(self.scorer, signal.SIGSTOP)
-        elif self.scorer and not self.engine and view.generated_draws > 2000:
+        elif self.scorer and not self.engine and view.generated_samples > 2000:
             (self.engine,) = self._engines()
             os.kill(self.engine, signal.SIGKILL)
         elif self.engine and view.engines["engine-0"].state == "starting":

@@ -35,8 +35,8 @@ def trajectory(question_id: str, sample: int, **fields: object) -> Trajectory:
     return Trajectory(**(values | fields))  # type: ignore[arg-type]
 
 
-def scored(question_id: str, draws: int) -> ScoredQuestion:
-    return ScoredQuestion(question_id, tuple(trajectory(question_id, n) for n in range(draws)), 0.1, 0.2, 0.3, 0.4)
+def scored(question_id: str, samples: int) -> ScoredQuestion:
+    return ScoredQuestion(question_id, tuple(trajectory(question_id, n) for n in range(samples)), 0.1, 0.2, 0.3, 0.4)
 
 
 def input_rows(count: int) -> list[dict[str, object]]:
@@ -47,7 +47,7 @@ def input_rows(count: int) -> list[dict[str, object]]:
 
 
 def committed(
-    folder: str | Path, rows: list[dict[str, object]], draws: int, parts: int, seed: int
+    folder: str | Path, rows: list[dict[str, object]], samples: int, parts: int, seed: int
 ) -> tuple[RunDirectory, QuestionSet]:
     """A run directory whose parts hold the rows' questions in a random order."""
     questions = load_questions(rows, DataConfig())
@@ -57,26 +57,26 @@ def committed(
     random.Random(seed).shuffle(ids)
     for begin in range(parts):
         if share := ids[begin::parts]:
-            run.write_part(part_table([scored(i, draws) for i in share]))
+            run.write_part(part_table([scored(i, samples) for i in share]))
     return run, questions
 
 
-def merged(run: RunDirectory, questions: QuestionSet, draws: int, layout: Layout = "questions") -> pa.Table:
-    merge(run, questions, layout, draws, {"schema_version": 1})
+def merged(run: RunDirectory, questions: QuestionSet, samples: int, layout: Layout = "questions") -> pa.Table:
+    merge(run, questions, layout, samples, {"schema_version": 1})
     return pq.read_table(run.path("merged.parquet"))
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 700), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
-def test_rows_come_out_once_in_the_order_of_the_input(count: int, draws: int, parts: int, seed: int) -> None:
+def test_rows_come_out_once_in_the_order_of_the_input(count: int, samples: int, parts: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = input_rows(count) or [{"prompt": "x"}]
-        run, questions = committed(folder, rows, draws, parts, seed)
-        table = merged(run, questions, draws)
+        run, questions = committed(folder, rows, samples, parts, seed)
+        table = merged(run, questions, samples)
         assert table.column("question_id").to_pylist() == list(questions.ids)
         assert table.select(["prompt"]).to_pylist() == [{"prompt": row["prompt"]} for row in rows]
         for question_id, trajectories in zip(questions.ids, table.column("trajectories").to_pylist(), strict=True):
-            assert [t["full_text"] for t in trajectories] == [f"{question_id} text {n}" for n in range(draws)]
+            assert [t["full_text"] for t in trajectories] == [f"{question_id} text {n}" for n in range(samples)]
 
 
 def test_input_columns_are_carried_through_untouched(tmp_path: Path) -> None:

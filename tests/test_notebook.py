@@ -59,10 +59,10 @@ def test_outside_a_notebook_nobody_asked_for_progress() -> None:
 
 
 def test_figures_show_what_the_file_holds(rollouts: Rollouts) -> None:
-    draws = [t for row in rollouts.table().to_pylist() for t in row["trajectories"]]
+    samples = [t for row in rollouts.table().to_pylist() for t in row["trajectories"]]
     (axes,) = rollouts.plot_accuracy().axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(dict.fromkeys(t["arm"] for t in draws))
-    graded = [t["correct"] for t in draws if t["arm"] == "wolfram_0" and t["correct"] is not None]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(dict.fromkeys(t["arm"] for t in samples))
+    graded = [t["correct"] for t in samples if t["arm"] == "wolfram_0" and t["correct"] is not None]
     (container,) = axes.containers
     line, _, (bars,) = container.lines
     low, high = sorted(point[0] for point in bars.get_segments()[0])
@@ -72,7 +72,7 @@ def test_figures_show_what_the_file_holds(rollouts: Rollouts) -> None:
         (axes,) = figure.axes
         heights = {group.get_label(): sum(bar.get_height() for bar in group) for group in axes.containers}
         outcome = {True: "right", False: "wrong or no answer", None: "not graded"}
-        assert heights == Counter(outcome[t["correct"]] for t in draws if t[field] is not None)
+        assert heights == Counter(outcome[t["correct"]] for t in samples if t[field] is not None)
 
 
 def test_without_matplotlib_it_says_what_to_install(rollouts: Rollouts) -> None:

@@ -76,7 +76,7 @@ def test_an_interrupted_collection_leaves_nothing_to_the_next(folders: Callable[
     """The next asks other questions under other arms; then the interrupted one is gone on with."""
     interrupted, other = at(folders()), at(folders()) | {"arms": {"arm_set": "samples"}, "sampling": {"n_samples": 3}}
     with RolloutPool(simulated(folders(), 2, speed=40_000)) as pool:
-        stop = When(lambda view: view.generated_draws >= 200, lambda: signal.raise_signal(signal.SIGINT))
+        stop = When(lambda view: view.generated_samples >= 200, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
             pool.collect(demo_rows(100), interrupted, progress=stop)
         second = pool.collect(demo_rows(50, seed=2), other)
@@ -100,7 +100,7 @@ def test_an_engine_that_dies_is_replaced(folders: Callable[[], Path], local_ray:
         until_started(pool, 2, folders)
         if not during:
             kill_one()
-        progress = When(lambda view: view.generated_draws >= 200, kill_one if during else lambda: None)
+        progress = When(lambda view: view.generated_samples >= 200, kill_one if during else lambda: None)
         second = pool.collect(demo_rows(100), at(folders()), progress=progress)
         until_started(pool, 1, folders, second)
         third = pool.collect(demo_rows(10), at(folders()))

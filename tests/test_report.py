@@ -167,19 +167,19 @@ def test_the_middle_of_a_long_text_is_left_out_and_counted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("most_draws", "most_bytes"), [(640, MOST_BYTES), (10**9, 30_000)], ids=["trajectories", "bytes"])
-def test_what_is_too_much_is_thinned_evenly(tmp_path: Path, most_draws: int, most_bytes: int) -> None:
+def test_what_is_too_much_is_thinned_evenly(tmp_path: Path, most_samples: int, most_bytes: int) -> None:
     from rollout_ray.results.merged_file import MergedFile
 
     run = finished(tmp_path / "run", demo_rows(400))  # 13 chunks of 32 questions
     with MergedFile(run.uri) as merged:
-        chunks = Chunks(merged.description.arms, merged.description.config.scoring, most_draws, most_bytes)
+        chunks = Chunks(merged.description.arms, merged.description.config.scoring, most_samples, most_bytes)
         for given, stored in merged.batches():
             questions = merged.question_set(given, [str(s.question_id) for s in stored]).questions()
             for question, one in zip(questions, stored, strict=True):
                 chunks.add(question, one)
         chunks.finish()
     contents, columns = list(chunks.contents()), chunks.index()["columns"]
-    assert chunks.stride > 1 and sum(columns["n"]) <= most_draws and sum(map(len, contents)) <= most_bytes
+    assert chunks.stride > 1 and sum(columns["n"]) <= most_samples and sum(map(len, contents)) <= most_bytes
     begins = [n for n in columns["number"] if n % 32 == 0]
     assert begins == list(range(0, 400, 32 * chunks.stride)) and len(contents) == len(begins)
     assert len(columns["reward"]) == sum(columns["n"]) and len(columns["chunk"]) == len(columns["number"])

@@ -114,8 +114,8 @@ def found(page: Page) -> int:
 
 def test_the_overview_shows_the_runs_numbers(opened: Opened, run: RunDirectory, rows: list[dict[str, Any]]) -> None:
     page = opened(run.path("report.html"))
-    draws = [t for row in rows for t in row["trajectories"]]
-    graded = [t["correct"] for t in draws if t["correct"] is not None]
+    samples = [t for row in rows for t in row["trajectories"]]
+    graded = [t["correct"] for t in samples if t["correct"] is not None]
     tiles = page.inner_text("#tiles")
     assert f"{100 * sum(graded) / len(graded):.1f}%" in tiles and "480" in tiles and "1,235" in tiles
     assert page.locator("#arm-table tbody tr").count() == 9

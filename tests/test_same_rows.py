@@ -75,7 +75,7 @@ def test_more_engines(tmp_path: Path, expected: dict[str, dict[str, Any]], repli
     assert rows_by_id(rollouts) == expected and verify(rollouts.run.uri).agrees
 
 
-def given_back(rollouts: Rollouts) -> int:
+def returned_samples(rollouts: Rollouts) -> int:
     return sum(event["draws"] for event in rollouts.run.events() if event["event"] == "given_back")
 
 
@@ -98,7 +98,7 @@ def test_long_ones_first(tmp_path: Path, expected: dict[str, dict[str, Any]]) ->
 
 def test_a_slow_engine_gives_back_what_it_has_not_begun(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:
     options = {"max_num_seqs": 256, "sim_tokens_per_second": 5e4, "sim_straggler": 4.0}
-    rollouts = run_until(lambda r: given_back(r) > 0, tmp_path, 2, **options)
+    rollouts = run_until(lambda r: returned_samples(r) > 0, tmp_path, 2, **options)
     assert rows_by_id(rollouts) == expected and verify(rollouts.run.uri).agrees
 
 
@@ -131,7 +131,7 @@ def test_engines_that_die(tmp_path: Path, expected: dict[str, dict[str, Any]]) -
 
 
 def test_a_run_that_was_stopped_in_the_middle(tmp_path: Path, expected: dict[str, dict[str, Any]]) -> None:
-    stop = When(lambda view: view.generated_draws >= 200, lambda: signal.raise_signal(signal.SIGINT))
+    stop = When(lambda view: view.generated_samples >= 200, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted):
         collect(demo_rows(QUESTIONS), config(tmp_path / "run", 2, sim_tokens_per_second=2e4), progress=stop)
     rows = demo_rows(QUESTIONS)

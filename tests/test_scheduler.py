@@ -16,27 +16,27 @@ from rollout_ray.jobs.benchmark.simulation import Outcome, Workload, simulate
 from rollout_ray.jobs.benchmark.tail import SCENARIOS, mean
 
 
-def make(count: int, draws: int, **options: int) -> Scheduler:
-    return Scheduler((Question(str(i), "x", None) for i in range(count)), count, draws, **options)
+def make(count: int, samples: int, **options: int) -> Scheduler:
+    return Scheduler((Question(str(i), "x", None) for i in range(count)), count, samples, **options)
 
 
-def covered(pieces: list[RolloutRequest]) -> Counter[tuple[str, int]]:
+def covered(chunks: list[RolloutRequest]) -> Counter[tuple[str, int]]:
     """How often each draw of each question stands in `pieces`."""
-    return Counter((p.question.question_id, draw) for p in pieces for draw in range(p.first, p.stop))
+    return Counter((p.question.question_id, draw) for p in chunks for draw in range(p.first, p.stop))
 
 
-def everything(count: int, draws: int) -> Counter[tuple[str, int]]:
-    return Counter((str(q), d) for q in range(count) for d in range(draws))
+def everything(count: int, samples: int) -> Counter[tuple[str, int]]:
+    return Counter((str(q), d) for q in range(count) for d in range(samples))
 
 
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 4), st.integers(1, 64), st.integers(1, 3), st.randoms())
 def test_every_draw_is_delivered_once_whatever_dies(
-    count: int, draws: int, engines: int, max_num_seqs: int, lanes: int, random: random.Random
+    count: int, samples: int, engines: int, max_num_seqs: int, num_scorers: int, random: random.Random
 ) -> None:
-    scheduler = make(count, draws, lanes=lanes, expected_engines=engines, most_deaths=3)
+    scheduler = make(count, samples, num_scorers=num_scorers, expected_engines=engines, most_deaths=3)
     held: dict[str, list[RolloutRequest]] = {}
     delivered: list[RolloutRequest] = []
-    set_aside: list[RolloutRequest] = []
+    quarantined: list[RolloutRequest] = []
     deaths = 0
     now = 0.0
     while not scheduler.finished:
@@ -45,34 +45,34 @@ def test_every_draw_is_delivered_once_whatever_dies(
             held[name] = []
         name = random.choice(sorted(held))
         now += random.random()
-        cuts = given_back(held[name], random) if random.random() < 0.3 else []
-        scheduler.give_back(name, cuts)
+        cuts = returned_samples(held[name], random) if random.random() < 0.3 else []
+        scheduler.return_samples(name, cuts)
         unfinished = sum(map(len, held[name]))
         held[name] += scheduler.assign(name, unfinished, now)
-        assert 0 <= scheduler.recall(name) <= sum(map(len, held[name]))
-        assert scheduler.outstanding == sum(len(piece) for pieces in held.values() for piece in pieces)
+        assert 0 <= scheduler.to_reclaim(name) <= sum(map(len, held[name]))
+        assert scheduler.outstanding == sum(len(chunk) for chunks in held.values() for chunk in chunks)
         if deaths < 8 and random.random() < 0.1:
             deaths += 1
-            set_aside += scheduler.remove_engine(name)
+            quarantined += scheduler.remove_engine(name)
             del held[name]
         elif held[name]:
-            piece = held[name].pop(random.randrange(len(held[name])))
-            delivered += scheduler.complete(name, [(piece.ordinal, piece.first)])
+            chunk = held[name].pop(random.randrange(len(held[name])))
+            delivered += scheduler.complete(name, [(chunk.ordinal, chunk.first)])
             if random.random() < 0.05:
                 scheduler.put_back([delivered.pop()])
-    assert covered(delivered + set_aside) == everything(count, draws)
-    assert all(len({p.lane for p in delivered if p.ordinal == o}) <= 1 for o in range(count))
+    assert covered(delivered + quarantined) == everything(count, samples)
+    assert all(len({p.scorer_index for p in delivered if p.ordinal == o}) <= 1 for o in range(count))
 
 
-def given_back(held: list[RolloutRequest], random: random.Random) -> list[Cut]:
+def returned_samples(held: list[RolloutRequest], random: random.Random) -> list[Cut]:
     """Cuts the ends off some pieces, or all of them, as an engine does that gives back what it has not begun."""
     cuts: list[Cut] = []
-    for piece in random.sample(held, min(len(held), 2)):
-        cut = random.randrange(piece.first, piece.stop)
-        cuts.append(((piece.ordinal, piece.first), cut))
-        held.remove(piece)
-        if cut > piece.first:
-            held.append(replace(piece, stop=cut))
+    for chunk in random.sample(held, min(len(held), 2)):
+        cut = random.randrange(chunk.first, chunk.stop)
+        cuts.append(((chunk.ordinal, chunk.first), cut))
+        held.remove(chunk)
+        if cut > chunk.first:
+            held.append(replace(chunk, stop=cut))
     return cuts
 
 
@@ -123,8 +123,8 @@ def test_a_question_in_flight_at_three_deaths_is_set_aside() -> None:
     scheduler = make(1, 8, most_deaths=3)
     for number in (1, 2, 3):
         scheduler.add_engine("e", 16)
-        (piece,) = scheduler.assign("e", 0, 0.0)
-        assert scheduler.remove_engine("e") == ([piece] if number == 3 else [])
+        (chunk,) = scheduler.assign("e", 0, 0.0)
+        assert scheduler.remove_engine("e") == ([chunk] if number == 3 else [])
     assert scheduler.finished
 
 
@@ -134,13 +134,13 @@ def test_one_death_sets_no_more_than_one_question_aside() -> None:
         scheduler.add_engine("e", 256)
         assert len(scheduler.assign("e", 0, 0.0)) == 10
         assert scheduler.remove_engine("e") == []
-    set_aside = []
+    quarantined = []
     for _ in range(10):
         scheduler.add_engine("e", 256)
         assert len(scheduler.assign("e", 0, 0.0)) == 1
         assert scheduler.assign("e", 8, 0.0) == []
-        set_aside += scheduler.remove_engine("e")
-    assert len({p.ordinal for p in set_aside}) == 10 and scheduler.finished
+        quarantined += scheduler.remove_engine("e")
+    assert len({p.ordinal for p in quarantined}) == 10 and scheduler.finished
 
 
 def test_a_suspect_goes_out_beside_fresh_questions_and_may_be_acquitted() -> None:
@@ -159,25 +159,25 @@ def test_pieces_of_one_question_on_one_engine_see_one_death() -> None:
     scheduler = make(1, 64, most_deaths=3)
     for number in (1, 2, 3):
         scheduler.add_engine("e", 16)
-        pieces = scheduler.assign("e", 0, 0.0) + scheduler.assign("e", 0, 0.0)
-        assert len(pieces) > 1 or number == 3  # the last time as a suspect, a piece at a time
-        set_aside = scheduler.remove_engine("e")
-        assert {p.ordinal for p in set_aside} == ({0} if number == 3 else set())
+        chunks = scheduler.assign("e", 0, 0.0) + scheduler.assign("e", 0, 0.0)
+        assert len(chunks) > 1 or number == 3  # the last time as a suspect, a piece at a time
+        quarantined = scheduler.remove_engine("e")
+        assert {p.ordinal for p in quarantined} == ({0} if number == 3 else set())
 
 
 def rounds_to_the_end(scheduler: Scheduler, deadly: frozenset[int]) -> tuple[int, set[int]]:
     """Rounds that one engine needs, when a round delivers all or, with a deadly question in it, ends in a death; and the
     questions set aside."""
-    rounds, set_aside = 0, set()
+    rounds, quarantined = 0, set()
     while not scheduler.finished:
         rounds += 1
         scheduler.add_engine("e", 256)
         held = scheduler.assign("e", 0, 0.0)
-        if deadly & {piece.ordinal for piece in held}:
-            set_aside |= {piece.ordinal for piece in scheduler.remove_engine("e")}
+        if deadly & {chunk.ordinal for chunk in held}:
+            quarantined |= {chunk.ordinal for chunk in scheduler.remove_engine("e")}
         else:
-            scheduler.complete("e", [(piece.ordinal, piece.first) for piece in held])
-    return rounds, set_aside
+            scheduler.complete("e", [(chunk.ordinal, chunk.first) for chunk in held])
+    return rounds, quarantined
 
 
 def test_after_a_kill_storm_the_innocent_are_acquitted_in_a_few_rounds() -> None:
@@ -191,8 +191,8 @@ def test_after_a_kill_storm_the_innocent_are_acquitted_in_a_few_rounds() -> None
 
 @given(st.integers(0, 39), st.integers(0, 39))
 def test_only_the_deadly_questions_are_set_aside(one: int, other: int) -> None:
-    rounds, set_aside = rounds_to_the_end(make(40, 8, most_deaths=3), frozenset((one, other)))
-    assert set_aside == {one, other} and rounds < 40
+    rounds, quarantined = rounds_to_the_end(make(40, 8, most_deaths=3), frozenset((one, other)))
+    assert quarantined == {one, other} and rounds < 40
 
 
 def test_delivering_what_was_not_given_is_an_error() -> None:
@@ -218,20 +218,20 @@ def test_an_engine_that_others_have_overtaken_gives_back_what_it_holds_beyond_it
     while scheduler.pending:
         scheduler.assign("fast", 40, 1.0)
     scheduler.assign("fast", 128, 1.0)
-    assert scheduler.recall("slow") == 0  # it holds 128, and the two of them 256
+    assert scheduler.to_reclaim("slow") == 0  # it holds 128, and the two of them 256
     scheduler.assign("fast", 0, 2.0)
-    assert scheduler.recall("slow") == 64
+    assert scheduler.to_reclaim("slow") == 64
 
 
 def test_what_is_given_back_goes_to_another_engine_and_the_rest_is_delivered_under_its_own_key() -> None:
     scheduler = make(1, 16)
     scheduler.add_engine("a", 16)
-    (piece,) = scheduler.assign("a", 0, 0.0)
-    assert scheduler.give_back("a", [((0, 0), 6)]) == 10
+    (chunk,) = scheduler.assign("a", 0, 0.0)
+    assert scheduler.return_samples("a", [((0, 0), 6)]) == 10
     scheduler.add_engine("b", 16)
     (rest,) = scheduler.assign("b", 0, 0.0)
     assert (rest.first, rest.stop) == (6, 16)
-    assert scheduler.complete("a", [(0, 0)]) == [replace(piece, stop=6)]
+    assert scheduler.complete("a", [(0, 0)]) == [replace(chunk, stop=6)]
     assert scheduler.complete("b", [(0, 6)]) == [rest] and scheduler.finished
 
 
@@ -255,15 +255,15 @@ def test_what_a_slow_engine_has_not_begun_goes_to_the_others_while_there_is_more
         scheduler.add_engine(name, 64)
         held[name] = sum(map(len, scheduler.assign(name, 0, 0.0)))
     assert held == {"slow": 128, "fast": 128}
-    recalled = Counter[str]()
+    reclaim = Counter[str]()
     for second in range(1, 20):
         for name, ended in (("slow", 8), ("fast", 64)):
             held[name] -= ended
             held[name] += sum(map(len, scheduler.assign(name, held[name], second)))
-            recalled[name] += scheduler.recall(name)
-        if recalled.total():
+            reclaim[name] += scheduler.to_reclaim(name)
+        if reclaim.total():
             break
-    assert scheduler.pending and recalled["slow"] and not recalled["fast"]
+    assert scheduler.pending and reclaim["slow"] and not reclaim["fast"]
 
 
 def test_the_first_engine_to_end_a_batch_leaves_the_others_their_part_of_the_rest() -> None:
@@ -325,7 +325,7 @@ def test_a_slow_engine_does_not_hold_the_others_up_for_long() -> None:
 
 def test_what_a_slow_engine_has_not_begun_is_done_by_the_others() -> None:
     outcome = mean_of("long tail, KV for 128, one at quarter")
-    assert outcome.given_back > 500
+    assert outcome.returned_samples > 500
     assert outcome.idle < 0.45 and outcome.unused < 0.12  # with all given to the backend 0.56 and 0.5
 
 

@@ -213,7 +213,7 @@ def test_ctrl_c_on_a_store_keeps_what_is_complete(store: Store, local_ray: None)
     from rollout_ray.core.errors import Interrupted
 
     cfg = simulated(f"s3://{BUCKET}/ctrl-c", speed=60_000)
-    progress = When(lambda view: view.generated_draws >= 400, lambda: signal.raise_signal(signal.SIGINT))
+    progress = When(lambda view: view.generated_samples >= 400, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted, match=r"stopped with [1-9]\d* of 100 questions in s3://"):
         collect(demo_rows(100), cfg, progress=progress)
     assert not [name for name in store.objects("ctrl-c/") if name.startswith("lease")]

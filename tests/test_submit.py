@@ -21,8 +21,8 @@ READY = {"gsm8k_abel_7b": (8, 8, None), "samples_4b": (16, 8, None), "regime_w_7
 def test_a_ready_config_is_valid_and_can_be_submitted(name: str) -> None:
     file = ROOT / "jobs" / f"{name}.yaml"
     config = load_config((), {}, file)
-    draws = sum(arm.samples for arm in resolve_arms(config))
-    assert (draws, config.resources.replicas, config.engine.tensor_parallel_size) == READY[name]
+    samples = sum(arm.samples for arm in resolve_arms(config))
+    assert (samples, config.resources.replicas, config.engine.tensor_parallel_size) == READY[name]
     expected = f"python -m rollout_ray.run --config jobs/{name}.yaml --limit 5"
     assert checked_entrypoint(file, ROOT, ["--limit", "5"]) == expected
     assert checked_entrypoint(file, ROOT, ["--limit", "5", "--quiet", "--debug"]) == f"{expected} --quiet --debug"

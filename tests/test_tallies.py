@@ -116,17 +116,17 @@ def test_an_evaluation_counts_votes_in_the_same_way(tmp_path: Path) -> None:
     arms = {"arm_set": "samples"}
     run = finished(tmp_path, [{"prompt": "?", "gold_answer": "7"}], drawn, arms=arms, sampling={"n_samples": len(SPLIT)})
     (arm,) = evaluate(Rollouts(run.uri, cast(Summary, None), run))
-    assert arm.draws == len(SPLIT) and arm.majority_at[len(SPLIT)].value == 0.0
+    assert arm.samples == len(SPLIT) and arm.majority_at[len(SPLIT)].value == 0.0
 
 
 def test_many_draws_of_a_question_vote_by_selection() -> None:
     """1,000 draws, four fifths of them right: pass@k to 1,000, majority@k to 64, in no time."""
     rng = random.Random(1)
     tallies = Tallies(["s"])
-    draws = [
+    samples = [
         {**trajectory(rng, "s", n), "correct": n % 5 > 0, "answer": "7" if n % 5 else f"w{n % 3}"} for n in range(1000)
     ]
-    tallies.add(draws, 0.5)
+    tallies.add(samples, 0.5)
     curve = tallies.to_dict()["all"]["curve"]
     assert curve["k"][-1] == 1000 and curve["pass"][-1][0] == 1.0
     voted = {k: mean for k, (mean, _, _) in zip(curve["k"], curve["majority"], strict=True)}

@@ -140,8 +140,8 @@ def test_an_example_runs(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPa
     cfg = load_config(flags, {}, EXAMPLES / f"{name}.yaml")
     rollouts = collect([{**row, "unit": "pieces"} for row in demo_rows(5)], cfg)
     rows = rollouts.table().to_pylist()
-    draws = [(t["arm"], t["sample"]) for t in rows[0]["trajectories"]]
-    assert len(draws) == 5 if name == "arms" else len(draws) == 8
+    samples = [(t["arm"], t["sample"]) for t in rows[0]["trajectories"]]
+    assert len(samples) == 5 if name == "arms" else len(samples) == 8
     if name == "reward":
         rewards = [t["reward"] for row in rows for t in row["trajectories"] if t["correct"] is False]
         assert set(rewards) <= {0.0}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rollout_ray.actors.vllm_backend.compile_lock import await_turn
+from rollout_ray.actors.vllm_backend.compile_lock import acquire_compile_lock
 from tests.conftest import HANG_S, ROOT
 
 TAKE = """
@@ -34,12 +34,14 @@ def test_the_first_leads_and_the_others_follow_once_it_is_done(tmp_path: Path) -
     first = take(tmp_path)
     assert said(first) == "leads"
     second = take(tmp_path)
-    assert not await_turn(str(tmp_path), "graph", longest_wait_s=0.3).leads  # nobody is done yet, and it waits no longer
+    assert not acquire_compile_lock(
+        str(tmp_path), "graph", longest_wait_s=0.3
+    ).leads  # nobody is done yet, and it waits no longer
     first.communicate("\n", timeout=HANG_S)
     assert said(second) == "follows"
     second.communicate("\n", timeout=HANG_S)
-    assert not await_turn(str(tmp_path), "graph").leads
-    with await_turn(str(tmp_path), "another graph") as other:
+    assert not acquire_compile_lock(str(tmp_path), "graph").leads
+    with acquire_compile_lock(str(tmp_path), "another graph") as other:
         assert other.leads
 
 
@@ -55,8 +57,8 @@ def test_a_killed_leader_is_followed_by_another(tmp_path: Path) -> None:
 
 def test_a_leader_that_fails_leaves_no_mark(tmp_path: Path) -> None:
     try:
-        with await_turn(str(tmp_path), "graph"):
+        with acquire_compile_lock(str(tmp_path), "graph"):
             raise MemoryError
     except MemoryError:
         pass
-    assert await_turn(str(tmp_path), "graph").leads
+    assert acquire_compile_lock(str(tmp_path), "graph").leads

@@ -17,7 +17,7 @@ from typing import Any
 
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.engine import Engine, Exchange
-from rollout_ray.actors.engine.keepalive import Leash, end_process
+from rollout_ray.actors.engine.keepalive import Keepalive, end_process
 from rollout_ray.actors.engine.logs import redirect_output
 from rollout_ray.actors.engine.process import EngineProcess, Order, fork_engine, fork_engine_apart
 from rollout_ray.actors.vllm_backend.arguments import environment as variables
@@ -52,7 +52,7 @@ class EngineActor:
         environment: Mapping[str, str],
         log_file: str | None = None,
         policy: Policy | None = None,
-        leash: Leash | None = None,
+        keepalive: Keepalive | None = None,
         note: Any = None,
         server: str | None = None,
     ) -> None:
@@ -67,8 +67,8 @@ class EngineActor:
         self._name, self._log_file, self._note = name, log_file, note
         self._info: BackendInfo | None = None
         self._engine: Callable[..., Any] | None = None
-        if leash:
-            leash.watch(end_process)
+        if keepalive:
+            keepalive.watch(end_process)
 
     def __repr__(self) -> str:
         """What Ray's dashboard and logs call it."""
@@ -135,7 +135,7 @@ class EngineActor:
         return seconds
 
     def exchange(
-        self, lanes: int, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0
+        self, num_scorers: int, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
     ) -> tuple[Exchange | list[Generated] | None, ...]:
         """Engine.exchange, and then for each of `lanes` what it hands over, if that is anything: 1 + `lanes` returns.
 
@@ -143,5 +143,5 @@ class EngineActor:
         """
         told: Exchange
         done: dict[int, list[Generated]]
-        told, done = self._call("exchange", requests, wait_s, coalesce_s, recalled)
-        return told, *map(done.get, range(lanes))
+        told, done = self._call("exchange", requests, wait_s, coalesce_s, reclaim)
+        return told, *map(done.get, range(num_scorers))

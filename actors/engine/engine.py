@@ -21,18 +21,18 @@ from typing import Any
 from rollout_ray.actors.backend import Backend, BackendInfo, Finished
 from rollout_ray.actors.engine.logs import Log, is_second_hand
 from rollout_ray.actors.engine.out_of_memory import as_start_failure
-from rollout_ray.actors.engine.work_units import Pieces, Waiting
+from rollout_ray.actors.engine.work_units import ChunkTable, Waiting
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import (
     Arm,
+    ChunkKey,
     Completion,
     Cut,
-    Draw,
     Generated,
-    PieceKey,
     RolloutRequest,
-    draws_of,
+    SampleSpec,
+    sample_specs,
     sampling_seed,
 )
 from rollout_ray.models.checkpoints import Policy
@@ -46,7 +46,7 @@ def eighth(max_num_seqs: int) -> int:
     return max(1, max_num_seqs // 8)
 
 
-def room(info: BackendInfo, held: int, waiting: int, short: bool) -> int:
+def num_to_submit(info: BackendInfo, held: int, waiting: int, short: bool) -> int:
     """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
     at once and an eighth more, so that a freed place never waits for us, and no more than an eighth between two steps: the
     second would wait for it. One whose core is apart hears of freed places steps later, and of all at once where draws have
@@ -68,7 +68,7 @@ class Exchange:
     since the exchange before this one, or since the run began.
     """
 
-    pieces: tuple[PieceKey, ...]
+    chunks: tuple[ChunkKey, ...]
     returned: tuple[Cut, ...]
     unfinished: int
     tokens: int
@@ -86,13 +86,13 @@ class Engine:
     ) -> None:
         self._name, self._config, self._gpus, self._threads = name, config, gpus, threads
         self._policy, self._log = policy, output
-        self._draws: tuple[Draw, ...] = ()
+        self._samples: tuple[SampleSpec, ...] = ()
         self._backend: Backend | None = None
         self._task: tuple[Callable[[], None], Future[None]] | None = None
-        self._recalled = 0  # draws that are still to be given back
+        self._reclaim = 0  # draws that are still to be given back
         self._returned: list[Cut] = []  # what is given back, and not handed over yet
         self._changed = threading.Condition()
-        self._pieces = Pieces()
+        self._chunks = ChunkTable()
         self._unread: SimpleQueue[Sequence[Finished]] = SimpleQueue()
         self._steps = 0
         self._idle = IdleClock()
@@ -120,15 +120,15 @@ class Engine:
         backend.check()
         self.drop()
         self._in_loop(lambda: backend.begin(config, arms))
-        self._config, self._draws = config, draws_of(arms)
+        self._config, self._samples = config, sample_specs(arms)
         opening = {arm.name: backend.opening(arm) for arm in arms}
-        self._pieces.openings = tuple(opening[draw.arm.name] for draw in self._draws)
+        self._chunks.openings = tuple(opening[spec.arm.name] for spec in self._samples)
 
     def drop(self) -> None:
         """Drops all that the present run still has here."""
         with self._changed:
-            self._pieces.drop()
-            self._recalled = 0
+            self._chunks.drop()
+            self._reclaim = 0
             self._returned.clear()
             self._told = self._counted()
             self._changed.notify_all()
@@ -164,7 +164,7 @@ class Engine:
         return VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
 
     def exchange(
-        self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, recalled: int = 0
+        self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
     ) -> tuple[Exchange, dict[int, list[Generated]]]:
         """Takes on `requests`, gives back up to `recalled` draws that are not begun yet, and hands over finished pieces,
         by lane.
@@ -176,38 +176,38 @@ class Engine:
         for request in requests:
             self._accept(request)
         began = time.monotonic()
-        backend, pieces = self._ready(), self._pieces
+        backend, chunks = self._ready(), self._chunks
         if self._failure is None:  # else it is what is raised below: it says more than that a process is gone
             backend.check()
         many = eighth(backend.info().max_num_seqs)
         with self._changed:
             if not self._returned:  # else the driver does not know yet what it is given back
-                held = pieces.unfinished
-                self._returned += pieces.give_back(recalled)
-                self._recalled = recalled - (held - pieces.unfinished)
-            while self._failure is None and pieces.unfinished and not self._returned and pieces.finished < many:
-                left = began + (coalesce_s if pieces.complete else wait_s) - time.monotonic()
+                held = chunks.unfinished
+                self._returned += chunks.return_samples(reclaim)
+                self._reclaim = reclaim - (held - chunks.unfinished)
+            while self._failure is None and chunks.unfinished and not self._returned and chunks.finished < many:
+                left = began + (coalesce_s if chunks.complete else wait_s) - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
             if self._failure is not None:
                 raise self._failure
-            done, unfinished, steps = pieces.hand_over(), pieces.unfinished, self._steps
+            done, unfinished, steps = chunks.hand_over(), chunks.unfinished, self._steps
             returned, self._returned = tuple(self._returned), []
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted
-        lanes: dict[int, list[Generated]] = defaultdict(list)
+        by_scorer: dict[int, list[Generated]] = defaultdict(list)
         for generated in done:
-            lanes[generated.request.lane].append(generated)
+            by_scorer[generated.request.scorer_index].append(generated)
         told = Exchange(
-            pieces=tuple((g.request.ordinal, g.request.first) for g in done),
+            chunks=tuple((g.request.ordinal, g.request.first) for g in done),
             returned=returned,
             unfinished=unfinished,
             tokens=sum(c.num_tokens for g in done for c in g.completions),
             steps=steps,
             stats=stats,
         )
-        return told, lanes
+        return told, by_scorer
 
     def _counted(self) -> EngineStats:
         """All that was counted since the start."""
@@ -215,7 +215,7 @@ class Engine:
             return EngineStats()
         now = self._backend.stats()
         return replace(
-            now, waiting=now.waiting + self._pieces.waiting, steps=self._steps, idle_seconds=self._idle.seconds()
+            now, waiting=now.waiting + self._chunks.waiting, steps=self._steps, idle_seconds=self._idle.seconds()
         )
 
     def _ready(self) -> Backend:
@@ -230,7 +230,7 @@ class Engine:
         failed: dict[int, Completion] = {}
         known: dict[Any, list[int] | Refused] = {}
         for number in range(request.first, request.stop):
-            arm = self._draws[number].arm
+            arm = self._samples[number].arm
             if arm.wording not in known:
                 try:
                     if request.question.fault:
@@ -244,7 +244,7 @@ class Engine:
             else:
                 prompts[number] = tokens
         with self._changed:
-            self._pieces.add(request, prompts, failed)
+            self._chunks.add(request, prompts, failed)
             self._changed.notify_all()
 
     def _loop(self) -> None:
@@ -255,24 +255,24 @@ class Engine:
         try:
             while True:
                 with self._changed:
-                    while not (self._pieces.waiting or held or self._task):
+                    while not (self._chunks.waiting or held or self._task):
                         self._idle.idle()
                         self._changed.wait()
                     self._idle.busy()
-                    run = self._pieces.run
+                    run = self._chunks.run
                     has = len(held) if run == current else 0
-                    free = room(info, has, stats.waiting, has > 0 and stats.short_of_memory)
-                    new = self._pieces.take(free)
-                    recalled, self._recalled = self._recalled, 0
+                    free = num_to_submit(info, has, stats.waiting, has > 0 and stats.short_of_memory)
+                    new = self._chunks.take(free)
+                    reclaim, self._reclaim = self._reclaim, 0
                 if run != current:
                     backend.abort(list(held))
                     held.clear()
                     current = run
                 # Of a core apart these are an earlier step's: what was taken back since is not waiting any more.
-                self._take_back(backend, held, min(recalled, stats.waiting, max(0, len(held) - stats.running)))
+                self._take_back(backend, held, min(reclaim, stats.waiting, max(0, len(held) - stats.running)))
                 if not held and not new and self._task:
                     self._run_task()
-                held.update((draw.key, None) for draw in new if self._submit(backend, draw))
+                held.update((spec.key, None) for spec in new if self._submit(backend, spec))
                 finished = [one for one in backend.step() if one.key in held] if held else []
                 self._steps += bool(held)
                 if finished:
@@ -292,7 +292,7 @@ class Engine:
         for key in unbegun:
             del held[key]
         with self._changed:
-            self._returned += self._pieces.cut(unbegun)
+            self._returned += self._chunks.cut(unbegun)
             self._changed.notify_all()
 
     def _read(self) -> None:
@@ -332,10 +332,10 @@ class Engine:
 
     def _submit(self, backend: Backend, waiting: Waiting) -> bool:
         """Whether the backend took the request; a refusal finishes it."""
-        draw = self._draws[waiting.number]
-        seed = sampling_seed(self._config.sampling.seed, waiting.question_id, draw.arm.name, draw.sample)
+        spec = self._samples[waiting.number]
+        seed = sampling_seed(self._config.sampling.seed, waiting.question_id, spec.arm.name, spec.sample)
         try:
-            backend.add(waiting.key, waiting.prompt, draw, seed)
+            backend.add(waiting.key, waiting.prompt, spec, seed)
         except Refused as refused:
             self._deliver([Finished(waiting.key, "", 0, "error", str(refused))])
             return False
@@ -344,5 +344,5 @@ class Engine:
     def _deliver(self, finished: Sequence[Finished]) -> None:
         with self._changed:
             for one in finished:
-                self._pieces.finish(one, self._name, self._policy.version)
+                self._chunks.finish(one, self._name, self._policy.version)
             self._changed.notify_all()

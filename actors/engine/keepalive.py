@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Leash:
+class Keepalive:
     """Where an engine looks for its job's tether, and how many seconds it lives without."""
 
-    tether: str
+    keepalive_actor: str
     idle_seconds: float
 
     def watch(self, end: Callable[[], None]) -> None:
@@ -40,7 +40,7 @@ class Leash:
         while time.monotonic() - seen <= self.idle_seconds:
             time.sleep(min(LOOK_S, self.idle_seconds / 4))
             try:
-                ray.get_actor(self.tether, namespace=NAMESPACE)
+                ray.get_actor(self.keepalive_actor, namespace=NAMESPACE)
             except (ValueError, RayError):
                 continue  # no job uses the pool now, or Ray cannot say
             seen = time.monotonic()
@@ -48,7 +48,7 @@ class Leash:
         end()
 
 
-class Tether:
+class KeepaliveActor:
     """The sign that a job uses a pool. It lives as long as the job, or until the job lets the pool go."""
 
     def __init__(self, process: int) -> None:

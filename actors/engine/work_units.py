@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rollout_ray.actors.backend import Finished
-from rollout_ray.core.records import Completion, Cut, Generated, PieceKey, RolloutRequest
+from rollout_ray.core.records import ChunkKey, Completion, Cut, Generated, RolloutRequest
 from rollout_ray.core.redaction import encodable
 
 
@@ -34,7 +34,7 @@ class _Open:
     completions: dict[int, Completion]
 
 
-class Pieces:
+class ChunkTable:
     """All pieces of the present run. `run` counts the runs and is part of every key, so that what an earlier run left is
     told apart; `unfinished` counts draws, and so does `finished`, since the last `hand_over`. `openings` has, for each
     draw, the tag of a thought that its prompt begins."""
@@ -43,7 +43,7 @@ class Pieces:
         self.run = self.unfinished = self.finished = 0
         self.openings: Sequence[str] = ()
         self._inbox: deque[Waiting] = deque()
-        self._open: dict[PieceKey, _Open] = {}
+        self._open: dict[ChunkKey, _Open] = {}
         self._done: list[Generated] = []
 
     @property
@@ -66,52 +66,52 @@ class Pieces:
 
     def add(self, request: RolloutRequest, prompts: Mapping[int, list[int]], failed: Mapping[int, Completion]) -> None:
         """Takes on a piece: the prompt of each draw, or what became of it already."""
-        piece = (request.ordinal, request.first)
-        self._open[piece] = _Open(request, prompts, dict(failed))
+        chunk = (request.ordinal, request.first)
+        self._open[chunk] = _Open(request, prompts, dict(failed))
         for number, prompt in prompts.items():
             key = f"{self.run}.{request.ordinal}.{request.first}.{number}"
             self._inbox.append(Waiting(key, prompt, number, request.question.question_id))
         self.unfinished += len(prompts)
-        self._close_if_complete(piece)
+        self._close_if_complete(chunk)
 
     def take(self, most: int) -> list[Waiting]:
         """The next draws for the backend."""
         return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
 
-    def give_back(self, wanted: int) -> tuple[Cut, ...]:
+    def return_samples(self, wanted: int) -> tuple[Cut, ...]:
         """Takes out again up to `wanted` of the last draws that the backend does not have, and with them what stands behind
         them in their pieces."""
         return self.cut([self._inbox.pop().key for _ in range(min(wanted, len(self._inbox)))])
 
     def cut(self, last: Iterable[str]) -> tuple[Cut, ...]:
         """Takes out the last draws of those that are in work, the last one first."""
-        cuts: dict[PieceKey, int] = {}
+        cuts: dict[ChunkKey, int] = {}
         for key in last:
-            _, piece, number = _read(key)
-            cuts[piece] = number
+            _, chunk, number = _read(key)
+            cuts[chunk] = number
             self.unfinished -= 1
-        for piece, cut in cuts.items():
-            opened = self._open[piece]
+        for chunk, cut in cuts.items():
+            opened = self._open[chunk]
             if cut == opened.request.first:
-                del self._open[piece]
+                del self._open[chunk]
                 continue
             opened.request = replace(opened.request, stop=cut)
             opened.completions = {number: done for number, done in opened.completions.items() if number < cut}
-            self._close_if_complete(piece)
+            self._close_if_complete(chunk)
         return tuple(cuts.items())
 
     def finish(self, one: Finished, engine: str, policy_version: int) -> None:
         """Notes a draw that the backend has done with. One of an earlier run is passed over, and one that was given back
         with an earlier draw of its piece while it had no text yet."""
-        run, piece, number = _read(one.key)
+        run, chunk, number = _read(one.key)
         if run != self.run:
             return
-        opened = self._open.get(piece)
+        opened = self._open.get(chunk)
         if opened is None or number >= opened.request.stop:
             self.unfinished -= 1
             return
         opened.completions[number] = Completion(
-            draw=number,
+            sample_index=number,
             full_text=encodable(_from_its_tag(one, self.openings[number])),
             num_prompt_tokens=len(opened.prompts[number]),
             num_tokens=one.num_tokens,
@@ -122,17 +122,17 @@ class Pieces:
         )
         self.unfinished -= 1
         self.finished += 1
-        self._close_if_complete(piece)
+        self._close_if_complete(chunk)
 
     def hand_over(self) -> list[Generated]:
         """The complete pieces, which are forgotten here."""
         done, self._done, self.finished = self._done, [], 0
         return done
 
-    def _close_if_complete(self, piece: PieceKey) -> None:
-        opened = self._open[piece]
+    def _close_if_complete(self, chunk: ChunkKey) -> None:
+        opened = self._open[chunk]
         if len(opened.completions) == len(opened.request):
-            del self._open[piece]
+            del self._open[chunk]
             in_order = tuple(opened.completions[n] for n in range(opened.request.first, opened.request.stop))
             self._done.append(Generated(opened.request, in_order))
 
@@ -144,7 +144,7 @@ def _from_its_tag(one: Finished, opening: str) -> str:
     return one.text if is_plain else opening + one.text
 
 
-def _read(key: str) -> tuple[int, PieceKey, int]:
+def _read(key: str) -> tuple[int, ChunkKey, int]:
     """The run, the piece and the number of a draw."""
     run, ordinal, first, number = map(int, key.split("."))
     return run, (ordinal, first), number

@@ -26,7 +26,7 @@ from rollout_ray.actors.vllm_backend.stats import VllmStats
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.config.templates import stored_template
 from rollout_ray.core.errors import ConfigError, Refused
-from rollout_ray.core.records import Arm, Draw, Prompt
+from rollout_ray.core.records import Arm, Prompt, SampleSpec
 from rollout_ray.models import adapters
 from rollout_ray.models.paths import model_folder
 from rollout_ray.models.prompt_encoder import PromptEncoder
@@ -183,9 +183,9 @@ class VllmBackend:
         """What the prompt begins the output with; see PromptEncoder."""
         return self._encoder.opening(arm)
 
-    def add(self, key: str, tokens: list[int], draw: Draw, seed: int) -> None:
+    def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None:
         """Queues one request. Raises Refused where vLLM rejects it."""
-        arm = draw.arm
+        arm = spec.arm
         parameters = self._parameters[arm.name] | {
             "max_tokens": min(arm.max_tokens, self._max_model_len - len(tokens)),
             "seed": seed if arm.temperature > 0 else None,

@@ -21,7 +21,7 @@ LONGEST_WAIT_S = 180.0  # for another engine's compilation; then this one compil
 LOOK_S = 0.1
 
 
-class Turn:
+class CompileLock:
     """Where `leads` is set, the body of the `with` statement is to make what others wait for."""
 
     def __init__(self, mark: Path, lock: int | None = None) -> None:
@@ -39,7 +39,7 @@ class Turn:
             self._lock = None
 
 
-def await_turn(cache: str, what: str, longest_wait_s: float = LONGEST_WAIT_S) -> Turn:
+def acquire_compile_lock(cache: str, what: str, longest_wait_s: float = LONGEST_WAIT_S) -> CompileLock:
     """Returns once this process is the one to make `what` in the folder `cache`, or another has made it, or
     `longest_wait_s` have passed. Raises OSError where the folder cannot be written."""
     folder = Path(cache) / "rollout_ray"
@@ -47,19 +47,19 @@ def await_turn(cache: str, what: str, longest_wait_s: float = LONGEST_WAIT_S) ->
     name = hashlib.blake2b(what.encode(), digest_size=12).hexdigest()
     mark = folder / f"{name}.compiled"
     if mark.exists():
-        return Turn(mark)
+        return CompileLock(mark)
     lock = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + longest_wait_s
     while not _locked(lock):
         if time.monotonic() > deadline:
             log.warning("another engine has been compiling for %.0f s; this one compiles for itself", longest_wait_s)
             os.close(lock)
-            return Turn(mark)
+            return CompileLock(mark)
         time.sleep(LOOK_S)
     if mark.exists():
         os.close(lock)
-        return Turn(mark)
-    return Turn(mark, lock)
+        return CompileLock(mark)
+    return CompileLock(mark, lock)
 
 
 def _locked(lock: int) -> bool:

@@ -20,7 +20,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
-from rollout_ray.actors.vllm_backend.compile_lock import await_turn
+from rollout_ray.actors.vllm_backend.compile_lock import acquire_compile_lock
 
 
 class Worker(Base):  # type: ignore[misc, unused-ignore]
@@ -72,8 +72,10 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
         from vllm import envs
 
         with self._rollout_phase("wait"):
-            turn = await_turn(envs.VLLM_CACHE_ROOT, f"{current_platform.get_device_name()} {config.compute_hash()}")
-        with turn:
+            compile_lock = acquire_compile_lock(
+                envs.VLLM_CACHE_ROOT, f"{current_platform.get_device_name()} {config.compute_hash()}"
+            )
+        with compile_lock:
             yield
 
     @contextmanager

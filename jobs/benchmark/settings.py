@@ -24,7 +24,7 @@ from typing import Any
 from rollout_ray.actors.vllm_backend.backend import VllmBackend
 from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import draws_of, sampling_seed
+from rollout_ray.core.records import sample_specs, sampling_seed
 from rollout_ray.data.question_set import load_questions
 
 
@@ -37,13 +37,13 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     ready = time.perf_counter()
     arms = resolve_arms(config)
     backend.begin(config, arms)
-    draws = draws_of(arms)
+    samples = sample_specs(arms)
     waiting = 0
     for question in load_questions(config.data.dataset, config.data).questions():
-        prompts = {d.arm.wording: backend.encode(question.prompt, d.arm) for d in draws}
-        for number, draw in enumerate(draws):
-            seed = sampling_seed(config.sampling.seed, question.question_id, draw.arm.name, draw.sample)
-            backend.add(f"{question.question_id}.{number}", prompts[draw.arm.wording], draw, seed)
+        prompts = {d.arm.wording: backend.encode(question.prompt, d.arm) for d in samples}
+        for number, spec in enumerate(samples):
+            seed = sampling_seed(config.sampling.seed, question.question_id, spec.arm.name, spec.sample)
+            backend.add(f"{question.question_id}.{number}", prompts[spec.arm.wording], spec, seed)
             waiting += 1
     handed_in = time.perf_counter()
     tokens = steps = 0

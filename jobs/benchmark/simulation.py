@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import eighth, room
-from rollout_ray.core.records import Cut, PieceKey, Question
-from rollout_ray.data.question_set import TURNS
+from rollout_ray.actors.engine.engine import eighth, num_to_submit
+from rollout_ray.core.records import ChunkKey, Cut, Question
+from rollout_ray.data.question_set import PASSES
 from rollout_ray.driver.replica_set import COALESCE_S, HEARTBEAT_S
 from rollout_ray.driver.scheduler import Scheduler
 
@@ -46,7 +46,7 @@ class Workload:
     """
 
     questions: int
-    draws: int
+    samples: int
     engines: int = 8
     places: int = PLACES
     mean: float = 220.0
@@ -67,7 +67,7 @@ class Workload:
         shared = rng.standard_normal((self.questions, 1), np.float32) * np.float32(math.sqrt(self.by_question))
 
         def run() -> Lengths:
-            own = rng.standard_normal((self.questions, self.draws), np.float32)
+            own = rng.standard_normal((self.questions, self.samples), np.float32)
             own *= np.float32(math.sqrt(1 - self.by_question))
             raw = np.exp(math.log(self.mean) - self.sigma**2 / 2 + self.sigma * (shared + own))
             whole: Lengths = np.clip(np.rint(raw), 1, LONGEST).astype(np.int16)
@@ -76,8 +76,8 @@ class Workload:
         tokens = run()
         if self.long_first:
             expected = -run().mean(axis=1)
-            turns = TURNS * np.argsort(np.argsort(expected)) // self.questions
-            tokens = tokens[np.argsort(turns, kind="stable")]
+            passes = PASSES * np.argsort(np.argsort(expected)) // self.questions
+            tokens = tokens[np.argsort(passes, kind="stable")]
         return tokens.reshape(-1)
 
 
@@ -88,7 +88,7 @@ class _Engine:
     def __init__(self, name: str, work: Workload, speed: float, lengths: Lengths, ends: array[float]) -> None:
         self.name, self.speed, self.started = name, speed, False
         self.now = self.busy = self.place_seconds = self.last_begin = self.last_end = 0.0
-        self.done: list[PieceKey] = []
+        self.done: list[ChunkKey] = []
         self.returned: list[Cut] = []
         self.finished_since = 0
         self.wait_s = HEARTBEAT_S
@@ -98,8 +98,8 @@ class _Engine:
         self._position = 0.0  # steps since the start
         self._waiting: deque[tuple[int, list[int]]] = deque()  # (tokens, piece as [ordinal, first, stop, unfinished])
         self._running: list[tuple[float, list[int]]] = []  # (the step at which it ends, piece): a heap
-        self._pieces: dict[PieceKey, list[int]] = {}
-        self._lengths, self._draws, self._ends = lengths, work.draws, ends
+        self._chunks: dict[ChunkKey, list[int]] = {}
+        self._lengths, self._samples, self._ends = lengths, work.samples, ends
 
     @property
     def unfinished(self) -> int:
@@ -107,22 +107,22 @@ class _Engine:
 
     def take(self, ordinal: int, first: int, stop: int) -> None:
         """Adds the draws `first` .. `stop - 1` of a question."""
-        piece = self._pieces[ordinal, first] = [ordinal, first, stop, stop - first]
-        begin = ordinal * self._draws
-        self._waiting.extend((tokens, piece) for tokens in self._lengths[begin + first : begin + stop].tolist())
+        chunk = self._chunks[ordinal, first] = [ordinal, first, stop, stop - first]
+        begin = ordinal * self._samples
+        self._waiting.extend((tokens, chunk) for tokens in self._lengths[begin + first : begin + stop].tolist())
         self._begin()
 
-    def give_back(self, wanted: int) -> None:
+    def return_samples(self, wanted: int) -> None:
         """Gives up to `wanted` of the last draws back that are not begun yet."""
-        cuts: dict[PieceKey, int] = {}
+        cuts: dict[ChunkKey, int] = {}
         for _ in range(min(wanted, len(self._waiting))):
-            _, piece = self._waiting.pop()
-            piece[2] -= 1
-            piece[3] -= 1
-            cuts[piece[0], piece[1]] = piece[2]
+            _, chunk = self._waiting.pop()
+            chunk[2] -= 1
+            chunk[3] -= 1
+            cuts[chunk[0], chunk[1]] = chunk[2]
         self._given = min(self._given, self.unfinished)
         for key in cuts:
-            self._close(self._pieces[key])
+            self._close(self._chunks[key])
         self.returned = list(cuts.items())
 
     def run(self, until: float) -> None:
@@ -149,13 +149,13 @@ class _Engine:
             self._end_next()
 
     def _end_next(self) -> None:
-        self._position, piece = heapq.heappop(self._running)
+        self._position, chunk = heapq.heappop(self._running)
         self._ends.append(self.now)
         self.last_end = self.now
         self.finished_since += 1
-        piece[3] -= 1
-        if not piece[3]:
-            self._close(piece)
+        chunk[3] -= 1
+        if not chunk[3]:
+            self._close(chunk)
         self._given -= 1
         if self._waiting:
             self._begin()
@@ -163,16 +163,16 @@ class _Engine:
     def _begin(self) -> None:
         waiting = self._given - len(self._running)
         short = waiting > 0 and self._most_running < self._info.max_num_seqs
-        self._given += min(room(self._info, self._given, waiting, short), self.unfinished - self._given)
+        self._given += min(num_to_submit(self._info, self._given, waiting, short), self.unfinished - self._given)
         while self._waiting and len(self._running) < self._most_running:
-            tokens, piece = self._waiting.popleft()
-            heapq.heappush(self._running, (self._position + tokens, piece))
+            tokens, chunk = self._waiting.popleft()
+            heapq.heappush(self._running, (self._position + tokens, chunk))
             self.last_begin = self.now
 
-    def _close(self, piece: Sequence[int]) -> None:
-        ordinal, first, stop, unfinished = piece
+    def _close(self, chunk: Sequence[int]) -> None:
+        ordinal, first, stop, unfinished = chunk
         if unfinished == 0:
-            del self._pieces[ordinal, first]
+            del self._chunks[ordinal, first]
             if stop > first:
                 self.done.append((ordinal, first))
 
@@ -188,10 +188,10 @@ class _Run:
         self.starts = [*work.starts, *[0.0] * (work.engines - len(work.starts))]
         self.engines = [_Engine(f"e{i}", work, speed, self.lengths, self.ends) for i, speed in enumerate(self.speeds)]
         questions = (Question(str(i), "", None) for i in range(work.questions))
-        self.scheduler = Scheduler(questions, work.questions, work.draws, expected_engines=work.engines)
+        self.scheduler = Scheduler(questions, work.questions, work.samples, expected_engines=work.engines)
         self._due = [(start, i) for i, start in enumerate(self.starts)]
         self._idle: set[int] = set()
-        self.handouts = self.given_back = self.answers = self.delivered = 0
+        self.handouts = self.returned_samples = self.answers = self.delivered = 0
         self.scheduler_s = 0.0
 
     def play(self) -> None:
@@ -207,15 +207,15 @@ class _Run:
 
     def _answer(self, number: int, now: float) -> None:
         engine, scheduler = self.engines[number], self.scheduler
-        unfinished, pieces, returned = engine.unfinished, engine.done, engine.returned
+        unfinished, chunks, returned = engine.unfinished, engine.done, engine.returned
         engine.done, engine.returned, engine.finished_since = [], [], 0
         self.answers += 1
         began = time.process_time()
         if not engine.started:
             engine.started, engine.now = True, now
             scheduler.add_engine(engine.name, self.work.places)
-        self.given_back += scheduler.give_back(engine.name, returned)
-        self.delivered += sum(map(len, scheduler.complete(engine.name, pieces)))
+        self.returned_samples += scheduler.return_samples(engine.name, returned)
+        self.delivered += sum(map(len, scheduler.complete(engine.name, chunks)))
         self.scheduler_s += time.process_time() - began
         self._exchange(number, now, unfinished)
 
@@ -223,18 +223,18 @@ class _Run:
         engine = self.engines[number]
         began = time.process_time()
         handed = self.scheduler.assign(engine.name, unfinished, now)
-        recalled = self.scheduler.recall(engine.name)
+        reclaim = self.scheduler.to_reclaim(engine.name)
         engine.wait_s = COALESCE_S if self.scheduler.asks_soon(engine.name) else HEARTBEAT_S
         self.scheduler_s += time.process_time() - began
         self.handouts += len(handed)
         engine.run(now)
-        for piece in handed:
-            engine.take(piece.ordinal, piece.first, piece.stop)
+        for chunk in handed:
+            engine.take(chunk.ordinal, chunk.first, chunk.stop)
         if not handed and not unfinished:
             self._idle.add(number)
             return
         self._idle.discard(number)
-        engine.give_back(recalled)
+        engine.return_samples(reclaim)
         engine.run(math.inf)
         heapq.heappush(self._due, (engine.now, number))
 
@@ -254,7 +254,7 @@ class Outcome:
     tail_idle: float
     idle: float
     handouts: int
-    given_back: int
+    returned_samples: int
     answers: int
     scheduler_us: float
 
@@ -263,13 +263,13 @@ def simulate(work: Workload, *, driver_s: float = 0.0005, seed: int = 0) -> Outc
     """Plays the workload to its end. Raises RuntimeError where a draw was lost."""
     run = _Run(work, driver_s, seed)
     run.play()
-    draws, engines = len(run.lengths), run.engines
-    if not draws == run.delivered == len(run.ends) or not run.scheduler.finished:
-        raise RuntimeError(f"{draws} draws were asked for, {len(run.ends)} made and {run.delivered} delivered")
+    samples, engines = len(run.lengths), run.engines
+    if not samples == run.delivered == len(run.ends) or not run.scheduler.finished:
+        raise RuntimeError(f"{samples} draws were asked for, {len(run.ends)} made and {run.delivered} delivered")
     ends = np.frombuffer(run.ends)
     seconds, begun = float(ends.max()), max(engine.last_begin for engine in engines)
     filled = sum(engine.place_seconds for engine in engines) - float(np.maximum(ends - begun, 0).sum())
-    fillable = min(work.most_running, draws / work.engines) * sum(max(0.0, begun - start) for start in run.starts)
+    fillable = min(work.most_running, samples / work.engines) * sum(max(0.0, begun - start) for start in run.starts)
     idle_at = np.array([max(engine.last_end, start) for engine, start in zip(engines, run.starts, strict=True)])
     tail = seconds - min(seconds, float(idle_at.min()))
     there = sum(max(0.0, seconds - start) for start in run.starts)
@@ -283,9 +283,9 @@ def simulate(work: Workload, *, driver_s: float = 0.0005, seed: int = 0) -> Outc
         tail_idle=float(np.maximum(seconds - idle_at, 0).mean()) / tail if tail else 0.0,
         idle=1 - sum(engine.busy for engine in engines) / there,
         handouts=run.handouts,
-        given_back=run.given_back,
+        returned_samples=run.returned_samples,
         answers=run.answers,
-        scheduler_us=1e6 * run.scheduler_s / draws,
+        scheduler_us=1e6 * run.scheduler_s / samples,
     )
 
 

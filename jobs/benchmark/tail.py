@@ -49,7 +49,7 @@ def table(outcomes: Mapping[str, Outcome], seeds: int) -> Table:
         made.add_column(heading, justify="right")
     for name, o in outcomes.items():
         shares = (f"{o.unused:.1%}", f"{o.tail:.1f}", f"{o.tail_idle:.0%}", f"{o.idle:.1%}")
-        counts = (str(o.handouts), str(o.given_back), str(o.answers), f"{o.scheduler_us:.1f}")
+        counts = (str(o.handouts), str(o.returned_samples), str(o.answers), f"{o.scheduler_us:.1f}")
         made.add_row(name, f"{o.seconds:.1f}", f"{o.bound:.1f}", f"{o.begun:.1f}", *shares, *counts)
     return made
 
@@ -76,7 +76,7 @@ def main() -> None:
     works = SCENARIOS
     if args.engines:
         works = {
-            f"{args.questions} x {args.draws} on {args.engines}": Workload(
+            f"{args.questions} x {args.samples} on {args.engines}": Workload(
                 args.questions, args.draws, args.engines, args.places, sigma=args.sigma
             )
         }

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment
 from rollout_ray.config.arms import chat_messages, resolve_arms
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import draws_of, sampling_seed
+from rollout_ray.core.records import sample_specs, sampling_seed
 from rollout_ray.driver.replica import FORWARDED
 
 # What a reference with vLLM's own choices is still told: the model, and on the CPU the limits without which it fails.
@@ -64,22 +64,22 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     }
     config = RunConfig.model_validate(values)
     prompts = pq.read_table(job.questions).column("prompt").to_pylist()[: job.limit]
-    draws = draws_of(resolve_arms(config))
+    samples = sample_specs(resolve_arms(config))
     requests = [
         {
             "question": number,
-            "arm": draw.arm.name,
-            "messages": [dict(m) for m in chat_messages(prompt, draw.arm.system_prompt)],
+            "arm": spec.arm.name,
+            "messages": [dict(m) for m in chat_messages(prompt, spec.arm.system_prompt)],
             "sampling": {
-                "temperature": draw.arm.temperature,
-                "top_p": draw.arm.top_p,
+                "temperature": spec.arm.temperature,
+                "top_p": spec.arm.top_p,
                 "max_tokens": job.tokens,
                 "ignore_eos": True,
-                "seed": sampling_seed(config.sampling.seed, str(number), draw.arm.name, draw.sample),
+                "seed": sampling_seed(config.sampling.seed, str(number), spec.arm.name, spec.sample),
             },
         }
         for number, prompt in enumerate(prompts)
-        for draw in draws
+        for spec in samples
     ]
     cores = os.cpu_count() or 1
     engine = engine_arguments(config, gpus=job.gpus)
@@ -94,7 +94,7 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
         "forwarded": FORWARDED,
         "eager_questions": min(job.eager_questions, len(prompts)),
         "questions": len(prompts),
-        "arms": len(draws),
+        "arms": len(samples),
         "replicas": job.replicas,
         "bare_replicas": job.replicas if job.gpus else 1,  # on the CPU one engine with all cores is the ceiling
         "gpus": job.gpus,

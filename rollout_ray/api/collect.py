@@ -22,7 +22,7 @@ from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.core.errors import ConfigError, Interrupted
 from rollout_ray.core.records import SCHEMA_VERSION, Arm
 from rollout_ray.data.question_set import GOLD_KEY, QuestionSet, load_questions
-from rollout_ray.driver.prewarm import begun_ahead
+from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.models.adapters import adapters_of, check_adapter, check_wording, fingerprints
 from rollout_ray.models.checkpoints import Policy, model_fingerprint
 from rollout_ray.models.paths import check_model, cluster_address, model_folder
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
 
-    from rollout_ray.driver.session import Lent
+    from rollout_ray.driver.session import PoolResources
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     return collect_on(None, dataset, cfg or RunConfig(), progress)
 
 
-def collect_on(lent: Lent | None, dataset: Any, cfg: RunConfig, progress: Progress | None) -> Rollouts:
+def collect_on(pool_resources: PoolResources | None, dataset: Any, cfg: RunConfig, progress: Progress | None) -> Rollouts:
     """`collect` on the engines of a pool, which hold the weights that `cfg` names; None: on engines for this run."""
     began = time.monotonic()
     dataset = cfg.data.dataset if dataset is None else dataset
@@ -108,13 +108,13 @@ def collect_on(lent: Lent | None, dataset: Any, cfg: RunConfig, progress: Progre
     arms = resolve_arms(cfg)
     check_adapters(cfg, arms)
     load_reward(cfg.scoring.reward)
-    with nullcontext() if lent else begun_ahead(cfg):
-        policy = lent.fleet.policy if lent else policy_of(cfg)
+    with nullcontext() if pool_resources else prewarm(cfg):
+        policy = pool_resources.replica_set.policy if pool_resources else policy_of(cfg)
         questions = _questions(dataset, cfg.data)
         run = RunDirectory(cfg.output.output_dir)
         with run.lease():
             try:
-                return _collect(cfg, arms, questions, run, progress or progress_here(), began, lent, policy)
+                return _collect(cfg, arms, questions, run, progress or progress_here(), began, pool_resources, policy)
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"stopped; what is complete is in {run.uri}, and the same command goes on from there"
@@ -129,7 +129,7 @@ def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
     if cfg.lengths_from is not None:
         with MergedFile(cfg.lengths_from) as earlier:
             questions = questions.long_first(earlier.mean_lengths(frozenset(questions.ids)))
-        if not questions.turns:
+        if not questions.passes:
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
     return questions
 
@@ -161,7 +161,7 @@ def _collect(
     run: RunDirectory,
     progress: Progress,
     began: float,
-    lent: Lent | None,
+    pool_resources: PoolResources | None,
     policy: Policy,
 ) -> Rollouts:
     """The run itself, under the lease."""
@@ -170,20 +170,20 @@ def _collect(
     facts = describe(cfg, arms, questions)
     resumed = run.open(identity, _description(cfg, questions, facts, versions))
     with EventLog(run) as events, ExitStack() as ray_too:
-        stock = run.take_stock(set(questions.ids))
-        done = stock.done
+        part_scan = run.scan_parts(set(questions.ids))
+        done = part_scan.done
         events.write("resumed" if resumed else "begun", questions=len(questions), done=len(done))
-        for name, reason in stock.put_aside.items():
+        for name, reason in part_scan.quarantined.items():
             log.warning("%s %s; it is in parts/bad now, and its questions are drawn again", run.path(name), reason)
             events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
             starting = time.monotonic()
-            from rollout_ray.driver.session import draw_missing
+            from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 
             ray_too.enter_context(connected(cfg))  # to the end: the file need not wait the seconds that Ray takes to stop
-            session = draw_missing(cfg, arms, questions, done, run, events, progress, policy, lent, starting)
+            session = generate_missing(cfg, arms, questions, done, run, events, progress, policy, pool_resources, starting)
         summary = Summary()
         metadata = {
             "schema_version": SCHEMA_VERSION,
@@ -194,8 +194,8 @@ def _collect(
             **versions,
             **facts,
         }
-        draws = sum(arm.samples for arm in arms)
-        merged = merge(run, questions, cfg.output.layout, draws, metadata, summary.add)
+        samples = sum(arm.samples for arm in arms)
+        merged = merge(run, questions, cfg.output.layout, samples, metadata, summary.add)
         summary.arms = {arm.name: summary.arms[arm.name] for arm in arms if arm.name in summary.arms}
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
         summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began

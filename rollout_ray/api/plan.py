@@ -49,7 +49,7 @@ def make_plan(
     check_model(cfg)
     arms = resolve_arms(cfg)
     questions = load_questions(cfg.data.dataset, cfg.data)
-    draws = sum(arm.samples for arm in arms)
+    samples = sum(arm.samples for arm in arms)
     nodes, gpu = _machines(on)
     size = model_size(cfg)
     placement = choose_placement(nodes, cfg, gpu, size)
@@ -65,7 +65,7 @@ def make_plan(
             size, gpu, layout, placement, len(questions) * sum(a.samples for a in arms), prompts.mean, output
         )
         rates = replace(sheet, mean_tokens=rates.mean_tokens if rates else {})
-    lanes = scorers_for(cfg, placement.replicas)
+    num_scorers = scorers_for(cfg, placement.replicas)
     plan = Plan(
         name=questions.source.name,
         questions=len(questions),
@@ -80,11 +80,11 @@ def make_plan(
         output_tokens=output,
         assumed=assumed,
         part_files=0,
-        disk_bytes=disk_of(len(questions) * draws, output, prompts.mean, rates),
+        disk_bytes=disk_of(len(questions) * samples, output, prompts.mean, rates),
         price_per_hour=cfg.resources.price_per_hour,
         unknown_gpu=unknown_gpu,
     )
-    return replace(plan, part_files=files_of(cfg, len(questions), lanes, plan.generation_seconds))
+    return replace(plan, part_files=files_of(cfg, len(questions), num_scorers, plan.generation_seconds))
 
 
 def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
@@ -97,12 +97,12 @@ def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
 
 
 def _data_sheet(
-    size: ModelSize, gpu: Gpu, layout: Layout, placement: Placement, draws: int, prompt_tokens: float, output: float
+    size: ModelSize, gpu: Gpu, layout: Layout, placement: Placement, samples: int, prompt_tokens: float, output: float
 ) -> Rates:
     """By the data sheet, with as many sequences at once as places, requests and KV cache allow."""
     held = max(1.0, prompt_tokens + output / 2)
     room = (layout.kv_tokens or 0) / held
-    batch = max(1, min(layout.engine.max_num_seqs or 1, int(room), -(-draws // placement.replicas)))
+    batch = max(1, min(layout.engine.max_num_seqs or 1, int(room), -(-samples // placement.replicas)))
     return from_data_sheet(size, kind_of(gpu), layout.tensor_parallel_size, batch, prompt_tokens, output)
 
 

@@ -24,16 +24,16 @@ from rollout_ray.config.arms import default_max_model_len, resolve_arms
 from rollout_ray.config.loading import changed
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.driver.prewarm import begun_ahead
+from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.models.adapters import Capacity, adapters_of, capacity
 from rollout_ray.models.checkpoints import Policy, check_same_shape, model_fingerprint
 from rollout_ray.models.paths import check_model, cluster_address, model_folder
 from rollout_ray.telemetry.progress import Progress
 
 if TYPE_CHECKING:
-    from rollout_ray.driver.named_pool import Tenancy
-    from rollout_ray.driver.replica_set import Fleet
-    from rollout_ray.driver.session import Lent
+    from rollout_ray.driver.named_pool import NamedPool
+    from rollout_ray.driver.replica_set import ReplicaSet
+    from rollout_ray.driver.session import PoolResources
     from rollout_ray.ray_cluster.placement import Placement
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ class RolloutPool:
         check_model(cfg)
         check_adapters(cfg, resolve_arms(cfg))
         self._cfg, self._name = cfg, name
-        self._lent: Lent | None = None
-        self._tenancy: Tenancy | None = None
+        self._pool_resources: PoolResources | None = None
+        self._named_pool: NamedPool | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -77,12 +77,12 @@ class RolloutPool:
     @property
     def policy_version(self) -> int:
         """How often the weights were updated since the engines were first started."""
-        return self._open().fleet.policy.version
+        return self._open().replica_set.policy.version
 
     @property
     def weights(self) -> str:
         """The folder or hub id of the weights that the engines hold."""
-        return self._open().fleet.policy.path
+        return self._open().replica_set.policy.path
 
     def collect(
         self, dataset: Any = None, cfg: RunConfig | Mapping[str, Any] | None = None, *, progress: Progress | None = None
@@ -93,8 +93,8 @@ class RolloutPool:
         "runs/2"}}. Raises ConfigError where it needs other engines, and what `rollout_ray.collect` raises.
         """
         run_cfg = cfg if isinstance(cfg, RunConfig) else changed(self._cfg.model_dump(exclude_unset=True), cfg or {})
-        lent = self._open()
-        return collect_on(lent, dataset, self._fitted(run_cfg, lent.fleet.policy), progress)
+        pool_resources = self._open()
+        return collect_on(pool_resources, dataset, self._fitted(run_cfg, pool_resources.replica_set.policy), progress)
 
     def update_weights(self, path: str) -> int:
         """Loads the checkpoint in the folder `path`, of the shape of the present one, into every engine without a restart;
@@ -103,46 +103,46 @@ class RolloutPool:
         Raises ConfigError where there is no such folder, or it has another shape, and EngineError where no engine can load
         it; the old weights then stay in use.
         """
-        fleet = self._open().fleet
+        replica_set = self._open().replica_set
         path = str(Path(path).resolve())
         if not Path(path).is_dir():
             raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
         if self._cfg.engine.backend == "vllm":
             self._check_loadable()
             check_same_shape(model_folder(self._cfg.model.model_path), path)
-        policy = Policy(path, model_fingerprint(path), fleet.policy.version + 1)
-        seconds = fleet.update_weights(policy)
+        policy = Policy(path, model_fingerprint(path), replica_set.policy.version + 1)
+        seconds = replica_set.update_weights(policy)
         log.info("the engines hold the weights of %s, version %d, after %.1f s", path, policy.version, seconds)
         return policy.version
 
     def close(self) -> None:
         """Ends the engines at once, those of a named pool too, even where another job started them."""
-        if self._lent is None and self._name is not None:
+        if self._pool_resources is None and self._name is not None:
             self._take()
-        if self._tenancy:
-            self._tenancy.end_all()
-        if self._lent:
-            self._lent.fleet.close()
+        if self._named_pool:
+            self._named_pool.end_all()
+        if self._pool_resources:
+            self._pool_resources.replica_set.close()
         self._leave()
 
     # Beginning and end
 
-    def _open(self) -> Lent:
-        if self._lent is None:
+    def _open(self) -> PoolResources:
+        if self._pool_resources is None:
             from rollout_ray.driver.scorer_pool import IdleScorers
-            from rollout_ray.driver.session import Lent
+            from rollout_ray.driver.session import PoolResources
 
             try:
-                self._lent = Lent(self._start(), IdleScorers())
+                self._pool_resources = PoolResources(self._start(), IdleScorers())
             except BaseException:
                 self._leave()
                 raise
-            self._stack.callback(self._lent.scorers.close)
-        return self._lent
+            self._stack.callback(self._pool_resources.scorers.close)
+        return self._pool_resources
 
-    def _start(self) -> Fleet:
-        self._stack.enter_context(begun_ahead(self._cfg))
-        from rollout_ray.driver.replica_set import Fleet
+    def _start(self) -> ReplicaSet:
+        self._stack.enter_context(prewarm(self._cfg))
+        from rollout_ray.driver.replica_set import ReplicaSet
         from rollout_ray.ray_cluster.autoscaling import placed
         from rollout_ray.ray_cluster.connection import connected
 
@@ -151,25 +151,25 @@ class RolloutPool:
             self._stack.enter_context(connected(self._cfg))
             logs = tempfile.mkdtemp(prefix="rollout-pool-")
             self._stack.callback(shutil.rmtree, logs, ignore_errors=True)
-            fleet = Fleet(self._cfg, placed(self._cfg), policy, logs)
-            self._stack.callback(fleet.close)
-            return fleet
-        tenancy = self._take()
+            replica_set = ReplicaSet(self._cfg, placed(self._cfg), policy, logs)
+            self._stack.callback(replica_set.close)
+            return replica_set
+        named_pool = self._take()
         placement = placed(self._cfg)
-        tenancy.note.update(_note(self._cfg, policy, placement))
-        found = tenancy.find(placement.replicas, self._cfg.resources.engine_hang_seconds)
+        named_pool.note.update(_note(self._cfg, policy, placement))
+        found = named_pool.find(placement.replicas, self._cfg.resources.engine_hang_seconds)
         if found:
             policy = next(iter(found.values())).card.policy
             log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, policy.version)
         logs = tempfile.mkdtemp(prefix=f"rollout-pool-{self._name}-")
         self._stack.callback(_remove_if_empty, logs)
-        return Fleet(self._cfg, placement, policy, logs, tenancy, found)
+        return ReplicaSet(self._cfg, placement, policy, logs, named_pool, found)
 
-    def _take(self) -> Tenancy:
+    def _take(self) -> NamedPool:
         """Connects, and makes this the only job that uses the named pool."""
         import ray
 
-        from rollout_ray.driver.named_pool import Tenancy
+        from rollout_ray.driver.named_pool import NamedPool
         from rollout_ray.ray_cluster.connection import connected
 
         assert self._name is not None
@@ -179,15 +179,15 @@ class RolloutPool:
                 "ray_address, or leave out the name"
             )
         self._stack.enter_context(connected(self._cfg))
-        self._tenancy = Tenancy(self._name, {}, self._cfg.resources.pool_idle_seconds)
-        self._stack.callback(self._tenancy.let_go)
-        self._tenancy.take()
-        return self._tenancy
+        self._named_pool = NamedPool(self._name, {}, self._cfg.resources.pool_idle_seconds)
+        self._stack.callback(self._named_pool.let_go)
+        self._named_pool.take()
+        return self._named_pool
 
     def _leave(self) -> None:
-        if self._lent and self._tenancy:
-            self._lent.fleet.end_pending()
-        self._lent = self._tenancy = None
+        if self._pool_resources and self._named_pool:
+            self._pool_resources.replica_set.end_pending()
+        self._pool_resources = self._named_pool = None
         self._stack.close()
 
     # What the engines can serve
@@ -206,7 +206,7 @@ class RolloutPool:
         if names:
             shown = "; ".join(f"{name} is {ours[name]!r} there and {theirs[name]!r} here" for name in names)
             raise ConfigError(f"the pool's engines cannot serve this run: {shown}. Give the pool's values, or another pool")
-        have, need = _room(self._cfg), _room(cfg)
+        have, need = _adapter_capacity(self._cfg), _adapter_capacity(cfg)
         if not have.holds(need):
             raise ConfigError(
                 f"the run has {need.count} adapters of rank up to {need.rank}, and the pool's engines were started for "
@@ -217,7 +217,7 @@ class RolloutPool:
         return cfg.model_copy(update={"model": cfg.model.model_copy(update={"model_path": policy.path})})
 
     def _check_loadable(self) -> None:
-        if _room(self._cfg).count:
+        if _adapter_capacity(self._cfg).count:
             raise ConfigError("engines with adapters cannot take new weights; load a new adapter, by lora_path of the run")
         if self._cfg.engine.load_format not in ("auto", "safetensors", "hf"):
             raise ConfigError(
@@ -230,7 +230,7 @@ def _remove_if_empty(folder: str) -> None:
         os.rmdir(folder)
 
 
-def _room(cfg: RunConfig) -> Capacity:
+def _adapter_capacity(cfg: RunConfig) -> Capacity:
     return capacity(adapters_of(resolve_arms(cfg)))
 
 
@@ -246,9 +246,9 @@ def _note(cfg: RunConfig, policy: Policy, placement: Placement) -> dict[str, Any
     """What engines must share with those that a job would start itself: the fields, the weights that the first of them
     were started with, their places, and this package's code, which their process holds."""
     where = {f"placement.{name}": value for name, value in vars(replace(placement, note="")).items() if name != "note"}
-    room = vars(_room(cfg))
+    adapter_capacity = vars(_adapter_capacity(cfg))
     code = {"rollout_ray": _code()}
-    return {**_engine_fields(cfg), "model.fingerprint": policy.fingerprint, "adapters": room, **where, **code}
+    return {**_engine_fields(cfg), "model.fingerprint": policy.fingerprint, "adapters": adapter_capacity, **where, **code}
 
 
 def _code() -> str:

@@ -61,7 +61,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SampleSpec:
     """One trajectory to be drawn of every question: sample number `sample` (0-based) of `arm`."""
 
     arm: Arm
@@ -76,7 +76,7 @@ class RolloutRequest:
     """
 
     ordinal: int
-    lane: int
+    scorer_index: int
     question: Question
     first: int
     stop: int
@@ -90,7 +90,7 @@ class Completion:
     """What an engine made of one draw. `error` is the reason where `finish_reason` is error; the text is then empty.
     `policy_version` counts the updates of the weights that drew it; 0 are those that the engine was started for."""
 
-    draw: int
+    sample_index: int
     full_text: str
     num_prompt_tokens: int
     num_tokens: int
@@ -178,12 +178,12 @@ PART_SCHEMA = pa.schema(
 )
 
 
-def draws_of(arms: Sequence[Arm]) -> tuple[Draw, ...]:
+def sample_specs(arms: Sequence[Arm]) -> tuple[SampleSpec, ...]:
     """All draws of a question. Arms of one wording stand together, so that an engine meets their shared prefix in a
     row."""
     wordings = list(dict.fromkeys(arm.wording for arm in arms))
     adjacent = sorted(arms, key=lambda arm: wordings.index(arm.wording))
-    return tuple(Draw(arm, sample) for arm in adjacent for sample in range(arm.samples))
+    return tuple(SampleSpec(arm, sample) for arm in adjacent for sample in range(arm.samples))
 
 
 def sampling_seed(run_seed: int, question_id: str, arm: str, sample: int) -> int:
@@ -196,5 +196,5 @@ def sampling_seed(run_seed: int, question_id: str, arm: str, sample: int) -> int
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-PieceKey = tuple[int, int]  # (ordinal, first draw) of an outstanding request
-Cut = tuple[PieceKey, int]  # a piece, and the first of its draws that an engine gives back
+ChunkKey = tuple[int, int]  # (ordinal, first draw) of an outstanding request
+Cut = tuple[ChunkKey, int]  # a piece, and the first of its draws that an engine gives back

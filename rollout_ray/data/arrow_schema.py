@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
-def carried_schema(schema: pa.Schema, name: str) -> pa.Schema:
+def output_schema(schema: pa.Schema, name: str) -> pa.Schema:
     """The schema under which the output carries the columns of the input called `name`.
 
     It differs from the input's only where parquet has no such type but one that holds the same values (seconds become
@@ -30,7 +30,7 @@ def carried_schema(schema: pa.Schema, name: str) -> pa.Schema:
     for number in range(len(schema)):
         try:
             field = schema.field(number)
-            kind = _carried_type(field)
+            kind = _output_type(field)
         except UnicodeError as error:
             raise DatasetError(f"{name}: the name of column {number} (from 0) is not UTF-8 text; rename it") from error
         except (pa.ArrowException, NotImplementedError, RecursionError, OSError) as error:
@@ -47,7 +47,7 @@ def carried_schema(schema: pa.Schema, name: str) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _carried_type(field: pa.Field) -> pa.DataType:
+def _output_type(field: pa.Field) -> pa.DataType:
     """The type that a reader of the output will find, by writing a file without rows."""
     kind = PLAIN.get(field.type, field.type)
     empty = pa.schema([pa.field(field.name, kind)]).empty_table()

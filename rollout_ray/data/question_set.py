@@ -25,7 +25,7 @@ from rollout_ray.core.redaction import shortened
 from rollout_ray.data.sources import Source, open_source
 
 GOLD_KEY, ID_KEY = "gold_answer", "question_id"
-TURNS = 4
+PASSES = 4
 RESERVED = ("trajectories", "responses", "s_end", "s_path", "s_cf", "s_wm")
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
@@ -44,7 +44,7 @@ class QuestionSet:
     gold_key: str | None
     ids: tuple[str, ...]
     fingerprint: str
-    turns: Mapping[str, int] = field(default_factory=dict)
+    passes: Mapping[str, int] = field(default_factory=dict)
     template: str | None = None
 
     def __len__(self) -> int:
@@ -53,9 +53,9 @@ class QuestionSet:
     def questions(self, done: Set[str] = frozenset()) -> Iterator[Question]:
         """The questions, those of one turn in input order, without those whose id is in `done`. Holds one batch of rows
         at a time, and reads the input once a turn."""
-        for turn in sorted({0, *self.turns.values()}):
+        for pass_number in sorted({0, *self.passes.values()}):
             for ids, batch in self.batches():
-                wanted = [self.turns.get(question_id, 0) == turn and question_id not in done for question_id in ids]
+                wanted = [self.passes.get(question_id, 0) == pass_number and question_id not in done for question_id in ids]
                 if not any(wanted):
                     continue
                 rows = _rows(batch, self.prompt_key, self.gold_key, self.template)
@@ -67,7 +67,7 @@ class QuestionSet:
         """The same set, asked in TURNS turns: the quarter with the longest expected output of these `lengths` (by id,
         any unit) first, with it the questions of unknown length, and the shortest last."""
         known = sorted((i for i in self.ids if i in lengths), key=lambda i: -lengths[i])
-        return replace(self, turns={i: TURNS * rank // len(known) for rank, i in enumerate(known)})
+        return replace(self, passes={i: PASSES * rank // len(known) for rank, i in enumerate(known)})
 
     def batches(self) -> Iterator[tuple[tuple[str, ...], pa.RecordBatch]]:
         """The input's rows with their ids, in input order."""

@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.redaction import has_credentials
-from rollout_ray.data.arrow_schema import carried_schema, conform, united_schema
+from rollout_ray.data.arrow_schema import conform, output_schema, united_schema
 from rollout_ray.data.rows import first_changed, from_rows, read_lines
 from rollout_ray.storage.files import row_batches
 
@@ -56,7 +56,7 @@ class TableSource:
     schema: pa.Schema = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schema", carried_schema(self.table.schema, self.name))
+        object.__setattr__(self, "schema", output_schema(self.table.schema, self.name))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         try:
@@ -181,7 +181,7 @@ def _open_path(path: str, limit: int | None) -> Source:
                 schemas.append(file.schema_arrow.remove_metadata())
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{found} cannot be read as parquet: {error}; give a parquet or a .jsonl file") from error
-    schema = carried_schema(united_schema(schemas, path), path)
+    schema = output_schema(united_schema(schemas, path), path)
     return ParquetSource(path, filesystem, tuple(files), schema, limit)
 
 

@@ -17,8 +17,8 @@ from ray.util.placement_group import placement_group_table
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
-from rollout_ray.driver.replica import Slot, waits_for_room
-from rollout_ray.driver.replica_set import HEARTBEAT_S, Fleet
+from rollout_ray.driver.replica import Replica, waits_for_placement
+from rollout_ray.driver.replica_set import HEARTBEAT_S, ReplicaSet
 from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.ray_cluster.placement import choose_placement, live_nodes
 from rollout_ray.storage.event_log import EventLog
@@ -36,15 +36,21 @@ class Elastic:
     def __init__(
         self,
         cfg: RunConfig,
-        fleet: Fleet,
+        replica_set: ReplicaSet,
         scheduler: Scheduler,
         views: dict[str, EngineView],
         events: EventLog,
-        lent: bool,
+        pool_resources: bool,
     ) -> None:
-        self._cfg, self._fleet, self._scheduler, self._views, self._events = cfg, fleet, scheduler, views, events
-        self._lets_go = fleet.placement.scales and not lent
-        self._grows = cfg.resources.replicas is None and not fleet.placement.scales and not lent
+        self._cfg, self._replica_set, self._scheduler, self._views, self._events = (
+            cfg,
+            replica_set,
+            scheduler,
+            views,
+            events,
+        )
+        self._lets_go = replica_set.placement.scales and not pool_resources
+        self._grows = cfg.resources.replicas is None and not replica_set.placement.scales and not pool_resources
         self._nodes = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
         self._idle_since: dict[str, float] = {}
         self._reminded = time.monotonic()
@@ -52,17 +58,17 @@ class Elastic:
     def look(self, unscored: Set[Any]) -> None:
         """Once a heartbeat. `unscored` holds the payloads that no scorer has read yet."""
         self._look_at_nodes()
-        for slot in self._fleet.slots.values():
-            self._look_for_room(slot)
-            slot.payloads &= unscored
+        for replica in self._replica_set.replicas.values():
+            self._check_placement(replica)
+            replica.payloads &= unscored
         if self._lets_go:
             self._let_go()
-        self._scheduler.expected_engines = sum(slot.placed for slot in self._fleet.slots.values())
+        self._scheduler.expected_engines = sum(replica.placed for replica in self._replica_set.replicas.values())
         self._remind()
 
     def ensure_engine(self) -> None:
         """There is work, and every engine may have been let go: work comes back with a scorer's death."""
-        if not self._fleet.slots:
+        if not self._replica_set.replicas:
             self._add()
 
     # What there is
@@ -81,40 +87,40 @@ class Elastic:
 
     def _grow(self, nodes: list[dict[str, Any]]) -> None:
         """The run was to use what there is, and there is more now."""
-        settled = self._cfg.model_copy(update={"engine": self._fleet.placement.engine})
+        settled = self._cfg.model_copy(update={"engine": self._replica_set.placement.engine})
         try:
             placement = choose_placement(live_nodes(nodes), settled)
         except PlacementError:  # a node that held engines has gone
             return
-        if placement.gpus == self._fleet.placement.gpus:
+        if placement.gpus == self._replica_set.placement.gpus:
             for _ in range(placement.replicas - len(self._views)):
                 self._add()
 
     def _add(self) -> None:
         name = f"engine-{len(self._views)}"
         self._views[name] = EngineView()
-        self._fleet.add(name)
+        self._replica_set.add(name)
         self._events.write("engine_added", engine=name)
 
-    def _look_for_room(self, slot: Slot) -> None:
+    def _check_placement(self, replica: Replica) -> None:
         """Whether the slot's engine has a node, or waits for one."""
-        if slot.started or slot.room is None:
-            slot.placed = slot.started or not waits_for_room(slot)
+        if replica.started or replica.placement_group is None:
+            replica.placed = replica.started or not waits_for_placement(replica)
             return
-        table = placement_group_table(slot.room)
-        slot.placed = table.get("state") == "CREATED"
-        slot.node = table["bundles_to_node_id"][0] if slot.placed else ""
-        state, view = "starting" if slot.placed else "waiting", self._views[slot.name]
-        if slot.refused is None and view.state != state:
+        table = placement_group_table(replica.placement_group)
+        replica.placed = table.get("state") == "CREATED"
+        replica.node = table["bundles_to_node_id"][0] if replica.placed else ""
+        state, view = "starting" if replica.placed else "waiting", self._views[replica.name]
+        if replica.refused is None and view.state != state:
             view.enter(state)
 
     def _remind(self) -> None:
-        waiting = [slot for slot in self._fleet.slots.values() if not slot.placed]
+        waiting = [replica for replica in self._replica_set.replicas.values() if not replica.placed]
         if not waiting:
             self._reminded = time.monotonic()
         elif time.monotonic() - self._reminded >= REMIND_S:
             self._reminded = time.monotonic()
-            placement = self._fleet.placement
+            placement = self._replica_set.placement
             log.warning(
                 "%d engine(s) wait for a node with %d GPU(s) and %d CPU(s) free; `ray status` on the head says why",
                 len(waiting), placement.gpus, placement.cpus,
@@ -126,12 +132,12 @@ class Elastic:
         """Ends engines for which nothing is left, once what they have drawn was read; their nodes are idle then, and
         the autoscaler ends those. Those that still wait for a node are not started any more."""
         now = time.monotonic()
-        for slot in list(self._fleet.slots.values()):
-            idle = slot.begun and slot.empty
-            if self._scheduler.pending or not (idle or not slot.placed):
-                self._idle_since.pop(slot.name, None)
-            elif not slot.placed or now - self._idle_since.setdefault(slot.name, now) >= LET_GO_S:
-                if slot.begun:
-                    self._scheduler.remove_engine(slot.name)
-                self._fleet.let_go(slot, "ended")
-                self._events.write("engine_let_go", engine=slot.name, node=slot.node)
+        for replica in list(self._replica_set.replicas.values()):
+            idle = replica.begun and replica.empty
+            if self._scheduler.pending or not (idle or not replica.placed):
+                self._idle_since.pop(replica.name, None)
+            elif not replica.placed or now - self._idle_since.setdefault(replica.name, now) >= LET_GO_S:
+                if replica.begun:
+                    self._scheduler.remove_engine(replica.name)
+                self._replica_set.let_go(replica, "ended")
+                self._events.write("engine_let_go", engine=replica.name, node=replica.node)

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.actor import Card
-from rollout_ray.actors.engine.keepalive import NAMESPACE, Leash, Tether
+from rollout_ray.actors.engine.keepalive import NAMESPACE, Keepalive, KeepaliveActor
 from rollout_ray.core.errors import ConfigError, EngineError
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.ray_cluster.placement import is_pending
@@ -34,25 +34,27 @@ class Found:
     info: BackendInfo
 
 
-class Tenancy:
+class NamedPool:
     """This job's use of the pool `name`. `note` says what decides its engines, by the names of the fields."""
 
     def __init__(self, name: str, note: Mapping[str, Any], idle_seconds: float) -> None:
         self.name, self.note = name, dict(note)
-        self.leash = Leash(f"{name}/tether", idle_seconds)
-        self._tether: Any = None
+        self.keepalive = Keepalive(f"{name}/tether", idle_seconds)
+        self._keepalive_actor: Any = None
 
-    def options(self, slot: str) -> dict[str, Any]:
+    def options(self, replica: str) -> dict[str, Any]:
         """Ray's options for an engine of the pool. No two engines ever share a name: an old one may still be ending."""
-        return {"name": f"{self.name}/{slot}/{time.time_ns()}", "namespace": NAMESPACE, "lifetime": "detached"}
+        return {"name": f"{self.name}/{replica}/{time.time_ns()}", "namespace": NAMESPACE, "lifetime": "detached"}
 
     def take(self) -> None:
         """Makes this job the one that uses the pool. Raises EngineError where another one does."""
         deadline = time.monotonic() + TAKE_S
-        tether = ray.remote(Tether).options(name=self.leash.tether, namespace=NAMESPACE, num_cpus=0, max_restarts=-1)
-        while self._tether is None:
+        keepalive_actor = ray.remote(KeepaliveActor).options(
+            name=self.keepalive.keepalive_actor, namespace=NAMESPACE, num_cpus=0, max_restarts=-1
+        )
+        while self._keepalive_actor is None:
             try:
-                self._tether = tether.remote(os.getpid())
+                self._keepalive_actor = keepalive_actor.remote(os.getpid())
             except ValueError:
                 if (owner := self._owner()) or time.monotonic() > deadline:
                     raise EngineError(
@@ -60,39 +62,41 @@ class Tenancy:
                         "wait for its end, or give another name"
                     ) from None
                 time.sleep(0.1)  # the last job's tether is about to go
-        ray.get(self._tether.owner.remote())
+        ray.get(self._keepalive_actor.owner.remote())
 
     def _owner(self) -> str | None:
         """Which job uses the pool; None where it has just ended."""
         try:
-            owner: str = ray.get(ray.get_actor(self.leash.tether, namespace=NAMESPACE).owner.remote(), timeout=TAKE_S)
+            owner: str = ray.get(
+                ray.get_actor(self.keepalive.keepalive_actor, namespace=NAMESPACE).owner.remote(), timeout=TAKE_S
+            )
         except (ValueError, RayError):
             return None
         return owner
 
     def let_go(self) -> None:
         """Lets other jobs use the pool; its engines end when none does for `idle_seconds`."""
-        if self._tether is not None:
-            ray.kill(self._tether)
-            self._tether = None
+        if self._keepalive_actor is not None:
+            ray.kill(self._keepalive_actor)
+            self._keepalive_actor = None
 
-    def find(self, slots: int, wait_s: float) -> dict[str, Found]:
+    def find(self, replicas: int, wait_s: float) -> dict[str, Found]:
         """The pool's engines that are up, by slot. Whatever else bears the pool's name is ended: engines that never
         started, do not answer, hold older weights than others or stand beyond the number of slots.
 
         Raises ConfigError, naming what differs, where the engines are not what this job wants; they stay as they are.
         """
         actors = []
-        for slot, actor in self._actors():
+        for replica, actor in self._actors():
             if is_pending(actor):  # an earlier job's, which found no room: it would never say what it is
                 ray.kill(actor)
             else:
-                actors.append((slot, actor))
-        cards = {actor.card.remote(): (slot, actor) for slot, actor in actors}
+                actors.append((replica, actor))
+        cards = {actor.card.remote(): (replica, actor) for replica, actor in actors}
         if cards:
             ray.wait(list(cards), num_returns=len(cards), timeout=wait_s)
         found: list[tuple[str, Found]] = []
-        for call, (slot, actor) in cards.items():
+        for call, (replica, actor) in cards.items():
             try:
                 card: Card = ray.get(call, timeout=0)
             except RayError:
@@ -102,13 +106,13 @@ class Tenancy:
             if card.info is None:
                 ray.kill(actor)
             else:
-                found.append((slot, Found(actor, card, card.info)))
+                found.append((replica, Found(actor, card, card.info)))
         newest = newest_policy([one for _, one in found])
-        wanted = {f"engine-{number}" for number in range(slots)}
+        wanted = {f"engine-{number}" for number in range(replicas)}
         kept: dict[str, Found] = {}
-        for slot, one in found:
-            if slot in wanted and slot not in kept and one.card.policy == newest:
-                kept[slot] = one
+        for replica, one in found:
+            if replica in wanted and replica not in kept and one.card.policy == newest:
+                kept[replica] = one
             else:
                 ray.kill(one.actor)
         return kept

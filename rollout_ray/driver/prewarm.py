@@ -21,7 +21,7 @@ from rollout_ray.sizing.gpus import COMMAND, look_ahead
 
 
 @contextmanager
-def begun_ahead(cfg: RunConfig) -> Iterator[None]:
+def prewarm(cfg: RunConfig) -> Iterator[None]:
     """Has begun what engines that may run on this machine will need."""
     if cfg.engine.backend != "vllm":
         yield

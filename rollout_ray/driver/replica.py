@@ -19,7 +19,7 @@ from rollout_ray.actors.engine.actor import EngineActor
 from rollout_ray.actors.engine.process import EngineLost, server_here
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.redaction import without_secrets
-from rollout_ray.driver.named_pool import Tenancy
+from rollout_ray.driver.named_pool import NamedPool
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.ray_cluster.placement import Placement, is_pending
 
@@ -31,7 +31,7 @@ PROCESS_S = 10.0  # within which an actor that has room has a process
 
 
 @dataclass
-class Slot:
+class Replica:
     """One engine slot. `call` has the returns of its start, its taking up of the run, or its exchange in flight: the
     answer, and of an exchange what it hands over, by lane; it is empty while the engine is idle.
 
@@ -43,7 +43,7 @@ class Slot:
     """
 
     name: str
-    room: Any = None
+    placement_group: Any = None
     actor: Any = None
     call: Sequence[Any] = ()
     log: str | None = None
@@ -69,40 +69,53 @@ class Slot:
 
 
 def start(
-    slot: Slot, cfg: RunConfig, placement: Placement, policy: Policy, logs: str | None, tenancy: Tenancy | None
+    replica: Replica, cfg: RunConfig, placement: Placement, policy: Policy, logs: str | None, named_pool: NamedPool | None
 ) -> None:
     """Starts an engine of this config in the slot, on a fresh actor in the slot's room; `policy` says which weights the
     config names, and `logs` is the folder for its output."""
     options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
-    if slot.room is not None:
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(slot.room, placement_group_bundle_index=0)
-    leash, note = None, None
-    if tenancy:
-        options |= tenancy.options(slot.name)
-        leash, note = tenancy.leash, tenancy.note
+    if replica.placement_group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+            replica.placement_group, placement_group_bundle_index=0
+        )
+    keepalive, note = None, None
+    if named_pool:
+        options |= named_pool.options(replica.name)
+        keepalive, note = named_pool.keepalive, named_pool.note
     forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
-    slot.log = f"{logs}/{slot.name}.log" if logs else None
-    slot.actor = (
+    replica.log = f"{logs}/{replica.name}.log" if logs else None
+    replica.actor = (
         ray.remote(EngineActor)
         .options(**options)
-        .remote(slot.name, cfg, placement.gpus, placement.threads, forwarded, slot.log, policy, leash, note, server_here())
+        .remote(
+            replica.name,
+            cfg,
+            placement.gpus,
+            placement.threads,
+            forwarded,
+            replica.log,
+            policy,
+            keepalive,
+            note,
+            server_here(),
+        )
     )
-    slot.call, slot.started, slot.begun, slot.adopted = [slot.actor.start.remote()], False, False, False
-    slot.refused, slot.node, slot.leaving, slot.asked_at = None, "", False, time.monotonic()
+    replica.call, replica.started, replica.begun, replica.adopted = [replica.actor.start.remote()], False, False, False
+    replica.refused, replica.node, replica.leaving, replica.asked_at = None, "", False, time.monotonic()
 
 
-def end(slot: Slot) -> None:
+def end(replica: Replica) -> None:
     """Ends the slot's engine, where it has one."""
-    if slot.actor is not None:
-        ray.kill(slot.actor)
-    slot.actor, slot.call, slot.started, slot.begun = None, (), False, False
+    if replica.actor is not None:
+        ray.kill(replica.actor)
+    replica.actor, replica.call, replica.started, replica.begun = None, (), False, False
 
 
-def waits_for_room(slot: Slot) -> bool:
+def waits_for_placement(replica: Replica) -> bool:
     """Whether Ray has found no node yet for the slot's engine."""
-    if slot.room is not None:
-        return str(placement_group_table(slot.room).get("state")) != "CREATED"
-    return time.monotonic() - slot.asked_at > PROCESS_S and is_pending(slot.actor)
+    if replica.placement_group is not None:
+        return str(placement_group_table(replica.placement_group).get("state")) != "CREATED"
+    return time.monotonic() - replica.asked_at > PROCESS_S and is_pending(replica.actor)
 
 
 def was_killed(error: Exception) -> bool:

@@ -21,8 +21,8 @@ from rollout_ray.actors.engine.out_of_memory import MOST_STEPS, NoMemory, smalle
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import EngineError
 from rollout_ray.core.records import Arm, RolloutRequest
-from rollout_ray.driver.named_pool import Found, Tenancy
-from rollout_ray.driver.replica import Slot, end, reason_of, start, was_killed
+from rollout_ray.driver.named_pool import Found, NamedPool
+from rollout_ray.driver.replica import Replica, end, reason_of, start, was_killed
 from rollout_ray.driver.weights import holding, load_weights
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.ray_cluster.placement import Placement, is_pending, release, reserve
@@ -36,7 +36,7 @@ COALESCE_S = 0.1  # finished pieces gather this long before they are handed over
 LOG_LINES = 6
 
 
-class Fleet:
+class ReplicaSet:
     """All engine slots. A slot that dies is filled again up to `max_engine_deaths` times in a row without a result.
 
     `policy` is the weights that the engines hold, `logs` the folder for their output; a `tenancy` has engines of a named
@@ -49,87 +49,93 @@ class Fleet:
         placement: Placement,
         policy: Policy,
         logs: str | None,
-        tenancy: Tenancy | None = None,
+        named_pool: NamedPool | None = None,
         found: Mapping[str, Found] | None = None,
     ) -> None:
         self._cfg = cfg.model_copy(update={"engine": placement.engine})
-        self.placement, self.policy, self._logs, self._tenancy = placement, policy, logs, tenancy
+        self.placement, self.policy, self._logs, self._named_pool = placement, policy, logs, named_pool
         self._arms: tuple[Arm, ...] = ()
-        self._lanes = 1
+        self._num_scorers = 1
         self._run_cfg = cfg
         self._views: Mapping[str, EngineView] = {}
         self._events: EventLog | None = None
         self._news: list[tuple[str, dict[str, Any]]] = []
         self.deaths = 0
-        self.slots: dict[str, Slot] = {}
+        self.replicas: dict[str, Replica] = {}
         if found and len(found) < placement.replicas:
             self._check_weights()
         for number in range(placement.replicas):
             name = f"engine-{number}"
-            self.slots[name] = self._adopt(name, found[name]) if found and name in found else self._new(name)
+            self.replicas[name] = self._adopt(name, found[name]) if found and name in found else self._new(name)
 
-    def _new(self, name: str) -> Slot:
+    def _new(self, name: str) -> Replica:
         # A named pool's engine holds its room itself: what Ray booked for a group of its own would outlive it.
-        return self._fill(Slot(name, None if self._tenancy else reserve(self.placement)))
+        return self._fill(Replica(name, None if self._named_pool else reserve(self.placement)))
 
-    def _adopt(self, name: str, found: Found) -> Slot:
-        return Slot(name, actor=found.actor, log=found.card.log_file, started=True, node=found.info.node)
+    def _adopt(self, name: str, found: Found) -> Replica:
+        return Replica(name, actor=found.actor, log=found.card.log_file, started=True, node=found.info.node)
 
     # Runs
 
     def attach(
-        self, cfg: RunConfig, arms: Sequence[Arm], lanes: int, views: Mapping[str, EngineView], events: EventLog
+        self, cfg: RunConfig, arms: Sequence[Arm], num_scorers: int, views: Mapping[str, EngineView], events: EventLog
     ) -> None:
         """Serves this run of so many lanes from now on. Slots that stand empty are filled; the others' engines take the
         run up, whatever they had in hand. Engines that died meanwhile are found out by that."""
-        self._run_cfg, self._arms, self._lanes, self._views, self._events = cfg, tuple(arms), lanes, views, events
+        self._run_cfg, self._arms, self._num_scorers, self._views, self._events = (
+            cfg,
+            tuple(arms),
+            num_scorers,
+            views,
+            events,
+        )
         self.deaths = 0
         for event, fields in self._news:
             events.write(event, **fields)
         self._news.clear()
         for name in views:
-            slot = self.slots.get(name)
-            if slot is None:
+            replica = self.replicas.get(name)
+            if replica is None:
                 self.add(name)
                 continue
-            slot.deaths, slot.begun, slot.adopted, slot.leaving = 0, False, slot.started, False
-            if slot.refused is not None or slot.actor is None:
-                self._refill(slot)
-            elif slot.started:
-                self._begin(slot)
-            elif not slot.call:
-                slot.call = [slot.actor.start.remote()]
+            replica.deaths, replica.begun, replica.adopted, replica.leaving = 0, False, replica.started, False
+            if replica.refused is not None or replica.actor is None:
+                self._refill(replica)
+            elif replica.started:
+                self._begin(replica)
+            elif not replica.call:
+                replica.call = [replica.actor.start.remote()]
 
     def add(self, name: str) -> None:
         """Starts an engine in a slot of its own."""
         self._check_weights()
-        self.slots[name] = self._new(name)
+        self.replicas[name] = self._new(name)
 
-    def let_go(self, slot: Slot, state: str) -> None:
+    def let_go(self, replica: Replica, state: str) -> None:
         """Ends the slot and what is in it, and gives its room back."""
-        end(slot)
-        del self.slots[slot.name]
-        release(slot.room)
-        self._show(slot, state)
+        end(replica)
+        del self.replicas[replica.name]
+        release(replica.placement_group)
+        self._show(replica, state)
 
     def detach(self) -> None:
         """Serves no run any more; its engines drop what they have of it."""
-        for slot in self.slots.values():
-            if slot.begun and slot.actor is not None:
-                slot.actor.drop.remote()
-            slot.begun = False
+        for replica in self.replicas.values():
+            if replica.begun and replica.actor is not None:
+                replica.actor.drop.remote()
+            replica.begun = False
         self._views, self._events = {}, None
 
-    def _fill(self, slot: Slot) -> Slot:
+    def _fill(self, replica: Replica) -> Replica:
         """Starts an engine in the slot, on a fresh actor."""
-        cfg = holding(self._smaller(slot) if slot.shrunk else self._cfg, self.policy)
-        start(slot, cfg, self.placement, self.policy, self._logs, self._tenancy)
-        self._show(slot, "starting")
-        return slot
+        cfg = holding(self._smaller(replica) if replica.shrunk else self._cfg, self.policy)
+        start(replica, cfg, self.placement, self.policy, self._logs, self._named_pool)
+        self._show(replica, "starting")
+        return replica
 
-    def _refill(self, slot: Slot) -> None:
+    def _refill(self, replica: Replica) -> None:
         self._check_weights()
-        self._fill(slot)
+        self._fill(replica)
 
     def _check_weights(self) -> None:
         """An engine that is started later than others must get the same weights as they have."""
@@ -139,14 +145,14 @@ class Fleet:
                 "engine can be started again; keep a checkpoint's folder as it is while it is in use"
             )
 
-    def _begin(self, slot: Slot) -> None:
-        slot.progress_at, slot.steps = time.monotonic(), 0
-        slot.call = [slot.actor.begin.remote(self._run_cfg, self._arms)]
-        self._show(slot, "starting")
+    def _begin(self, replica: Replica) -> None:
+        replica.progress_at, replica.steps = time.monotonic(), 0
+        replica.call = [replica.actor.begin.remote(self._run_cfg, self._arms)]
+        self._show(replica, "starting")
 
-    def _show(self, slot: Slot, state: str, unfinished: int = 0) -> None:
-        if slot.name in self._views:
-            self._views[slot.name].enter(state, unfinished)
+    def _show(self, replica: Replica, state: str, unfinished: int = 0) -> None:
+        if replica.name in self._views:
+            self._views[replica.name].enter(state, unfinished)
 
     def _note(self, event: str, **fields: Any) -> None:
         """To the run's events; what happens between two runs stands in the next one's."""
@@ -157,120 +163,128 @@ class Fleet:
 
     # What engines say
 
-    def calls(self) -> dict[Any, Slot]:
+    def calls(self) -> dict[Any, Replica]:
         """The answers that engines owe, and whose each is."""
-        return {slot.call[0]: slot for slot in self.slots.values() if slot.call}
+        return {replica.call[0]: replica for replica in self.replicas.values() if replica.call}
 
-    def started(self, slot: Slot, info: BackendInfo) -> None:
+    def started(self, replica: Replica, info: BackendInfo) -> None:
         """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
         done."""
-        slot.started, slot.node = True, info.node
-        seconds = time.monotonic() - slot.asked_at
+        replica.started, replica.node = True, info.node
+        seconds = time.monotonic() - replica.asked_at
         process = seconds - info.import_seconds - info.load_seconds  # what Ray took to place the actor and start it
         phases = {name: round(took, 2) for name, took in {"process": process, **info.phases}.items()}
         self._note(
             "engine_started",
-            **{"engine": slot.name, "shrunk": slot.shrunk, **vars(info), "seconds": round(seconds, 2), "phases": phases},
+            **{
+                "engine": replica.name,
+                "shrunk": replica.shrunk,
+                **vars(info),
+                "seconds": round(seconds, 2),
+                "phases": phases,
+            },
         )
-        self._begin(slot)
-        for other in list(self.slots.values()):
+        self._begin(replica)
+        for other in list(self.replicas.values()):
             if other.refused is not None:
                 self._died_once(other, other.refused)
 
-    def begun(self, slot: Slot, info: BackendInfo) -> None:
+    def begun(self, replica: Replica, info: BackendInfo) -> None:
         """The slot's engine has taken up the run."""
-        slot.begun, slot.node, slot.progress_at = True, info.node, time.monotonic()
-        self._show(slot, "idle")
-        if slot.adopted:
+        replica.begun, replica.node, replica.progress_at = True, info.node, time.monotonic()
+        self._show(replica, "idle")
+        if replica.adopted:
             self._note(
-                "engine_adopted", engine=slot.name, policy_version=self.policy.version, max_num_seqs=info.max_num_seqs
+                "engine_adopted", engine=replica.name, policy_version=self.policy.version, max_num_seqs=info.max_num_seqs
             )
 
     def exchange(
-        self, slot: Slot, work: Sequence[RolloutRequest], unfinished: int, recalled: int, *, soon: bool = False
+        self, replica: Replica, work: Sequence[RolloutRequest], unfinished: int, reclaim: int, *, soon: bool = False
     ) -> None:
         """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished and for
         `recalled` draws that it has not begun; `soon` even where that is nothing."""
-        if not self._views[slot.name].unfinished:  # it was idle until now
-            slot.progress_at = time.monotonic()
-        self._show(slot, "running" if unfinished else "idle", unfinished)
+        if not self._views[replica.name].unfinished:  # it was idle until now
+            replica.progress_at = time.monotonic()
+        self._show(replica, "running" if unfinished else "idle", unfinished)
         if unfinished:
             wait_s = COALESCE_S if soon else HEARTBEAT_S
-            exchange = slot.actor.exchange.options(num_returns=1 + self._lanes)
-            slot.call = exchange.remote(self._lanes, work, wait_s, COALESCE_S, recalled)
+            exchange = replica.actor.exchange.options(num_returns=1 + self._num_scorers)
+            replica.call = exchange.remote(self._num_scorers, work, wait_s, COALESCE_S, reclaim)
 
-    def answered(self, slot: Slot, exchange: Exchange) -> None:
+    def answered(self, replica: Replica, exchange: Exchange) -> None:
         """Notes whether the engine still decodes."""
-        if exchange.steps > slot.steps or not exchange.unfinished:
-            slot.steps, slot.progress_at = exchange.steps, time.monotonic()
-        if exchange.pieces:
-            slot.deaths = 0
+        if exchange.steps > replica.steps or not exchange.unfinished:
+            replica.steps, replica.progress_at = exchange.steps, time.monotonic()
+        if exchange.chunks:
+            replica.deaths = 0
 
-    def hanging(self) -> list[tuple[Slot, Exception]]:
+    def hanging(self) -> list[tuple[Replica, Exception]]:
         """Engines with requests at hand that have not decoded a step for `engine_hang_seconds`."""
         limit, now = self._cfg.resources.engine_hang_seconds, time.monotonic()
         return [
-            (slot, TimeoutError(f"no decoding step for {now - slot.progress_at:.0f} s"))
-            for slot in self.slots.values()
-            if slot.started and slot.call and now - slot.progress_at > limit
+            (replica, TimeoutError(f"no decoding step for {now - replica.progress_at:.0f} s"))
+            for replica in self.replicas.values()
+            if replica.started and replica.call and now - replica.progress_at > limit
         ]
 
     # Deaths
 
-    def died(self, slot: Slot, error: Exception) -> None:
+    def died(self, replica: Replica, error: Exception) -> None:
         """The slot's engine died, hangs, or refused to start: fills the slot again, or retires it.
 
         Raises EngineError with the engine's last words where no engine is left.
         """
-        started, words = slot.started, self._last_words(slot, error)
-        self._show(slot, "dead")
-        self._note("engine_died", engine=slot.name, started=started, error=words)
-        end(slot)
-        if isinstance(error, NoMemory) and slot.shrunk < MOST_STEPS:
-            self._shrink(slot, error)
-        elif not started and not was_killed(error) and not any(s.started for s in self.slots.values() if s is not slot):
-            slot.refused = error
-            if all(s.refused is not None for s in self.slots.values() if s.placed or not self.placement.scales):
-                raise EngineError(f"{slot.name} could not start: {words}")
+        started, words = replica.started, self._last_words(replica, error)
+        self._show(replica, "dead")
+        self._note("engine_died", engine=replica.name, started=started, error=words)
+        end(replica)
+        if isinstance(error, NoMemory) and replica.shrunk < MOST_STEPS:
+            self._shrink(replica, error)
+        elif (
+            not started and not was_killed(error) and not any(s.started for s in self.replicas.values() if s is not replica)
+        ):
+            replica.refused = error
+            if all(s.refused is not None for s in self.replicas.values() if s.placed or not self.placement.scales):
+                raise EngineError(f"{replica.name} could not start: {words}")
         else:
-            self._died_once(slot, error)
+            self._died_once(replica, error)
 
-    def _died_once(self, slot: Slot, error: Exception) -> None:
+    def _died_once(self, replica: Replica, error: Exception) -> None:
         self.deaths += 1
-        if slot.deaths < self._cfg.resources.max_engine_deaths:
-            log.warning("%s died and is started again: %s", slot.name, reason_of(error))
-            slot.deaths += 1
-            self._refill(slot)
+        if replica.deaths < self._cfg.resources.max_engine_deaths:
+            log.warning("%s died and is started again: %s", replica.name, reason_of(error))
+            replica.deaths += 1
+            self._refill(replica)
             return
-        words = self._last_words(slot, error)
-        log.warning("%s died once too often and is retired: %s", slot.name, words)
-        self._note("engine_retired", engine=slot.name, error=words)
-        self.let_go(slot, "retired")
-        if not self.slots:
-            raise EngineError(f"every engine died; the last one, {slot.name}: {words}")
-        refused = [(other, other.refused) for other in self.slots.values() if other.refused is not None]
-        if len(refused) == len(self.slots):
+        words = self._last_words(replica, error)
+        log.warning("%s died once too often and is retired: %s", replica.name, words)
+        self._note("engine_retired", engine=replica.name, error=words)
+        self.let_go(replica, "retired")
+        if not self.replicas:
+            raise EngineError(f"every engine died; the last one, {replica.name}: {words}")
+        refused = [(other, other.refused) for other in self.replicas.values() if other.refused is not None]
+        if len(refused) == len(self.replicas):
             words = self._last_words(*refused[0])
             raise EngineError(f"{refused[0][0].name} could not start, and every other engine died: {words}")
 
-    def _shrink(self, slot: Slot, error: NoMemory) -> None:
-        slot.shrunk += 1
-        slot.keep_share = error.keep_share
-        less = self._smaller(slot).engine
+    def _shrink(self, replica: Replica, error: NoMemory) -> None:
+        replica.shrunk += 1
+        replica.keep_share = error.keep_share
+        less = self._smaller(replica).engine
         settings = {"max_num_seqs": less.max_num_seqs, "gpu_memory_utilization": less.gpu_memory_utilization}
         log.warning(
             "%s could not allocate its memory and is tried again with %s: %s",
-            slot.name, ", ".join(f"{k} {v}" for k, v in settings.items()), reason_of(error),
+            replica.name, ", ".join(f"{k} {v}" for k, v in settings.items()), reason_of(error),
         )  # fmt: skip
-        self._note("engine_shrunk", engine=slot.name, error=str(error), **settings)
-        self._refill(slot)
+        self._note("engine_shrunk", engine=replica.name, error=str(error), **settings)
+        self._refill(replica)
 
-    def _smaller(self, slot: Slot) -> RunConfig:
-        return smaller(self._cfg, slot.shrunk, gpus=self.placement.gpus, keep_share=slot.keep_share)
+    def _smaller(self, replica: Replica) -> RunConfig:
+        return smaller(self._cfg, replica.shrunk, gpus=self.placement.gpus, keep_share=replica.keep_share)
 
-    def _last_words(self, slot: Slot, error: Exception) -> str:
+    def _last_words(self, replica: Replica, error: Exception) -> str:
         """The error and, where a process ended without a word of its own, the end of its log."""
-        words, path = reason_of(error), slot.log
+        words, path = reason_of(error), replica.log
         lines = last_lines(path, LOG_LINES) if path and was_killed(error) else []
         return f"{words}; the end of {path}: {' | '.join(lines)}" if lines else words
 
@@ -279,38 +293,38 @@ class Fleet:
     def leave(self, nodes: frozenset[str]) -> list[str]:
         """Engines on `nodes`, which are being drained, get no more work, and those that still start there do not go on;
         returns the names of those newly told."""
-        told = [s for s in self.slots.values() if s.node in nodes and not s.leaving]
-        for slot in told:
-            slot.leaving = True
-            if not slot.begun:
-                slot.call = ()
-        return [slot.name for slot in told]
+        told = [s for s in self.replicas.values() if s.node in nodes and not s.leaving]
+        for replica in told:
+            replica.leaving = True
+            if not replica.begun:
+                replica.call = ()
+        return [replica.name for replica in told]
 
     def move_left(self) -> list[str]:
         """Starts the engines that have left, with nothing in hand or unread any more, elsewhere; returns the names of
         those that had begun."""
-        moved = [s for s in self.slots.values() if s.leaving and s.empty]
-        names = [slot.name for slot in moved if slot.begun]
-        for slot in moved:
-            end(slot)
-            release(slot.room)
-            slot.room = None if self._tenancy else reserve(self.placement)
-            self._refill(slot)
+        moved = [s for s in self.replicas.values() if s.leaving and s.empty]
+        names = [replica.name for replica in moved if replica.begun]
+        for replica in moved:
+            end(replica)
+            release(replica.placement_group)
+            replica.placement_group = None if self._named_pool else reserve(self.placement)
+            self._refill(replica)
         return names
 
     def end_pending(self) -> None:
         """Ends the engines that have no process yet: of a named pool no later job takes those over, and they would ask for
         a node for nobody."""
-        for slot in self.slots.values():
-            if not slot.started and slot.actor is not None and is_pending(slot.actor):
-                end(slot)
+        for replica in self.replicas.values():
+            if not replica.started and replica.actor is not None and is_pending(replica.actor):
+                end(replica)
 
     def close(self) -> None:
         """Ends every engine and gives the reservations back: the cluster may outlive the run."""
-        for slot in self.slots.values():
-            end(slot)
-            release(slot.room)
-        self.slots.clear()
+        for replica in self.replicas.values():
+            end(replica)
+            release(replica.placement_group)
+        self.replicas.clear()
 
     # Weights
 
@@ -322,15 +336,15 @@ class Fleet:
         """
         began = time.monotonic()
         try:
-            loaded, failed = load_weights(list(self.slots.values()), policy, self._cfg.resources.engine_hang_seconds)
+            loaded, failed = load_weights(list(self.replicas.values()), policy, self._cfg.resources.engine_hang_seconds)
         except BaseException:
             # Which engines hold which weights is not known now.
-            for slot in self.slots.values():
-                end(slot)
+            for replica in self.replicas.values():
+                end(replica)
             raise
-        for slot, error in failed:
-            self._note("engine_died", engine=slot.name, started=slot.started, error=reason_of(error))
-            end(slot)
+        for replica, error in failed:
+            self._note("engine_died", engine=replica.name, started=replica.started, error=reason_of(error))
+            end(replica)
         refused = [reason_of(error) for _, error in failed if not isinstance(error, ray.exceptions.RayActorError)]
         if refused and not loaded:
             raise EngineError(

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from rollout_ray.core.records import Cut, PieceKey, Question, RolloutRequest
+from rollout_ray.core.records import ChunkKey, Cut, Question, RolloutRequest
 
 # Unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once. Draws of one length end
 # together, within a few steps, and what replaces them takes the driver and the tokenizer a third of a second: with half a
@@ -34,8 +34,8 @@ class _Engine:
     `decoded` draws took it `seconds` with a full batch; `speed` is their quotient once that says something."""
 
     max_num_seqs: int
-    outstanding: dict[PieceKey, RolloutRequest] = field(default_factory=dict)
-    draws: int = 0
+    outstanding: dict[ChunkKey, RolloutRequest] = field(default_factory=dict)
+    samples: int = 0
     unfinished: int = 0
     told_at: float = 0.0
     decoded: int = 0
@@ -64,16 +64,16 @@ class Scheduler:
         self,
         questions: Iterable[Question],
         count: int,
-        draws_per_question: int,
+        samples_per_question: int,
         *,
-        lanes: int = 1,
+        num_scorers: int = 1,
         expected_engines: int = 1,
         most_deaths: int = 3,
     ) -> None:
         self._questions: Iterator[Question] = iter(questions)
-        self._draws_per_question, self._lanes, self._most_deaths = draws_per_question, lanes, most_deaths
+        self._samples_per_question, self._num_scorers, self._most_deaths = samples_per_question, num_scorers, most_deaths
         self.expected_engines = expected_engines
-        self.pending = count * draws_per_question
+        self.pending = count * samples_per_question
         self._queue: deque[RolloutRequest] = deque()
         self._suspects: deque[RolloutRequest] = deque()
         self._suspects_at_once = 1
@@ -112,16 +112,16 @@ class Scheduler:
             handed.append(self._suspects.popleft())
             free -= 1
             left -= len(handed[-1])
-        while left > 0 and (piece := self._take(left)):
-            left -= len(piece)
-            handed.append(piece)
-        for piece in handed:
-            engine.outstanding[piece.ordinal, piece.first] = piece
-        draws = sum(map(len, handed))
-        engine.draws += draws
-        self.outstanding += draws
-        self.pending -= draws
-        self._decodes(engine, unfinished + draws)
+        while left > 0 and (chunk := self._take(left)):
+            left -= len(chunk)
+            handed.append(chunk)
+        for chunk in handed:
+            engine.outstanding[chunk.ordinal, chunk.first] = chunk
+        samples = sum(map(len, handed))
+        engine.samples += samples
+        self.outstanding += samples
+        self.pending -= samples
+        self._decodes(engine, unfinished + samples)
         return handed
 
     def asks_soon(self, name: str) -> bool:
@@ -129,7 +129,7 @@ class Scheduler:
         draws meanwhile, and it shall ask again once they have told."""
         return self._engines[name].asks_soon
 
-    def recall(self, name: str) -> int:
+    def to_reclaim(self, name: str) -> int:
         """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share, once
         nothing is pending or where it is slow."""
         engine = self._engines[name]
@@ -137,20 +137,20 @@ class Scheduler:
         due = not self.pending or self._relative_speed(engine) < SLOW
         return excess if due and excess >= SMALLEST_SLICE else 0
 
-    def give_back(self, name: str, cuts: Iterable[Cut]) -> int:
+    def return_samples(self, name: str, cuts: Iterable[Cut]) -> int:
         """Engine `name` has given back, unbegun, the draws of these pieces from the given one on; returns how many.
         Raises KeyError for a piece that it does not hold."""
         engine = self._engines[name]
-        before = engine.draws
+        before = engine.samples
         for (ordinal, first), cut in cuts:
-            piece = engine.outstanding.pop((ordinal, first))
+            chunk = engine.outstanding.pop((ordinal, first))
             if cut > first:
-                engine.outstanding[ordinal, first] = replace(piece, stop=cut)
-            engine.draws -= piece.stop - cut
-            self.put_back([replace(piece, first=cut)])
-        self.outstanding -= before - engine.draws
-        self._decodes(engine, engine.unfinished - (before - engine.draws))
-        return before - engine.draws
+                engine.outstanding[ordinal, first] = replace(chunk, stop=cut)
+            engine.samples -= chunk.stop - cut
+            self.put_back([replace(chunk, first=cut)])
+        self.outstanding -= before - engine.samples
+        self._decodes(engine, engine.unfinished - (before - engine.samples))
+        return before - engine.samples
 
     def _decodes(self, engine: _Engine, unfinished: int) -> None:
         self._unfinished += unfinished - engine.unfinished
@@ -179,13 +179,13 @@ class Scheduler:
         """The engine's speed by the mean of those that are known. One whose speed is not known counts as an average one."""
         return 1.0 if engine.speed is None else engine.speed / (self._known_speed / self._known)
 
-    def complete(self, name: str, pieces: Iterable[PieceKey]) -> list[RolloutRequest]:
+    def complete(self, name: str, chunks: Iterable[ChunkKey]) -> list[RolloutRequest]:
         """Engine `name` has delivered these pieces; returns what they were. Raises KeyError for one it does not hold."""
         engine = self._engines[name]
-        delivered = [engine.outstanding.pop(key) for key in pieces]
-        draws = sum(map(len, delivered))
-        engine.draws -= draws
-        self.outstanding -= draws
+        delivered = [engine.outstanding.pop(key) for key in chunks]
+        samples = sum(map(len, delivered))
+        engine.samples -= samples
+        self.outstanding -= samples
         if any(map(self._is_suspect, delivered)):
             self._suspects_at_once = min(2 * self._suspects_at_once, MOST_SUSPECTS)
         return delivered
@@ -205,7 +205,7 @@ class Scheduler:
         death. So one death sets one question aside at most, and innocents are acquitted in a few rounds.
         """
         engine = self._engines.pop(name)
-        self.outstanding -= engine.draws
+        self.outstanding -= engine.samples
         self._unfinished -= engine.unfinished
         self._count_speed(engine, -1)
         held = list(engine.outstanding.values())
@@ -213,9 +213,9 @@ class Scheduler:
         suspects = {request.ordinal for request in held if self._is_suspect(request)}
         self._deaths.update({request.ordinal for request in held} - suspects)
         self._suspects_at_once = 1
-        set_aside = [r for r in held if r.ordinal in suspects] if len(suspects) == 1 else []
-        self.put_back(r for r in reversed(held) if r not in set_aside)
-        return set_aside
+        quarantined = [r for r in held if r.ordinal in suspects] if len(suspects) == 1 else []
+        self.put_back(r for r in reversed(held) if r not in quarantined)
+        return quarantined
 
     def _is_suspect(self, request: RolloutRequest) -> bool:
         return self._deaths[request.ordinal] >= self._most_deaths - 1
@@ -239,4 +239,4 @@ class Scheduler:
             return None
         ordinal = self._next_ordinal
         self._next_ordinal += 1
-        return RolloutRequest(ordinal, ordinal % self._lanes, question, 0, self._draws_per_question)
+        return RolloutRequest(ordinal, ordinal % self._num_scorers, question, 0, self._samples_per_question)

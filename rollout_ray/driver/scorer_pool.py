@@ -37,7 +37,7 @@ class Scorer:
     its payload and draws (None and 0 where it has none); `unscored` counts those draws; `deaths` those of its lane since
     something was committed."""
 
-    lane: int
+    scorer_index: int
     actor: Any
     payloads: dict[Any, list[RolloutRequest]] = field(default_factory=dict)
     calls: dict[Any, tuple[Any, int]] = field(default_factory=dict)
@@ -60,13 +60,13 @@ class IdleScorers:
     def __init__(self) -> None:
         self._actors: dict[int, Any] = {}
 
-    def take(self, lane: int) -> Any | None:
+    def take(self, scorer_index: int) -> Any | None:
         """The lane's actor, if there is one."""
-        return self._actors.pop(lane, None)
+        return self._actors.pop(scorer_index, None)
 
-    def keep(self, lane: int, actor: Any) -> None:
+    def keep(self, scorer_index: int, actor: Any) -> None:
         """Holds an actor with no call in flight for the next run."""
-        self._actors[lane] = actor
+        self._actors[scorer_index] = actor
 
     def close(self) -> None:
         """Ends them."""
@@ -85,20 +85,20 @@ class Scorers:
         run: RunDirectory,
         events: EventLog,
         placement: Placement,
-        lanes: int,
+        num_scorers: int,
         idle: IdleScorers | None,
     ) -> None:
         self._cfg, self._arms, self._run, self._events, self._placement = cfg, arms, run, events, placement
         self._idle = idle if cfg.scoring.reward is None else None  # the user's function may be another by the next run
         self.most_unscored = MOST_UNSCORED
-        self._scorers = [self._start(lane) for lane in range(lanes)]
+        self._scorers = [self._start(scorer_index) for scorer_index in range(num_scorers)]
 
-    def _start(self, lane: int, deaths: int = 0) -> Scorer:
-        actor = self._idle.take(lane) if self._idle else None
+    def _start(self, scorer_index: int, deaths: int = 0) -> Scorer:
+        actor = self._idle.take(scorer_index) if self._idle else None
         if actor is None:
             place = beside_the_driver() if self._placement.scales else "DEFAULT"
-            actor = ray.remote(ScorerActor).options(num_cpus=0, scheduling_strategy=place).remote(lane)
-        scorer = Scorer(lane, actor, deaths=deaths)
+            actor = ray.remote(ScorerActor).options(num_cpus=0, scheduling_strategy=place).remote(scorer_index)
+        scorer = Scorer(scorer_index, actor, deaths=deaths)
         scorer.calls[actor.begin.remote(self._run, self._cfg, self._arms)] = None, 0
         if self._placement.gpus:  # else the engines' own start needs the cores
             actor.prepare.remote()
@@ -122,14 +122,14 @@ class Scorers:
         """The payloads that a scorer may still have to fetch from the node of the engine that made them."""
         return {payload for scorer in self._scorers for payload, _ in scorer.calls.values()}
 
-    def score(self, lane: int, payload: Any, requests: list[RolloutRequest]) -> None:
+    def score(self, scorer_index: int, payload: Any, requests: list[RolloutRequest]) -> None:
         """Passes a payload on, which is a reference to a list[Generated] of these requests."""
-        scorer = self._scorers[lane]
+        scorer = self._scorers[scorer_index]
         scorer.payloads[payload] = requests
-        draws = sum(map(len, requests))
-        scorer.unscored += draws
+        samples = sum(map(len, requests))
+        scorer.unscored += samples
         ordinals = frozenset(request.ordinal for request in requests)
-        scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, draws
+        scorer.calls[scorer.actor.score.remote(payload, ordinals)] = payload, samples
 
     def flush(self) -> None:
         """Has every scorer commit what is complete."""
@@ -149,16 +149,16 @@ class Scorers:
 
         Raises RolloutError where scorers of a lane die one after the other without a commit, and what a scorer raised.
         """
-        payload, draws = scorer.calls.pop(call)
-        scorer.unscored -= draws
-        if scorer is not self._scorers[scorer.lane]:
+        payload, samples = scorer.calls.pop(call)
+        scorer.unscored -= samples
+        if scorer is not self._scorers[scorer.scorer_index]:
             return Answer()  # it was replaced, and the other was asked all that it had not committed
         try:
             receipt: Receipt = ray.get(call)
         except RayTaskError as error:
             if not isinstance(error.cause, ObjectLostError):
                 raise _as_rollout_error(error) from error
-            self._events.write("payload_lost", draws=draws, error=type(error.cause).__name__)
+            self._events.write("payload_lost", draws=samples, error=type(error.cause).__name__)
             return Answer(lost=tuple(scorer.payloads.pop(payload, ())))
         except RayError as error:  # its process or node is gone, or Ray ended it for want of memory
             self._died(scorer, error)
@@ -172,17 +172,18 @@ class Scorers:
     def _died(self, scorer: Scorer, error: Exception) -> None:
         """A new scorer gets every payload that holds an uncommitted question."""
         reason = reason_of(error)
-        self._events.write("scorer_died", lane=scorer.lane, error=reason)
+        self._events.write("scorer_died", lane=scorer.scorer_index, error=reason)
         ray.kill(scorer.actor)
         if scorer.deaths >= self._cfg.resources.max_engine_deaths:
             raise RolloutError(
-                f"scorer-{scorer.lane} died {scorer.deaths + 1} times in a row and nothing could be committed: {reason} "
+                f"scorer-{scorer.scorer_index} died {scorer.deaths + 1} times in a row and nothing was committed: {reason}"
+                " "
                 "Look for memory that ran out; the same command goes on from what is complete"
             )
-        log.warning("scorer-%d died and is started again: %s", scorer.lane, reason)
-        self._scorers[scorer.lane] = self._start(scorer.lane, scorer.deaths + 1)
+        log.warning("scorer-%d died and is started again: %s", scorer.scorer_index, reason)
+        self._scorers[scorer.scorer_index] = self._start(scorer.scorer_index, scorer.deaths + 1)
         for payload, requests in scorer.payloads.items():
-            self.score(scorer.lane, payload, requests)
+            self.score(scorer.scorer_index, payload, requests)
 
     def save(self, timeout_s: float) -> int:
         """Has every scorer commit what is complete, without what it has not scored yet, and waits for that; returns how
@@ -199,7 +200,7 @@ class Scorers:
             try:
                 receipt: Receipt = ray.get(call, timeout=0)
             except RayError as error:
-                log.warning("scorer-%d could not save: %s", scorer.lane, reason_of(error) or type(error).__name__)
+                log.warning("scorer-%d could not save: %s", scorer.scorer_index, reason_of(error) or type(error).__name__)
                 continue
             committed += len(receipt.committed)
         return committed
@@ -208,7 +209,7 @@ class Scorers:
         """Ends the actors, but for those that are kept: one with a call in flight might yet commit to this run."""
         for scorer in self._scorers:
             if self._idle is not None and not scorer.calls:
-                self._idle.keep(scorer.lane, scorer.actor)
+                self._idle.keep(scorer.scorer_index, scorer.actor)
             else:
                 ray.kill(scorer.actor)
 

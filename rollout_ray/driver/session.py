@@ -24,8 +24,8 @@ from rollout_ray.core.errors import BudgetSpent, ConfigError, IncompleteError, I
 from rollout_ray.core.records import Arm, Completion, Generated, RolloutRequest
 from rollout_ray.data.question_set import QuestionSet
 from rollout_ray.driver.elastic import Elastic
-from rollout_ray.driver.replica import Slot, reason_of
-from rollout_ray.driver.replica_set import HEARTBEAT_S, Fleet
+from rollout_ray.driver.replica import Replica, reason_of
+from rollout_ray.driver.replica_set import HEARTBEAT_S, ReplicaSet
 from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.driver.scorer_pool import IdleScorers, Scorer, Scorers
 from rollout_ray.models.checkpoints import Policy
@@ -46,14 +46,14 @@ SAVE_S = 30.0  # at a run's end before its work: for what the scorers have in ha
 
 
 @dataclass(frozen=True)
-class Lent:
+class PoolResources:
     """What a pool lends to a run: its engines, and the scoring actors of the run before."""
 
-    fleet: Fleet
+    replica_set: ReplicaSet
     scorers: IdleScorers
 
 
-def draw_missing(
+def generate_missing(
     cfg: RunConfig,
     arms: Sequence[Arm],
     questions: QuestionSet,
@@ -62,7 +62,7 @@ def draw_missing(
     events: EventLog,
     progress: Progress,
     policy: Policy,
-    lent: Lent | None,
+    pool_resources: PoolResources | None,
     began: float,
 ) -> Summary:
     """Draws, scores and commits every question that is not in `done`; returns what this session did. Where nothing is
@@ -72,19 +72,19 @@ def draw_missing(
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     with ExitStack() as own:
-        fleet, idle = (lent.fleet, lent.scorers) if lent else (None, None)
-        if fleet is None:
+        replica_set, idle = (pool_resources.replica_set, pool_resources.scorers) if pool_resources else (None, None)
+        if replica_set is None:
             placement = placed(cfg, (len(questions) - len(done)) * sum(arm.samples for arm in arms))
-            fleet = Fleet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
-            own.callback(fleet.close)
-        session = _Session(cfg, arms, questions, done, run, events, fleet, idle)
+            replica_set = ReplicaSet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
+            own.callback(replica_set.close)
+        session = _Session(cfg, arms, questions, done, run, events, replica_set, idle)
         session.view.began = began
         try:
             with progress:
                 session.run(progress)
         except (KeyboardInterrupt, BudgetSpent) as stop:
-            if lent is None:
-                fleet.close()  # what they draw now nobody waits for
+            if pool_resources is None:
+                replica_set.close()  # what they draw now nobody waits for
             with suppress(KeyboardInterrupt):  # a second one ends the saving, too
                 session.save()
             if not session.complete:
@@ -105,28 +105,30 @@ class _Session:
         done: Set[str],
         run: RunDirectory,
         events: EventLog,
-        fleet: Fleet,
+        replica_set: ReplicaSet,
         idle: IdleScorers | None,
     ) -> None:
-        self._cfg, self._arms, self._run, self._events, self._fleet = cfg, tuple(arms), run, events, fleet
-        placement = fleet.placement
+        self._cfg, self._arms, self._run, self._events, self._replica_set = cfg, tuple(arms), run, events, replica_set
+        placement = replica_set.placement
         log.info(placement.note)
         events.write("placed", note=placement.note)
-        lanes = scorers_for(cfg, placement.replicas)
-        draws = sum(arm.samples for arm in arms)
+        num_scorers = scorers_for(cfg, placement.replicas)
+        samples = sum(arm.samples for arm in arms)
         self._missing = len(questions) - len(done)
         self._scheduler = Scheduler(
-            questions.questions(done), self._missing, draws, lanes=lanes, expected_engines=placement.replicas
+            questions.questions(done), self._missing, samples, num_scorers=num_scorers, expected_engines=placement.replicas
         )
         self.view = RunView(
-            total=len(questions), before=len(done), total_draws=self._missing * draws,
+            total=len(questions), before=len(done), total_samples=self._missing * samples,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
         )  # fmt: skip
         self._next_look = 0.0
         self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
-        fleet.attach(cfg, arms, lanes, self.view.engines, events)
-        self._elastic = Elastic(cfg, fleet, self._scheduler, self.view.engines, events, lent=idle is not None)
-        self._scorers = Scorers(cfg, self._arms, run, events, placement, lanes, idle)
+        replica_set.attach(cfg, arms, num_scorers, self.view.engines, events)
+        self._elastic = Elastic(
+            cfg, replica_set, self._scheduler, self.view.engines, events, pool_resources=idle is not None
+        )
+        self._scorers = Scorers(cfg, self._arms, run, events, placement, num_scorers, idle)
 
     # The loop
 
@@ -145,9 +147,9 @@ class _Session:
             self._metrics.update(self.view)
 
     def _take_answers(self) -> None:
-        calls, scoring = self._fleet.calls(), self._scorers.calls()
+        calls, scoring = self._replica_set.calls(), self._scorers.calls()
         waiting = [*calls, *scoring]
-        if not waiting and any(slot.leaving for slot in self._fleet.slots.values()):
+        if not waiting and any(replica.leaving for replica in self._replica_set.replicas.values()):
             self._next_look = 0.0  # what they had in hand is out: they are started elsewhere once that is read
             time.sleep(LEAVING_S)
             return
@@ -169,18 +171,18 @@ class _Session:
         self._next_look = time.monotonic() + HEARTBEAT_S
         if load := self.view.sample():
             self._events.write("load", **load)
-        for slot, error in self._fleet.hanging():
-            self._engine_died(slot, error)
-        if told := self._fleet.leave(draining_nodes()):
+        for replica, error in self._replica_set.hanging():
+            self._engine_died(replica, error)
+        if told := self._replica_set.leave(draining_nodes()):
             log.warning("the node of %s is about to go: what is complete is saved", ", ".join(told))
             self._events.write("node_draining", engines=told)
             self._scorers.flush()
-        for name in self._fleet.move_left():
+        for name in self._replica_set.move_left():
             self._scheduler.remove_engine(name)
         self._elastic.look(self._scorers.unread())
 
-    def _engine_answered(self, slot: Slot) -> None:
-        (call, *finished), slot.call = slot.call, ()
+    def _engine_answered(self, replica: Replica) -> None:
+        (call, *finished), replica.call = replica.call, ()
         try:
             answer = ray.get(call)
         except RayTaskError as error:
@@ -189,76 +191,76 @@ class _Session:
                     ray.get(payload)
             if isinstance(error.cause, ConfigError):  # the engine is sound, and would say the same again
                 raise error.cause from error
-            self._engine_died(slot, error.cause if isinstance(error.cause, Exception) else error)
+            self._engine_died(replica, error.cause if isinstance(error.cause, Exception) else error)
             return
         except RayError as error:  # its process or node is gone, Ray ended it for want of memory, or could not start it
-            self._engine_died(slot, error)
+            self._engine_died(replica, error)
             return
-        if isinstance(answer, BackendInfo) and not slot.started:
-            self._fleet.started(slot, answer)
+        if isinstance(answer, BackendInfo) and not replica.started:
+            self._replica_set.started(replica, answer)
             return
         if isinstance(answer, BackendInfo):
-            self._scheduler.add_engine(slot.name, answer.max_num_seqs)
-            most = 2 * len(self._fleet.slots) * answer.max_num_seqs
+            self._scheduler.add_engine(replica.name, answer.max_num_seqs)
+            most = 2 * len(self._replica_set.replicas) * answer.max_num_seqs
             self._scorers.most_unscored = max(self._scorers.most_unscored, most)
-            self.view.engines[slot.name].places = answer.max_num_seqs
-            self._fleet.begun(slot, answer)
+            self.view.engines[replica.name].places = answer.max_num_seqs
+            self._replica_set.begun(replica, answer)
             if self.view.generation_began is None:
                 self.view.generation_began = time.monotonic()
         else:
-            self._fleet.answered(slot, answer)
-            self._deliver(slot, answer, finished)
-        self._exchange(slot, unfinished=getattr(answer, "unfinished", 0))
-        if not slot.call:
-            self._events.write("engine_idle", engine=slot.name, pending=self._scheduler.pending)
+            self._replica_set.answered(replica, answer)
+            self._deliver(replica, answer, finished)
+        self._exchange(replica, unfinished=getattr(answer, "unfinished", 0))
+        if not replica.call:
+            self._events.write("engine_idle", engine=replica.name, pending=self._scheduler.pending)
 
-    def _exchange(self, slot: Slot, unfinished: int) -> None:
+    def _exchange(self, replica: Replica, unfinished: int) -> None:
         """Hands the engine what it has credit for; an engine with nothing to do is left alone. While the scorers are
         behind nothing new is drawn, so that what waits for them is bounded. What it holds beyond its share is asked
         back, from one that leaves all of it."""
         work: list[RolloutRequest] = []
-        recalled, soon = (unfinished if slot.leaving else 0), False
-        if not (slot.leaving or self._scorers.behind):
-            work = self._scheduler.assign(slot.name, unfinished, time.monotonic())
-            recalled, soon = self._scheduler.recall(slot.name), self._scheduler.asks_soon(slot.name)
-        self._fleet.exchange(slot, work, unfinished + sum(map(len, work)), recalled, soon=soon)
+        reclaim, soon = (unfinished if replica.leaving else 0), False
+        if not (replica.leaving or self._scorers.behind):
+            work = self._scheduler.assign(replica.name, unfinished, time.monotonic())
+            reclaim, soon = self._scheduler.to_reclaim(replica.name), self._scheduler.asks_soon(replica.name)
+        self._replica_set.exchange(replica, work, unfinished + sum(map(len, work)), reclaim, soon=soon)
 
     def _supply_idle_engines(self) -> None:
         if self._scheduler.pending:
             self._elastic.ensure_engine()
-            for slot in self._fleet.slots.values():
-                if slot.begun and not slot.call:
-                    self._exchange(slot, unfinished=0)
+            for replica in self._replica_set.replicas.values():
+                if replica.begun and not replica.call:
+                    self._exchange(replica, unfinished=0)
 
-    def _deliver(self, slot: Slot, exchange: Exchange, finished: Sequence[Any]) -> None:
+    def _deliver(self, replica: Replica, exchange: Exchange, finished: Sequence[Any]) -> None:
         """Takes back what an engine gives back, and passes what it finished on to the scorers of their lanes."""
-        if given_back := self._scheduler.give_back(slot.name, exchange.returned):
-            self._events.write("given_back", engine=slot.name, draws=given_back)
-        delivered = self._scheduler.complete(slot.name, exchange.pieces)
-        draws = sum(map(len, delivered))
-        view = self.view.engines[slot.name]
-        view.draws += draws
+        if returned_samples := self._scheduler.return_samples(replica.name, exchange.returned):
+            self._events.write("given_back", engine=replica.name, draws=returned_samples)
+        delivered = self._scheduler.complete(replica.name, exchange.chunks)
+        samples = sum(map(len, delivered))
+        view = self.view.engines[replica.name]
+        view.samples += samples
         view.tokens += exchange.tokens
         view.told(exchange.stats)
-        self.view.generated_draws += draws
+        self.view.generated_samples += samples
         if delivered:
             self.view.last_generated = time.monotonic()
-        for lane, payload in enumerate(finished):
-            if requests := [request for request in delivered if request.lane == lane]:
-                slot.payloads.add(payload)
-                self._scorers.score(lane, payload, requests)
+        for scorer_index, payload in enumerate(finished):
+            if requests := [request for request in delivered if request.scorer_index == scorer_index]:
+                replica.payloads.add(payload)
+                self._scorers.score(scorer_index, payload, requests)
 
     def _scorer_answered(self, scorer: Scorer, call: Any) -> None:
         receipt, lost = self._scorers.answered(scorer, call)
-        self._draw_again(lost)
+        self._requeue(lost)
         if receipt and receipt.committed:
             self.view.committed += len(receipt.committed)
             self.view.summary.combine(receipt.summary)
             self._warn_early()
 
-    def _draw_again(self, lost: Sequence[RolloutRequest]) -> None:
+    def _requeue(self, lost: Sequence[RolloutRequest]) -> None:
         if lost:
-            self.view.generated_draws -= sum(map(len, lost))
+            self.view.generated_samples -= sum(map(len, lost))
             self._scheduler.put_back(lost)
 
     def _warn_early(self) -> None:
@@ -268,23 +270,23 @@ class _Session:
 
     # Deaths
 
-    def _engine_died(self, slot: Slot, error: Exception) -> None:
+    def _engine_died(self, replica: Replica, error: Exception) -> None:
         """What the engine held goes back to the queue; the fleet decides about a replacement."""
-        if slot.begun:
-            for request in self._scheduler.remove_engine(slot.name):
-                self._set_aside(request, reason_of(error))
-        self._fleet.died(slot, error)
+        if replica.begun:
+            for request in self._scheduler.remove_engine(replica.name):
+                self._quarantine(request, reason_of(error))
+        self._replica_set.died(replica, error)
 
-    def _set_aside(self, request: RolloutRequest, reason: str) -> None:
+    def _quarantine(self, request: RolloutRequest, reason: str) -> None:
         """A piece that was in flight at too many deaths becomes error trajectories."""
         text = f"in flight at several engine deaths, the last: {reason}"
-        version = self._fleet.policy.version
+        version = self._replica_set.policy.version
         completions = tuple(
-            Completion(draw, "", 0, 0, "error", "none", text, version) for draw in range(request.first, request.stop)
+            Completion(spec, "", 0, 0, "error", "none", text, version) for spec in range(request.first, request.stop)
         )
-        self.view.generated_draws += len(request)
+        self.view.generated_samples += len(request)
         payload = ray.put([Generated(request, completions)])
-        self._scorers.score(request.lane, payload, [request])
+        self._scorers.score(request.scorer_index, payload, [request])
 
     # Ending
 
@@ -315,12 +317,12 @@ class _Session:
         """Ends the session's scorers, and its hold on the engines."""
         self._metrics.update(self.view, last=True)
         self._scorers.close()
-        self._fleet.detach()
+        self._replica_set.detach()
 
     def summary(self) -> Summary:
         summary = self.view.summary
         summary.account = self.view.account()
         summary.generation_seconds = summary.account.generation_seconds
         summary.session_tokens = sum(view.tokens for view in self.view.engines.values())
-        summary.engine_deaths = self._fleet.deaths
+        summary.engine_deaths = self._replica_set.deaths
         return summary

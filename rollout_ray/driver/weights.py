@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.driver.replica import Slot, end, waits_for_room
+from rollout_ray.driver.replica import Replica, end, waits_for_placement
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.paths import model_folder
 
@@ -34,36 +34,38 @@ def holding(cfg: RunConfig, policy: Policy) -> RunConfig:
     )
 
 
-def load_weights(slots: Sequence[Slot], policy: Policy, timeout_s: float) -> tuple[int, list[tuple[Slot, Exception]]]:
+def load_weights(
+    replicas: Sequence[Replica], policy: Policy, timeout_s: float
+) -> tuple[int, list[tuple[Replica, Exception]]]:
     """Has all engines load the weights at once, those that still start once they have. Returns how many hold them now, and
     the others with what each raised, at its start too; one that takes longer than `timeout_s` is among those. An engine
     that has no room yet is ended: its slot is filled with these weights when it is used next."""
-    failed = _await_starts({slot.call[0]: slot for slot in slots if not slot.started and slot.call})
-    without = [slot for slot, _ in failed]
-    calls = {s.actor.update_weights.remote(policy): s for s in slots if s.actor is not None and s not in without}
+    failed = _await_starts({replica.call[0]: replica for replica in replicas if not replica.started and replica.call})
+    without = [replica for replica, _ in failed]
+    calls = {s.actor.update_weights.remote(policy): s for s in replicas if s.actor is not None and s not in without}
     if calls:
         ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
     loaded = 0
-    for call, slot in calls.items():
+    for call, replica in calls.items():
         if error := _error_of(call):
-            failed.append((slot, error))
+            failed.append((replica, error))
         else:
             loaded += 1
     return loaded, failed
 
 
-def _await_starts(starts: dict[Any, Slot]) -> list[tuple[Slot, Exception]]:
+def _await_starts(starts: dict[Any, Replica]) -> list[tuple[Replica, Exception]]:
     """Waits for engines that start; returns those that could not, each with what it raised."""
     failed = []
     while starts:
         ready, _ = ray.wait(list(starts), num_returns=len(starts), timeout=LOOK_S)
         for call in ready:
-            slot = starts.pop(call)
+            replica = starts.pop(call)
             if error := _error_of(call):
-                failed.append((slot, error))
-        for call, slot in list(starts.items()):
-            if waits_for_room(slot):
-                end(slot)
+                failed.append((replica, error))
+        for call, replica in list(starts.items()):
+            if waits_for_placement(replica):
+                end(replica)
                 del starts[call]
     return failed
 

@@ -159,11 +159,11 @@ class PromptEncoder:
         if _CUT in text:
             raise Refused("the prompt holds the private characters U+F8FF U+E000 U+F8FF, which mark special tokens here")
         self._refuse_hopeless(len(text))
-        pieces, begin = [], 0
+        chunks, begin = [], 0
         while self._special and (found := self._special.search(text, begin)):
-            pieces.append(text[begin : found.start() + 1])
+            chunks.append(text[begin : found.start() + 1])
             begin = found.start() + 1
-        return _CUT.join([*pieces, text[begin:]])
+        return _CUT.join([*chunks, text[begin:]])
 
     def _tokens_of_chat(self, messages: list[Message], variables: Mapping[str, Any]) -> list[int]:
         """Token ids of a conversation from a tokenizer that gives no text. It checks what it is given by itself."""
@@ -173,7 +173,7 @@ class PromptEncoder:
 
     def _tokens(self, rendered: str) -> list[int]:
         """Token ids of a rendered template, which holds its own special tokens."""
-        return [t for piece in rendered.split(_CUT) for t in self._tokenizer.encode(piece, add_special_tokens=False)]
+        return [t for chunk in rendered.split(_CUT) for t in self._tokenizer.encode(chunk, add_special_tokens=False)]
 
     def _tokens_of_plain(self, text: str) -> list[int]:
         """Token ids of a bare text, between the tokens that the tokenizer itself puts around every text."""

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 HEAD = "node:__internal_head__"  # a resource that only the head has
 
 
-def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
+def placed(cfg: RunConfig, samples: int | None = None) -> Placement:
     """How many engines the nodes are to hold: those that are up, and on an autoscaling cluster those that may come.
 
     Where `resources.replicas` is unset and nodes may come, a run of `draws` draws asks for no more engines than would get
@@ -52,15 +52,15 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
         return choose_placement(up, cfg, gpu, model)
     at_most = [*live_nodes([node for node in nodes if HEAD in node["Resources"]]), *coming]
     placement = choose_placement(at_most, cfg, gpu, model)
-    if placement.replicas > (room := _room(at_most, placement.gpus)):
+    if placement.replicas > (capacity := _capacity(at_most, placement.gpus)):
         raise PlacementError(
-            f"{placement.replicas} engines were asked for and the autoscaler's nodes hold {room} at most; lower "
+            f"{placement.replicas} engines were asked for and the autoscaler's nodes hold {capacity} at most; lower "
             "--replicas, or raise max_workers"
         )
-    if cfg.resources.replicas is None and draws is not None:
+    if cfg.resources.replicas is None and samples is not None:
         batch = placement.engine.max_num_seqs or CPU_SEQS
-        of_a_node = max(1, _room(coming[:1], placement.gpus))  # a node costs the same whatever of it is used
-        worth = max(_room(up, placement.gpus), math.ceil(draws / batch / of_a_node) * of_a_node)
+        of_a_node = max(1, _capacity(coming[:1], placement.gpus))  # a node costs the same whatever of it is used
+        worth = max(_capacity(up, placement.gpus), math.ceil(samples / batch / of_a_node) * of_a_node)
         placement = replace(placement, replicas=min(placement.replicas, worth))
     return replace(
         placement,
@@ -71,7 +71,7 @@ def placed(cfg: RunConfig, draws: int | None = None) -> Placement:
     )
 
 
-def _room(nodes: Sequence[Node], gpus: int) -> int:
+def _capacity(nodes: Sequence[Node], gpus: int) -> int:
     """Engines of `gpus` GPUs, or else of one core, that fit."""
     return sum(node.gpus // gpus if gpus else node.cpus for node in nodes)
 

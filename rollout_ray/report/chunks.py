@@ -19,7 +19,7 @@ from rollout_ray.core.redaction import shown
 from rollout_ray.results.merged_file import StoredQuestion
 from rollout_ray.scoring.regime_w import RewardTerms, Scorable, reward_terms
 
-CHUNK_DRAWS = 256  # trajectories in a chunk, about: what the page decodes to show one question
+CHUNK_SAMPLES = 256  # trajectories in a chunk, about: what the page decodes to show one question
 MOST_TRAJECTORIES = 100_000
 MOST_BYTES = 64 << 20  # of all chunks, compressed
 HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # of a text that is longer than both together; an answer stands at its end
@@ -49,7 +49,7 @@ class Chunk:
 
     content: bytes
     index: dict[str, list[Any]]
-    draws: int
+    samples: int
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Chunks:
     stride: int = 1
     _kept: list[Chunk] = field(default_factory=list)
     _held: list[tuple[int, Question, StoredQuestion]] = field(default_factory=list)
-    _held_draws: int = 0
+    _held_samples: int = 0
     _met: int = 0  # chunks so far, the ones that were let go included
     _seen: int = 0  # questions so far
 
@@ -72,8 +72,8 @@ class Chunks:
         """Takes the next question of the file."""
         self._held.append((self._seen, question, stored))
         self._seen += 1
-        self._held_draws += max(1, len(stored.trajectories))
-        if self._held_draws >= CHUNK_DRAWS:
+        self._held_samples += max(1, len(stored.trajectories))
+        if self._held_samples >= CHUNK_SAMPLES:
             self._close()
 
     def finish(self) -> None:
@@ -85,13 +85,13 @@ class Chunks:
         if self._met % self.stride == 0:
             self._kept.append(self._chunk())
         self._met += 1
-        self._held, self._held_draws = [], 0
+        self._held, self._held_samples = [], 0
         while len(self._kept) > 1 and self._too_much():
             self._kept, self.stride = self._kept[::2], 2 * self.stride
 
     def _too_much(self) -> bool:
-        draws, size = sum(c.draws for c in self._kept), sum(len(c.content) for c in self._kept)
-        return draws > self.most_trajectories or size > self.most_bytes
+        samples, size = sum(c.samples for c in self._kept), sum(len(c.content) for c in self._kept)
+        return samples > self.most_trajectories or size > self.most_bytes
 
     def contents(self) -> Iterator[bytes]:
         """What `packed` made of each chunk: a list of questions (see `_detail`)."""
@@ -128,7 +128,7 @@ class Chunks:
                 index["reward"].append(_rounded(t["reward"]))
                 index["tokens"].append(t["num_tokens"])
             details.append(self._detail(question, stored))
-        return Chunk(packed(details), index, self._held_draws)
+        return Chunk(packed(details), index, self._held_samples)
 
     def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
         """One question for the page: id, prompt as [role, text] pairs, gold, fault, scores and trajectories."""

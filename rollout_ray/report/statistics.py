@@ -24,11 +24,11 @@ OUTCOMES = ("right", "wrong", "unknown")
 _OUTCOME = {True: 0, False: 1, None: 2}
 
 
-def curve_ks(draws: int) -> list[int]:
+def curve_ks(samples: int) -> list[int]:
     """The k of a curve over this many draws: all of 1 to 16, or the powers of two and `draws` itself."""
-    if draws <= EVERY_K:
-        return list(range(1, draws + 1))
-    return sorted({*(1 << n for n in range(draws.bit_length())), draws})
+    if samples <= EVERY_K:
+        return list(range(1, samples + 1))
+    return sorted({*(1 << n for n in range(samples.bit_length())), samples})
 
 
 def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) -> list[float]:
@@ -119,13 +119,13 @@ class Group:
     rewards: Values = field(default_factory=Values)
     lengths: Values = field(default_factory=Values)
     curve: Curve = field(default_factory=Curve)
-    most_draws: int = 0
+    most_samples: int = 0
 
     def add(self, drawn: Sequence[Mapping[str, Any]]) -> None:
         """Counts in the draws of one question."""
         graded = [t for t in drawn if t["correct"] is not None]
         self.trajectories += len(drawn)
-        self.most_draws = max(self.most_draws, len(drawn))
+        self.most_samples = max(self.most_samples, len(drawn))
         self.accuracy.add([float(t["correct"]) for t in graded])
         self.reward.add([t["reward"] for t in drawn if t["reward"] is not None])
         self.length.add([t["num_tokens"] for t in drawn])
@@ -149,7 +149,7 @@ class Group:
             "statuses": dict(self.statuses),
             "finishes": dict(self.finishes),
             "histograms": {"reward": self.rewards.counts(edges["reward"]), "tokens": self.lengths.counts(edges["tokens"])},
-            "curve": self.curve.to_dict() if self.most_draws > 1 else None,
+            "curve": self.curve.to_dict() if self.most_samples > 1 else None,
         }
 
 
@@ -209,7 +209,7 @@ class Tallies:
             "groups": {name: group.to_dict(edges) for name, group in self._groups.items()},
             "edges": edges,
             "s_wm": self._coherence.counts(edges["s_wm"])[0],
-            "difficulty": [self._right[n] for n in range(self._all.most_draws + 1)],
+            "difficulty": [self._right[n] for n in range(self._all.most_samples + 1)],
             "ungraded": self.ungraded,
             "engines": {name: dict(counts) for name, counts in sorted(self._engines.items())},
         }

@@ -27,7 +27,7 @@ class Difference:
 
 
 @dataclass
-class Roster:
+class IdSketch:
     """The summary of a set of ids; the order in which they are added does not matter."""
 
     _counts: list[int] = field(default_factory=lambda: [0] * CELLS)
@@ -35,10 +35,10 @@ class Roster:
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> Self:
-        roster = cls()
+        id_sketch = cls()
         for question_id in ids:
-            roster.add(question_id)
-        return roster
+            id_sketch.add(question_id)
+        return id_sketch
 
     def add(self, question_id: str) -> None:
         """Counts in one more id."""
@@ -60,7 +60,7 @@ class Roster:
             raise ValueError(f"{len(cells)} cells where {CELLS} are needed")
         return cls([int(count) for count, _ in cells], [int(total, 16) for _, total in cells])
 
-    def compare(self, found: Roster) -> Difference:
+    def compare(self, found: IdSketch) -> Difference:
         """How `found` differs from this one, the expected."""
         missing: list[str] = []
         extra: list[str] = []

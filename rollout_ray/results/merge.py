@@ -91,16 +91,16 @@ class _Parts:
         by_part: dict[int, list[int]] = {}
         for part, row in wanted:
             by_part.setdefault(part, []).append(row)
-        pieces: list[pa.Table] = []
+        chunks: list[pa.Table] = []
         position: dict[tuple[int, int], int] = {}
         for (part, rows), table in zip(
             by_part.items(), in_parallel(self._rows, by_part.items(), self._run.readers), strict=True
         ):
             for row in sorted(rows):
                 position[part, row] = len(position)
-            pieces.append(table)
-        found = pa.concat_tables(pieces)
-        del pieces
+            chunks.append(table)
+        found = pa.concat_tables(chunks)
+        del chunks
         for question_id in doubled:
             copies = [self._place[question_id], *self._copies[question_id]]
             contents = [found.slice(position[place], 1).to_pylist() for place in copies]
@@ -116,7 +116,7 @@ def merge(
     run: RunDirectory,
     questions: QuestionSet,
     layout: Layout,
-    draws_per_question: int,
+    samples_per_question: int,
     metadata: Mapping[str, Any],
     observe: Callable[[pa.Table], None] = lambda rows: None,
 ) -> Merged:
@@ -136,11 +136,11 @@ def merge(
 
     def write(stream: IO[bytes]) -> None:
         nonlocal written
-        rows = _joined(parts, questions, layout, draws_per_question, observe)
+        rows = _joined(parts, questions, layout, samples_per_question, observe)
         written = write_merged(stream, schema, {**metadata, "layout": layout}, rows)
 
     run.write_atomically("merged.parquet", write)
-    expected = len(questions) * (draws_per_question if layout == "trajectories" else 1)
+    expected = len(questions) * (samples_per_question if layout == "trajectories" else 1)
     with run.open_parquet("merged.parquet") as file:
         if not written == expected == file.metadata.num_rows:
             raise IncompleteError(f"{expected} rows were expected, {written} written and {file.metadata.num_rows} found")
@@ -148,17 +148,17 @@ def merge(
 
 
 def _joined(
-    parts: _Parts, questions: QuestionSet, layout: Layout, draws: int, observe: Callable[[pa.Table], None]
+    parts: _Parts, questions: QuestionSet, layout: Layout, samples: int, observe: Callable[[pa.Table], None]
 ) -> Iterator[pa.Table]:
     for _, batch in questions.batches():
         begin = 0
         while begin < batch.num_rows:
             rows = parts.following(min(MERGE_ROWS, batch.num_rows - begin))
             counts = pc.list_value_length(rows.column("trajectories"))
-            wrong = pc.index(pc.equal(counts, draws), False).as_py()
+            wrong = pc.index(pc.equal(counts, samples), False).as_py()
             if wrong >= 0:
                 raise IncompleteError(
-                    f"question {rows.column('question_id')[wrong]} has {counts[wrong]} trajectories where {draws} are due"
+                    f"question {rows.column('question_id')[wrong]} has {counts[wrong]} trajectories where {samples} are due"
                 )
             observe(rows)
             given = pa.Table.from_batches([batch.slice(begin, rows.num_rows)])

@@ -15,7 +15,7 @@ from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import Arm
 from rollout_ray.data.question_set import ID_KEY, QuestionSet
-from rollout_ray.results.id_sketch import Roster
+from rollout_ray.results.id_sketch import IdSketch
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Description:
     fingerprint: str
     hashed_ids: bool
     gold_key: str | None
-    roster: Roster
+    id_sketch: IdSketch
     columns: tuple[str, ...]
     metadata: Mapping[str, Any]
 
@@ -50,7 +50,7 @@ def describe(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet) -> dic
             "hashed_ids": not given_ids,
             "gold_key": questions.gold_key,
             "columns": questions.source.schema.names,
-            "roster": Roster.of(questions.ids).to_text(),
+            "roster": IdSketch.of(questions.ids).to_text(),
         },
     }
 
@@ -66,7 +66,7 @@ def read_description(metadata: Mapping[str, Any]) -> Description:
             dataset["fingerprint"],
             dataset["hashed_ids"],
             dataset["gold_key"],
-            Roster.from_text(dataset["roster"]),
+            IdSketch.from_text(dataset["roster"]),
             tuple(dataset["columns"]),
             metadata,
         )

@@ -108,8 +108,8 @@ class _Writer:
         self._scorer = QuestionScorer(
             description.arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward)
         )
-        self._draw_of = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.draws)}
-        rows = description.questions * (len(self._draw_of) if merged.layout == "trajectories" else 1)
+        self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
+        rows = description.questions * (len(self._index_of_key) if merged.layout == "trajectories" else 1)
         if merged.num_rows != rows:
             raise self._incomplete(f"{merged.num_rows} rows where {rows} are due")
 
@@ -139,15 +139,15 @@ class _Writer:
         return [self._scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
 
     def _completions(self, question: Question, stored: StoredQuestion) -> list[Completion]:
-        by_draw = {self._draw_of.get((t["arm"], t["sample"]), -1): t for t in stored.trajectories}
-        if sorted(by_draw) != list(range(len(self._draw_of))) or len(stored.trajectories) != len(by_draw):
+        by_index = {self._index_of_key.get((t["arm"], t["sample"]), -1): t for t in stored.trajectories}
+        if sorted(by_index) != list(range(len(self._index_of_key))) or len(stored.trajectories) != len(by_index):
             raise self._incomplete(f"question {question.question_id} has not every trajectory once")
         names = ("error", "full_text", "num_prompt_tokens", "num_tokens", "finish_reason", "engine", "policy_version")
-        if any(t[name] is None for t in by_draw.values() for name in names[1:]):
+        if any(t[name] is None for t in by_index.values() for name in names[1:]):
             raise self._incomplete(
                 f"question {question.question_id} has a trajectory without text, counts or finish_reason"
             )
-        return [Completion(draw=n, **{name: by_draw[n][name] for name in names}) for n in sorted(by_draw)]
+        return [Completion(sample_index=n, **{name: by_index[n][name] for name in names}) for n in sorted(by_index)]
 
     def _incomplete(self, what: str) -> IncompleteError:
         path = self._merged.path

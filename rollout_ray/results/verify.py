@@ -20,7 +20,7 @@ import pyarrow as pa
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import SCORES, Completion, Question, ScoredQuestion
 from rollout_ray.results.findings import Disagreement, Verification
-from rollout_ray.results.id_sketch import Roster
+from rollout_ray.results.id_sketch import IdSketch
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import VERDICTS
@@ -80,11 +80,11 @@ class _Verifier:
         self._description, self._beta = description, None if reward else config.scoring.beta
         self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed, reward)
         self._plain = QuestionScorer(description.arms, config.scoring, config.sampling.seed, None)
-        self._draw_of = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.draws)}
+        self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
         self._fields = RECOMPUTED if result.rewards_checked else tuple(f for f in RECOMPUTED if f != "reward")
         self._row = 0
         self._seen: dict[str, int] = {}
-        self._found, self._fingerprint = Roster(), 0
+        self._found, self._fingerprint = IdSketch(), 0
         self._hashes: Counter[str] = Counter()
         self._open_grades = 0
 
@@ -141,8 +141,8 @@ class _Verifier:
         return digest if self._hashes[digest] == 1 else f"{digest}-{self._hashes[digest]}"
 
     def _compare_count(self, question: Question, stored: StoredQuestion) -> None:
-        if len(stored.trajectories) != len(self._draw_of):
-            self._add("keys", question, "number of responses", len(stored.trajectories), len(self._draw_of))
+        if len(stored.trajectories) != len(self._index_of_key):
+            self._add("keys", question, "number of responses", len(stored.trajectories), len(self._index_of_key))
 
     # Trajectories
 
@@ -154,7 +154,7 @@ class _Verifier:
         grades = grade_questions(self._grader, zip(questions, completions, strict=True))
         for question, one, kept, cs, gs in zip(questions, stored, rows, completions, grades, strict=True):
             settled = [self._settled(g, t) for g, t in zip(gs, kept.values(), strict=True)]
-            scorer = self._scorer if len(kept) == len(self._draw_of) else self._plain
+            scorer = self._scorer if len(kept) == len(self._index_of_key) else self._plain
             self._compare(question, one, kept, scorer.score(question, cs, settled))
 
     def _keyed(self, question: Question, stored: StoredQuestion) -> dict[tuple[str, int], Mapping[str, Any]]:
@@ -162,16 +162,16 @@ class _Verifier:
         found: dict[tuple[Any, Any], Mapping[str, Any]] = {}
         for trajectory in stored.trajectories:
             key = (trajectory["arm"], trajectory["sample"]) if trajectory else (None, None)
-            if key not in self._draw_of:
+            if key not in self._index_of_key:
                 self._add("keys", question, "is not of this run", key=key)
             elif key in found:
                 self._add("keys", question, "stands twice", key=key)
             else:
                 found[key] = trajectory
-        for key in self._draw_of:
+        for key in self._index_of_key:
             if key not in found:
                 self._add("keys", question, "is missing", key=key)
-        return {key: found[key] for key in self._draw_of if key in found}
+        return {key: found[key] for key in self._index_of_key if key in found}
 
     def _completion(self, question: Question, key: tuple[str, int], stored: Mapping[str, Any]) -> Completion:
         """What the engine said of a draw, as far as the row holds it; what contradicts itself is reported."""
@@ -193,7 +193,7 @@ class _Verifier:
             self._add("full_text", question, "full_text", text, "a text", key)
             text = ""
         return Completion(
-            self._draw_of[key], "" if failed else text, counts["num_prompt_tokens"], counts["num_tokens"],
+            self._index_of_key[key], "" if failed else text, counts["num_prompt_tokens"], counts["num_tokens"],
             reason if reason in FINISH_REASONS else "stop", stored["engine"], error,
             counts["policy_version"],
         )  # fmt: skip
@@ -215,7 +215,7 @@ class _Verifier:
         rows: Mapping[tuple[str, int], Mapping[str, Any]],
         scored: ScoredQuestion,
     ) -> None:
-        whole = len(rows) == len(self._draw_of)  # coherence is a matter of all trajectories
+        whole = len(rows) == len(self._index_of_key)  # coherence is a matter of all trajectories
         follow = 0
         for trajectory in scored.trajectories:
             key = (trajectory.arm, trajectory.sample)
@@ -281,7 +281,7 @@ class _Verifier:
     def _absent(self) -> tuple[Sequence[str], Sequence[str], int]:
         """Ids that are missing, ids that are foreign, and how many cells of the roster say no more than that they
         differ. Where the file's roster cannot name all, the parts of its run directory are asked."""
-        difference = self._description.roster.compare(self._found)
+        difference = self._description.id_sketch.compare(self._found)
         run = self._merged.run
         if difference.unnamed and run is not None and (known := run.done_ids()):
             return sorted(known - self._seen.keys()), sorted(self._seen.keys() - known), 0

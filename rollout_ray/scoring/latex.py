@@ -42,15 +42,15 @@ def to_latex(text: str) -> str:
 
 def _grouped(text: str) -> str:
     """`^(...)`, `sqrt(...)` and `abs(...)` with the braces or bars of LaTeX."""
-    pieces, closing = list(text), _closing_brackets(text)
+    chunks, closing = list(text), _closing_brackets(text)
     for match in _OPENING.finditer(text):
         start, end = match.start(), closing.get(match.end() - 1)
         if end is None:
             continue
         opened, closed = {"^": ("^{", "}"), "a": (r"\left|", r"\right|")}.get(text[start], (r"\sqrt{", "}"))
-        pieces[start : match.end()] = [opened] + [""] * (match.end() - start - 1)
-        pieces[end] = closed
-    return "".join(pieces)
+        chunks[start : match.end()] = [opened] + [""] * (match.end() - start - 1)
+        chunks[end] = closed
+    return "".join(chunks)
 
 
 def _closing_brackets(text: str) -> dict[int, int]:

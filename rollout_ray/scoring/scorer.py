@@ -24,7 +24,7 @@ from rollout_ray.core.records import (
     Question,
     ScoredQuestion,
     Trajectory,
-    draws_of,
+    sample_specs,
     sampling_seed,
 )
 from rollout_ray.scoring.grader import Grade, Grader
@@ -38,7 +38,7 @@ class QuestionScorer:
     """Scores questions of one run. `draws` are all draws of a question; a Completion's `draw` is an index into them."""
 
     def __init__(self, arms: Sequence[Arm], scoring: ScoringConfig, run_seed: int, reward: CustomReward | None) -> None:
-        self.draws = draws_of(arms)
+        self.samples = sample_specs(arms)
         self._place = {arm.name: number for number, arm in enumerate(arms)}
         self._scoring, self._run_seed, self._reward = scoring, run_seed, reward
 
@@ -47,19 +47,19 @@ class QuestionScorer:
 
         Raises ConfigError where a custom reward fails.
         """
-        draws = [self.draws[c.draw] for c in completions]
+        samples = [self.samples[c.sample_index] for c in completions]
         scorables = [
             Scorable(g.reasoning, c.num_tokens, d.arm.probe_role)
-            for g, c, d in zip(grades, completions, draws, strict=True)
+            for g, c, d in zip(grades, completions, samples, strict=True)
         ]
         score = score_question(scorables, grades, self._scoring)
         trajectories = [
             Trajectory(
-                arm=draw.arm.name,
-                sample=draw.sample,
-                seed=sampling_seed(self._run_seed, question.question_id, draw.arm.name, draw.sample),
-                temperature=draw.arm.temperature,
-                top_p=draw.arm.top_p,
+                arm=spec.arm.name,
+                sample=spec.sample,
+                seed=sampling_seed(self._run_seed, question.question_id, spec.arm.name, spec.sample),
+                temperature=spec.arm.temperature,
+                top_p=spec.arm.top_p,
                 full_text=completion.full_text,
                 reasoning=grade.reasoning,
                 answer=grade.answer,
@@ -73,7 +73,7 @@ class QuestionScorer:
                 engine=completion.engine,
                 policy_version=completion.policy_version,
             )
-            for draw, completion, grade, reward in zip(draws, completions, grades, score.rewards, strict=True)
+            for spec, completion, grade, reward in zip(samples, completions, grades, score.rewards, strict=True)
         ]
         trajectories.sort(key=lambda t: (self._place[t.arm], t.sample))
         if self._reward:

@@ -62,12 +62,12 @@ class Plan:
     unknown_gpu: str | None = None
 
     @property
-    def draws(self) -> int:
+    def samples(self) -> int:
         return sum(arm.samples for arm in self.arms)
 
     @property
     def trajectories(self) -> int:
-        return self.questions * self.draws
+        return self.questions * self.samples
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -106,7 +106,7 @@ class Plan:
         counted = f"{prompts.counted:,} prompts {'tokenized' if prompts.exact else 'guessed by their characters'}"
         lines = [
             f"questions   {self.questions:,} in {shown(self.name)}",
-            f"arms        {len(self.arms)}: {arms}; {self.draws} draws a question, {self.trajectories:,} trajectories",
+            f"arms        {len(self.arms)}: {arms}; {self.samples} draws a question, {self.trajectories:,} trajectories",
             f"prompts     {prompts.quantile(0)} to {prompts.quantile(1)} tokens, median {prompts.quantile(0.5)}, 95% below "
             f"{prompts.quantile(0.95)} ({counted})",
             f"engines     {self.placed}",
@@ -182,12 +182,12 @@ def expected_output(arms: Sequence[Arm], rates: Rates | None) -> tuple[float, bo
     return total / sum(arm.samples for arm in arms), any(arm.name not in known for arm in arms)
 
 
-def files_of(cfg: RunConfig, questions: int, lanes: int, generation_seconds: float | None) -> int:
+def files_of(cfg: RunConfig, questions: int, num_scorers: int, generation_seconds: float | None) -> int:
     """How many part files a run leaves: one for each part_rows questions or flush_seconds of a scorer, whichever is
     sooner."""
     by_rows = math.ceil(questions / cfg.output.part_rows)
-    by_time = math.ceil((generation_seconds or 0) / cfg.output.flush_seconds) * lanes
-    return max(lanes if questions else 0, min(questions, max(by_rows, by_time)))
+    by_time = math.ceil((generation_seconds or 0) / cfg.output.flush_seconds) * num_scorers
+    return max(num_scorers if questions else 0, min(questions, max(by_rows, by_time)))
 
 
 def disk_of(trajectories: int, output_tokens: float, prompt_tokens: float, rates: Rates | None) -> float:

@@ -40,12 +40,12 @@ _EVENTS = re.compile(r"events(-\d{20})?\.jsonl")
 
 
 @dataclass
-class Stock:
+class PartScan:
     """What the parts hold: ids of the questions that are done, and the files that were put aside, by name with the
     reason."""
 
     done: set[str] = field(default_factory=set)
-    put_aside: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
 
 
 class RunDirectory(Folder):
@@ -128,18 +128,18 @@ class RunDirectory(Folder):
             raise LedgerError(f"{self.path(name)} has vanished; leave the run directory alone and run again")
         return decode_part(self.path(name), content, self._run_digest())
 
-    def take_stock(self, known: Set[str]) -> Stock:
+    def scan_parts(self, known: Set[str]) -> PartScan:
         """Reads every byte of every part and puts aside, in parts/bad, those that are damaged or another run's.
 
         `known` are the ids of the run's questions; a part with any other is another run's.
         """
-        stock = Stock()
+        part_scan = PartScan()
         for name, ids, reason in in_parallel(lambda name: self._checked(name, known), self.parts(), self.readers):
             if reason is not None:
-                self._put_aside(name)
-                stock.put_aside[name] = reason
-            stock.done.update(ids)
-        return stock
+                self._quarantine(name)
+                part_scan.quarantined[name] = reason
+            part_scan.done.update(ids)
+        return part_scan
 
     def done_ids(self) -> set[str]:
         """Ids of the questions that the parts hold. Raises LedgerError for a part that cannot be read."""
@@ -158,7 +158,7 @@ class RunDirectory(Folder):
             return name, ids, None
         return name, [], f"holds the question {unknown}, which the data set does not have"
 
-    def _put_aside(self, name: str) -> None:
+    def _quarantine(self, name: str) -> None:
         self.make(BAD)
         target = f"{BAD}/{name.rpartition('/')[2]}"
         while self.exists(target):

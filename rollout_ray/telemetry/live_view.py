@@ -94,7 +94,7 @@ def _head(view: RunView, width: int) -> Iterable[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    done, total = view.generated_draws, view.total_draws
+    done, total = view.generated_samples, view.total_samples
     clock = duration(time.monotonic() - view.began)
     if (left := view.seconds_left()) is not None:
         clock = f"{clock}, {duration(left)} left"

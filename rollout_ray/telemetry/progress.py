@@ -58,9 +58,9 @@ class Plain(Silent):
 
 def plain_line(view: RunView) -> str:
     """A run on one line."""
-    done = f"{view.generated_draws:,}/{view.total_draws:,} trajectories"
-    if view.total_draws:
-        done += f" ({view.generated_draws / view.total_draws:.0%})"
+    done = f"{view.generated_samples:,}/{view.total_samples:,} trajectories"
+    if view.total_samples:
+        done += f" ({view.generated_samples / view.total_samples:.0%})"
     left = view.seconds_left()
     if len(view.engines) <= MOST_ENGINES:
         engines = ", ".join(f"{shown(name)} {engine.state}" for name, engine in view.engines.items())

@@ -27,7 +27,7 @@ class EngineView:
 
     state: str = "starting"
     unfinished: int = 0
-    draws: int = 0
+    samples: int = 0
     tokens: int = 0
     places: int = 0
     restarts: int = 0
@@ -106,8 +106,8 @@ class RunView:
     total: int
     before: int = 0
     committed: int = 0
-    generated_draws: int = 0
-    total_draws: int = 0
+    generated_samples: int = 0
+    total_samples: int = 0
     pending: int = 0
     unscored: int = 0
     engines: dict[str, EngineView] = field(default_factory=dict)
@@ -136,10 +136,10 @@ class RunView:
 
     def seconds_left(self) -> float | None:
         """Until everything is drawn, at this session's mean speed; None while that is not known."""
-        if self.generation_began is None or not self.generated_draws or not self.last_generated:
+        if self.generation_began is None or not self.generated_samples or not self.last_generated:
             return None
         seconds = time.monotonic() - self.generation_began
-        return seconds * (self.total_draws - self.generated_draws) / self.generated_draws
+        return seconds * (self.total_samples - self.generated_samples) / self.generated_samples
 
     @property
     def restarts(self) -> int:
@@ -177,7 +177,7 @@ class RunView:
             for name, engine in self.engines.items()
         }
         tokens = sum(engine.stats.generated_tokens for engine in self.engines.values())
-        totals = {"questions": self.before + self.committed, "draws": self.generated_draws, "generated_tokens": tokens}
+        totals = {"questions": self.before + self.committed, "draws": self.generated_samples, "generated_tokens": tokens}
         earlier, self._sampled = self._sampled, (totals, engines)
         if not tokens and earlier == self._sampled:
             return None

@@ -35,12 +35,12 @@ class Kill(Plain):
 
     def update(self, view: RunView) -> None:
         if not self.killed_at:
-            if view.generated_draws and not self._stopped:
+            if view.generated_samples and not self._stopped:
                 head = found(TITLES[RAYLET])[0].pid
                 self._stopped = [scorer for scorer in found(TITLES[SCORER]) if scorer.ppid() == head]
                 for scorer in self._stopped:
                     scorer.suspend()
-            if view.generated_draws > 2000:
+            if view.generated_samples > 2000:
                 self._cluster.workers()[0].kill()
                 self.killed_at = time.monotonic()
         elif not self.noticed_at and sum(node["Alive"] for node in ray.nodes()) == 1:

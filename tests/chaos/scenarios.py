@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import draws_of, sampling_seed
+from rollout_ray.core.records import sample_specs, sampling_seed
 from tests.conftest import ROOT, clean_environment, demo_rows, free_port
 from tests.processes import ENGINES, SCORERS
 
@@ -181,7 +181,7 @@ def check(outcome: Outcome, cfg: RunConfig, data: Path, out: Path) -> None:
     due = {
         (question_id, draw.arm.name, draw.sample): sampling_seed(cfg.sampling.seed, question_id, draw.arm.name, draw.sample)
         for question_id in pq.read_table(data).column("question_id").to_pylist()
-        for draw in draws_of(resolve_arms(cfg))
+        for draw in sample_specs(resolve_arms(cfg))
     }
     seen: dict[Any, int] = {}
     rows: list[dict[str, Any]] = pq.read_table(out / "merged.parquet", columns=["question_id", "trajectories"]).to_pylist()
