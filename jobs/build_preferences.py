@@ -12,7 +12,7 @@ import sys
 
 from rollout_ray.cli.commands import Parser, add_choice
 from rollout_ray.core.errors import RolloutError
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.export.formats import export
 from rollout_ray.export.trainer_rows import Choice
 
@@ -27,9 +27,9 @@ def main(words: list[str]) -> int:
         args = parser.parse_args(words)
         done = export(args.runs, args.output, "dpo", Choice(margin=args.margin, pairs=args.pairs))
     except RolloutError as error:
-        print(f"build_preferences: {shown(str(error))}", file=sys.stderr)
+        print(f"build_preferences: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
-    print(shown(done.line("dpo", args.output)))
+    print(escape_controls(done.line("dpo", args.output)))
     return 0
 
 

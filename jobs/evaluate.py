@@ -25,7 +25,7 @@ from rollout_ray.cli.commands import Parser, view
 from rollout_ray.config.loading import load_config, overlaid
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError, RolloutError
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.report.estimators import Clustered, majority_at_k, pass_at_k
 from rollout_ray.scoring.normal_form import votes
 from rollout_ray.storage.files import row_batches
@@ -115,7 +115,7 @@ def lines(evaluations: Sequence[Evaluation]) -> list[str]:
     for one in evaluations:
         ungraded = ", ".join(f"{status} {count}" for status, count in one.ungraded.items()) or "none"
         counts = f"{one.questions} questions, {one.draws} draws, ungraded: {ungraded}"
-        found.append(shown(f"{one.arm}: accuracy {_words(one.accuracy)}; {counts}"))
+        found.append(escape_controls(f"{one.arm}: accuracy {_words(one.accuracy)}; {counts}"))
     return found
 
 
@@ -124,7 +124,7 @@ def table(evaluations: Sequence[Evaluation]) -> Table:
     made = Table("arm", "k", "pass@k", "majority@k")
     for one in evaluations:
         for k, passed in one.pass_at.items():
-            made.add_row(shown(one.arm), str(k), _words(passed), _words(one.majority_at[k]))
+            made.add_row(escape_controls(one.arm), str(k), _words(passed), _words(one.majority_at[k]))
     return made
 
 
@@ -167,10 +167,10 @@ def main(words: list[str]) -> int:
         }
         rollouts.run.write_atomically(REPORT, json.dumps(report, indent=1).encode())
     except RolloutError as error:
-        print(f"evaluate: {shown(str(error))}", file=sys.stderr)
+        print(f"evaluate: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
     console.print(table(evaluations))
-    for line in [*lines(evaluations), shown(rollouts.run.path(REPORT))]:
+    for line in [*lines(evaluations), escape_controls(rollouts.run.path(REPORT))]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 

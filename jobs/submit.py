@@ -23,7 +23,7 @@ import requests
 
 from rollout_ray.config.loading import load_config
 from rollout_ray.core.errors import CloudError, ConfigError, RolloutError
-from rollout_ray.core.redaction import shown, without_secrets
+from rollout_ray.core.redaction import escape_controls, without_secrets
 from rollout_ray.ray_cluster.auth import MODE, check_token, has_token
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         client = connect(own.address)
         job = submit(client, entrypoint, own.working_dir, environment)
     except RolloutError as error:
-        print(f"submit: {shown(str(error))}", file=sys.stderr)
+        print(f"submit: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
     ray = f"{MODE}=token ray job" if os.environ.get(MODE) == "token" else "ray job"
     where = f"--address {shlex.quote(own.address)}"
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{job} goes on; the commands above follow and stop it", file=sys.stderr)
         return 0
     except CloudError as error:
-        print(f"submit: {shown(str(error))}", file=sys.stderr)
+        print(f"submit: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
 
 
@@ -165,7 +165,10 @@ def follow(client: JobSubmissionClient, job: str) -> int:
                     f"the connection is lost: {words}; the job goes on without it, and the commands above follow it"
                 ) from error
             if words != told:
-                print(f"submit: the connection is lost ({shown(words)}); trying again for {LOST_S:.0f} s", file=sys.stderr)
+                print(
+                    f"submit: the connection is lost ({escape_controls(words)}); trying again for {LOST_S:.0f} s",
+                    file=sys.stderr,
+                )
             told = words
         time.sleep(RETRY_S)
 
@@ -184,13 +187,13 @@ class _Following:
         async for text in self.client.tail_job_logs(self.job):
             seen += len(text)
             new = max(0, seen - self.printed)
-            print(shown(text[max(0, len(text) - new) :]), end="", flush=True)
+            print(escape_controls(text[max(0, len(text) - new) :]), end="", flush=True)
             self.printed = max(seen, self.printed)
 
     def end(self) -> int:
         """Prints the rest; returns the exit code of the job, which has ended."""
         info, log = self.client.get_job_info(self.job), self.client.get_job_logs(self.job)
-        print(shown(log[self.printed :]), end="", flush=True)
+        print(escape_controls(log[self.printed :]), end="", flush=True)
         print(f"{self.job} {info.status}")
         code = EXIT_FAILED if info.driver_exit_code is None else int(info.driver_exit_code)
         return 0 if info.status == "SUCCEEDED" else code

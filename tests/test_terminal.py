@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from rollout_ray.config.arm_schema import ArmConfig
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.live_view import Live
 from rollout_ray.telemetry.progress import Plain
 from rollout_ray.telemetry.run_view import EngineView, RunView
@@ -24,7 +24,7 @@ ESCAPED = "[red]x[/] \\x1b[31m\\x1b]0;title\\x07\\u202e"
 
 
 def test_hostile_names_are_shown_and_not_obeyed() -> None:
-    assert shown(HOSTILE) == ESCAPED and shown("naïve 🦆\n\ttab") == "naïve 🦆\n\ttab"
+    assert escape_controls(HOSTILE) == ESCAPED and escape_controls("naïve 🦆\n\ttab") == "naïve 🦆\n\ttab"
     summary = Summary(arms={HOSTILE: ArmSummary(trajectories=1)})
     view = RunView(1, engines={HOSTILE: EngineView(state="running")}, summary=summary)
     console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
@@ -58,5 +58,5 @@ def test_error_texts_and_paths_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     done = rollout(*words, "--sim_tokens_per_second", "1000000", "--replicas", "1")
     assert done.returncode == 0, done.stderr
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr)
-    assert shown(str(folder / "run" / "merged.parquet")) in done.stdout
+    assert escape_controls(str(folder / "run" / "merged.parquet")) in done.stdout
     assert pq.ParquetFile(folder / "run" / "merged.parquet").read().select(list(rows[0])).to_pylist() == rows[:1]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollout_ray.core.errors import ConfigError, VerifyError
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 
 if TYPE_CHECKING:
     from rollout_ray.telemetry.progress import Progress
@@ -62,7 +62,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("--best", type=int, default=Choice.best, help="sft: the best so many of a question")
     args = parser.parse_args(words)
     done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
-    print(shown(done.line(args.format, args.output)))
+    print(escape_controls(done.line(args.format, args.output)))
     return 0
 
 
@@ -88,9 +88,9 @@ def plan(words: list[str]) -> int:
     _, progress = view(quiet=False)
     made = make_plan(load_config(flags, os.environ, own.config), own.on, own.earlier, own.probe, progress)
     for line in made.lines():
-        print(shown(line))
+        print(escape_controls(line))
     for warning in made.warnings():
-        print(f"warning: {shown(warning)}")
+        print(f"warning: {escape_controls(warning)}")
     return 0
 
 
@@ -112,7 +112,7 @@ def verify(words: list[str]) -> int:
 
     result = verify(args.path, args.reward)
     for line in result.lines():
-        print(shown(line))
+        print(escape_controls(line))
     if not result.agrees:
         raise VerifyError(
             f"{result.path} disagrees with its own texts and description in {result.counts.total()} places; run "
@@ -138,8 +138,8 @@ def rescore(words: list[str]) -> int:
     console, _ = view(quiet=True)
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's; graded again"]:
-        print(shown(line))
-    print(shown(f"report: {page.path}"))
+        print(escape_controls(line))
+    print(escape_controls(f"report: {page.path}"))
     print_summary(console, done.summary, done.path)
     return 0
 
@@ -153,7 +153,11 @@ def report(words: list[str]) -> int:
     from rollout_ray.report.html import write_report
 
     done = write_report(args.path, args.output)
-    print(shown(f"{done.path}: {done.shown} of {done.questions} questions, {done.size / 1e6:.1f} MB, {done.seconds:.1f} s"))
+    print(
+        escape_controls(
+            f"{done.path}: {done.shown} of {done.questions} questions, {done.size / 1e6:.1f} MB, {done.seconds:.1f} s"
+        )
+    )
     return 0
 
 
@@ -176,7 +180,7 @@ def merge_lora(words: list[str]) -> int:
     from rollout_ray.lora.merge import merge_lora
     from rollout_ray.models.paths import model_folder
 
-    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(shown(text), flush=True))
+    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(escape_controls(text), flush=True))
     return 0
 
 
@@ -202,7 +206,7 @@ def print_summary(console: Any, summary: Summary, path: str) -> None:
     from rollout_ray.telemetry.summary import summary_lines, summary_table
 
     console.print(summary_table(summary))
-    for line in [*summary_lines(summary), shown(path)]:
+    for line in [*summary_lines(summary), escape_controls(path)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

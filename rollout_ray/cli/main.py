@@ -16,7 +16,7 @@ from typing import NoReturn, TextIO
 
 from rollout_ray.cli.commands import COMMANDS, Parser, print_summary, view
 from rollout_ray.core.errors import ConfigError, RolloutError
-from rollout_ray.core.redaction import shortened, shown
+from rollout_ray.core.redaction import escape_controls, shorten
 
 USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score and merge
        rollout COMMAND --help
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RolloutError as error:
         if debug:
             traceback.print_exc()
-        print(f"rollout: {shown(str(error))}", file=sys.stderr)
+        print(f"rollout: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `rollout --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _unexpected(error: Exception, debug: bool) -> int:
     """One line for what nobody foresaw; the traceback goes to a file, or with --debug to the terminal."""
-    words = shortened(" ".join(shown(str(error)).split()), 300)
+    words = shorten(" ".join(escape_controls(str(error)).split()), 300)
     if debug:
         traceback.print_exc()
         where = "the traceback is above"
@@ -123,7 +123,7 @@ class _Shown(logging.Formatter):
     """Log lines without control characters: a data set's or a model's text may stand in them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return escape_controls(super().format(record))
 
 
 def _as_interrupt(signum: int, frame: object) -> NoReturn:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from rollout_ray.config.help import plain
 from rollout_ray.config.schema import RunConfig, leaf_fields
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.redaction import shortened
+from rollout_ray.core.redaction import shorten
 
 ENV_PREFIX = "ROLLOUT_"
 _FIELDS = leaf_fields(RunConfig)
@@ -95,7 +95,7 @@ class _Once(yaml.SafeLoader):
                 continue
             if key.value in names:
                 remedy = "join the two" if isinstance(value, yaml.CollectionNode) else "keep one of them"
-                name, line = shortened(key.value, 60), key.start_mark.line + 1
+                name, line = shorten(key.value, 60), key.start_mark.line + 1
                 raise ConfigError(f"'{name}' stands twice, in line {line}; {remedy}")
             names.add(key.value)
         return mapping
@@ -174,7 +174,7 @@ def _named(source: str, text: str) -> dict[str, Any]:
         return dict(_json(source, text))
     name, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f'{source} takes name=value, or JSON such as {{"name": 1}}, not {shortened(text, 60)}')
+        raise ConfigError(f'{source} takes name=value, or JSON such as {{"name": 1}}, not {shorten(text, 60)}')
     try:
         return {name: yaml.safe_load(value)}
     except yaml.YAMLError:
@@ -223,7 +223,7 @@ def describe(error: ValidationError) -> str:
             sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
         else:
             message = re.sub(r"^\w+ should", "must", problem["msg"].partition(", unable to ")[0])
-            given = shortened(json.dumps(problem["input"], default=str), 60)
+            given = shorten(json.dumps(problem["input"], default=str), 60)
             remedy = f"give --{place.rpartition('.')[2]} such a value" if place in _FIELDS else "correct it there"
             sentences.append(f"{place} {message}, not {given}; {remedy}")
     return "; ".join(sentences)

@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(
 )
 
 
-def shown(text: str) -> str:
+def escape_controls(text: str) -> str:
     """The text for a terminal: control characters, with which a name or an answer could steer it, stand escaped."""
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
@@ -56,6 +56,6 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in secrets}
 
 
-def shortened(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     """The text in at most `most` characters, its end cut off where it is longer."""
     return text if len(text) <= most else f"{text[: most - 3]}..."

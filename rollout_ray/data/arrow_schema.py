@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_ray.core.errors import DatasetError
-from rollout_ray.core.redaction import shortened
+from rollout_ray.core.redaction import shorten
 
 log = logging.getLogger(__name__)
 
@@ -103,4 +103,4 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _short(kind: pa.DataType) -> str:
-    return shortened(str(kind), 120)
+    return shorten(str(kind), 120)

@@ -21,7 +21,7 @@ from rollout_ray.config.schema import DataConfig
 from rollout_ray.config.templates import MissingColumn, columns_of, render_prompt
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.records import TRAJECTORY, Prompt, Question
-from rollout_ray.core.redaction import shortened
+from rollout_ray.core.redaction import shorten
 from rollout_ray.data.sources import Source, open_source
 
 GOLD_KEY, ID_KEY = "gold_answer", "question_id"
@@ -285,7 +285,7 @@ def _read_message(message: Any) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return shortened(repr(value), 80)
+    return shorten(repr(value), 80)
 
 
 def _read_gold(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rollout_ray.config.schema import ScoringConfig
 from rollout_ray.core.records import Arm, Prompt, Question
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.results.merged_file import StoredQuestion
 from rollout_ray.scoring.regime_w import RewardTerms, Scorable, reward_terms
 
@@ -40,7 +40,7 @@ def cut(text: str) -> str:
     if len(text) > HEAD_CHARS + TAIL_CHARS:
         gone = len(text) - HEAD_CHARS - TAIL_CHARS
         text = f"{text[:HEAD_CHARS]}\n[... {gone} characters are left out here ...]\n{text[-TAIL_CHARS:]}"
-    return shown(text)
+    return escape_controls(text)
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Chunks:
             answers: dict[str | None, int] = {None: 0}
             index["n"].append(len(stored.trajectories))
             index["number"].append(number)
-            index["title"].append(shown(_title(question)))
+            index["title"].append(escape_controls(_title(question)))
             index["wm"].append(_rounded(stored.scores[0]["s_wm"]))
             for t in stored.trajectories:
                 index["arm"].append(place.get(t["arm"], -1))
@@ -133,10 +133,10 @@ class Chunks:
     def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
         """One question for the page: id, prompt as [role, text] pairs, gold, fault, scores and trajectories."""
         return {
-            "id": shown(str(stored.question_id)),
-            "prompt": [[shown(role), cut(text)] for role, text in _turns(question.prompt)],
+            "id": escape_controls(str(stored.question_id)),
+            "prompt": [[escape_controls(role), cut(text)] for role, text in _turns(question.prompt)],
             "gold": None if question.gold_answer is None else cut(question.gold_answer),
-            "fault": None if question.fault is None else shown(question.fault),
+            "fault": None if question.fault is None else escape_controls(question.fault),
             "scores": {name: _rounded(value) for name, value in stored.scores[0].items()},
             "trajectories": [
                 {
@@ -147,7 +147,7 @@ class Chunks:
                     "terms": terms,
                     "prompt_tokens": t["num_prompt_tokens"],
                     "error": None if t["error"] is None else cut(t["error"]),
-                    "engine": shown(t["engine"]),
+                    "engine": escape_controls(t["engine"]),
                     "policy_version": t["policy_version"],
                 }
                 for t, terms in zip(stored.trajectories, self._terms(stored), strict=True)

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any
 
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.report.chunks import Chunks, packed
 from rollout_ray.report.statistics import Tallies
 from rollout_ray.report.timeline import timeline
@@ -121,9 +121,9 @@ def _reward(description: Description) -> dict[str, Any]:
 
 def _shown_all(value: Any) -> Any:
     if isinstance(value, str):
-        return shown(value)
+        return escape_controls(value)
     if isinstance(value, Mapping):
-        return {shown(str(k)): _shown_all(v) for k, v in value.items()}
+        return {escape_controls(str(k)): _shown_all(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_shown_all(v) for v in value]
     if isinstance(value, float) and value - value != 0:

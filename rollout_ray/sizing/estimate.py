@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import Arm
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.sizing.hardware import Layout
 from rollout_ray.sizing.throughput import Rates
 
@@ -102,10 +102,10 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for people, one fact a line."""
-        prompts, arms = self.prompts, ", ".join(shown(arm.name) for arm in self.arms[:12])
+        prompts, arms = self.prompts, ", ".join(escape_controls(arm.name) for arm in self.arms[:12])
         counted = f"{prompts.counted:,} prompts {'tokenized' if prompts.exact else 'guessed by their characters'}"
         lines = [
-            f"questions   {self.questions:,} in {shown(self.name)}",
+            f"questions   {self.questions:,} in {escape_controls(self.name)}",
             f"arms        {len(self.arms)}: {arms}; {self.samples} draws a question, {self.trajectories:,} trajectories",
             f"prompts     {prompts.quantile(0)} to {prompts.quantile(1)} tokens, median {prompts.quantile(0.5)}, 95% below "
             f"{prompts.quantile(0.95)} ({counted})",

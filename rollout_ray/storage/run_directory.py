@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import SCHEMA_VERSION
-from rollout_ray.core.redaction import shortened
+from rollout_ray.core.redaction import shorten
 from rollout_ray.storage.folder import CREDENTIALS, Folder, in_parallel
 from rollout_ray.storage.lease import EXPIRY_S, RENEW_S, Lease
 from rollout_ray.storage.parts import BadPartError, Part, decode_part, encode_part
@@ -222,4 +222,4 @@ def _digest_of(identity: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return shortened(json.dumps(value), 60)
+    return shorten(json.dumps(value), 60)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.progress import amounts, duration, per_arm
 from rollout_ray.telemetry.run_view import EngineView, RunView
 
@@ -119,7 +119,9 @@ def _engines(engines: dict[str, EngineView], most: int) -> Table:
         state = f"{engine.state} (restarted)" if engine.restarts == 1 else state
         numbers = (f"{stats.running:,}", f"{stats.waiting:,}", f"{engine.rate:,.0f}", f"{stats.kv_use:.0%}")
         begun = engine.state in ("running", "leaving")
-        table.add_row(Text(shown(name)), Text(state, STYLES.get(engine.state, "")), *(numbers if begun else ("",) * 4))
+        table.add_row(
+            Text(escape_controls(name)), Text(state, STYLES.get(engine.state, "")), *(numbers if begun else ("",) * 4)
+        )
     if rest := list(engines.values())[fitting:]:
         states = Counter(engine.state for engine in rest)
         running, waiting = (sum(getattr(e.stats, n) for e in rest) for n in ("running", "waiting"))
@@ -135,7 +137,7 @@ def _arms(view: RunView, width: int) -> Table:
     table = _table("arm", "done", "accuracy", "reward", "tokens", "truncated")
     longest = max(12, width // 3)
     for name, arm in view.summary.arms.items():
-        label = Text(shown(name), overflow="ellipsis", no_wrap=True)
+        label = Text(escape_controls(name), overflow="ellipsis", no_wrap=True)
         label.truncate(longest, overflow="ellipsis")
         table.add_row(label, *per_arm(arm))
     return table

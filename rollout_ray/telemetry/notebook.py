@@ -9,7 +9,7 @@ import sys
 from html import escape
 from importlib.util import find_spec
 
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.live_view import Live
 from rollout_ray.telemetry.progress import Plain, Progress, Silent
 from rollout_ray.telemetry.summary import ARM_HEADINGS, Summary, arm_cells, summary_lines
@@ -31,9 +31,9 @@ def summary_html(summary: Summary, path: str) -> str:
     """The summary by arm as an HTML table, then the rest in sentences and the file's path."""
     body = "".join(_row("td", (name, *arm_cells(arm))) for name, arm in summary.arms.items())
     lines = [f"{summary.questions} questions, {summary.trajectories} trajectories", *summary_lines(summary), path]
-    below = "<br>".join(escape(shown(line)) for line in lines)
+    below = "<br>".join(escape(escape_controls(line)) for line in lines)
     return f"<table><thead>{_row('th', ARM_HEADINGS)}</thead><tbody>{body}</tbody></table><p>{below}</p>"
 
 
 def _row(cell: str, texts: tuple[str, ...]) -> str:
-    return "<tr>" + "".join(f"<{cell}>{escape(shown(text))}</{cell}>" for text in texts) + "</tr>"
+    return "<tr>" + "".join(f"<{cell}>{escape(escape_controls(text))}</{cell}>" for text in texts) + "</tr>"

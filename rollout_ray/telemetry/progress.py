@@ -10,7 +10,7 @@ from collections import Counter
 from types import TracebackType
 from typing import Protocol, Self
 
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.run_view import RunView
 from rollout_ray.telemetry.summary import ArmSummary
 
@@ -63,7 +63,7 @@ def plain_line(view: RunView) -> str:
         done += f" ({view.generated_samples / view.total_samples:.0%})"
     left = view.seconds_left()
     if len(view.engines) <= MOST_ENGINES:
-        engines = ", ".join(f"{shown(name)} {engine.state}" for name, engine in view.engines.items())
+        engines = ", ".join(f"{escape_controls(name)} {engine.state}" for name, engine in view.engines.items())
     else:
         counts = Counter(engine.state for engine in view.engines.values())
         engines = ", ".join(f"{count} engines {state}" for state, count in counts.most_common())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rollout_ray.core.redaction import shown
+from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def summary_table(summary: Summary) -> Table:
     for heading in ARM_HEADINGS[1:]:
         table.add_column(heading, justify="right")
     for name, arm in summary.arms.items():
-        table.add_row(Text(shown(name)), *arm_cells(arm))
+        table.add_row(Text(escape_controls(name)), *arm_cells(arm))
     return table
 
 
