@@ -231,14 +231,14 @@ class Engine:
         known: dict[Any, list[int] | Refused] = {}
         for number in range(request.first, request.stop):
             arm = self._samples[number].arm
-            if arm.wording not in known:
+            if arm.prompt_variant not in known:
                 try:
                     if request.question.fault:
                         raise Refused(request.question.fault)
-                    known[arm.wording] = backend.encode(request.question.prompt, arm)
+                    known[arm.prompt_variant] = backend.encode(request.question.prompt, arm)
                 except Refused as refused:
-                    known[arm.wording] = refused
-            tokens = known[arm.wording]
+                    known[arm.prompt_variant] = refused
+            tokens = known[arm.prompt_variant]
             if isinstance(tokens, Refused):
                 failed[number] = Completion(number, "", 0, 0, "error", self._name, str(tokens), self._policy.version)
             else:

@@ -40,10 +40,10 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     samples = sample_specs(arms)
     waiting = 0
     for question in load_questions(config.data.dataset, config.data).questions():
-        prompts = {d.arm.wording: backend.encode(question.prompt, d.arm) for d in samples}
+        prompts = {d.arm.prompt_variant: backend.encode(question.prompt, d.arm) for d in samples}
         for number, spec in enumerate(samples):
             seed = sampling_seed(config.sampling.seed, question.question_id, spec.arm.name, spec.sample)
-            backend.add(f"{question.question_id}.{number}", prompts[spec.arm.wording], spec, seed)
+            backend.add(f"{question.question_id}.{number}", prompts[spec.arm.prompt_variant], spec, seed)
             waiting += 1
     handed_in = time.perf_counter()
     tokens = steps = 0

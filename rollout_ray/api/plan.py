@@ -154,13 +154,13 @@ def _spread(questions: QuestionSet, count: int) -> pa.Table:
 
 
 def _prompts(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet, size: ModelSize | None) -> Prompts:
-    """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, in every wording."""
+    """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, in every prompt variant."""
     step = max(1, len(questions) // MOST_TOKENIZED)
     some = [question for number, question in enumerate(questions.questions()) if number % step == 0]
-    wordings = list({arm.wording: arm for arm in arms}.values())
+    variants = list({arm.prompt_variant: arm for arm in arms}.values())
     limit = longest_sequence(cfg, size)
     count = _counter(cfg)
-    lengths = sorted(count(prompt, arm) for q in some if (prompt := _askable(q)) for arm in wordings)
+    lengths = sorted(count(prompt, arm) for q in some if (prompt := _askable(q)) for arm in variants)
     too_long = sum(length >= limit for length in lengths)
     return Prompts(lengths, len(lengths), too_long, limit, exact=not isinstance(count, _Guess))
 

@@ -54,7 +54,7 @@ class Arm:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def wording(self) -> tuple[str | None, str]:
+    def prompt_variant(self) -> tuple[str | None, str]:
         """Arms of which this is equal ask a question in the same tokens."""
         variables = self.chat_template_kwargs
         return self.system_prompt, json.dumps(variables, sort_keys=True) if variables else ""
@@ -181,8 +181,8 @@ PART_SCHEMA = pa.schema(
 def sample_specs(arms: Sequence[Arm]) -> tuple[SampleSpec, ...]:
     """All draws of a question. Arms of one wording stand together, so that an engine meets their shared prefix in a
     row."""
-    wordings = list(dict.fromkeys(arm.wording for arm in arms))
-    adjacent = sorted(arms, key=lambda arm: wordings.index(arm.wording))
+    variants = list(dict.fromkeys(arm.prompt_variant for arm in arms))
+    adjacent = sorted(arms, key=lambda arm: variants.index(arm.prompt_variant))
     return tuple(SampleSpec(arm, sample) for arm in adjacent for sample in range(arm.samples))
 
 

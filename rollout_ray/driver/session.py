@@ -241,7 +241,7 @@ class _Session:
         view = self.view.engines[replica.name]
         view.samples += samples
         view.tokens += exchange.tokens
-        view.told(exchange.stats)
+        view.record_stats(exchange.stats)
         self.view.generated_samples += samples
         if delivered:
             self.view.last_generated = time.monotonic()

@@ -33,7 +33,7 @@ from rollout_ray.export.trainer_rows import (
     row_schema,
     shared_system_prompt,
 )
-from rollout_ray.results.merge import laid_out, output_schema, write_merged
+from rollout_ray.results.merge import output_schema, to_layout, write_merged
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.storage.files import write_whole
 
@@ -148,7 +148,7 @@ def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str]
             for s in stored
         ]
         done.questions, done.used = done.questions + len(stored), done.used + len(stored)
-        for table in laid_out(layout, given.select(columns), pa.Table.from_pylist(rows, PART_SCHEMA)):
+        for table in to_layout(layout, given.select(columns), pa.Table.from_pylist(rows, PART_SCHEMA)):
             done.rows += len(table)
             yield table
 

@@ -163,7 +163,7 @@ def _joined(
             observe(rows)
             given = pa.Table.from_batches([batch.slice(begin, rows.num_rows)])
             begin += rows.num_rows
-            yield from laid_out(layout, given, rows)
+            yield from to_layout(layout, given, rows)
 
 
 def write_merged(stream: IO[bytes], schema: pa.Schema, metadata: Mapping[str, Any], tables: Iterator[pa.Table]) -> int:
@@ -225,7 +225,7 @@ def _as_responses(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
 _LAYOUTS = {"questions": _as_questions, "trajectories": _as_trajectories, "responses": _as_responses}
 
 
-def laid_out(layout: Layout, given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
+def to_layout(layout: Layout, given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
     """The rows of the output for questions with these columns of the input, and these rows of PART_SCHEMA: at least one
     table, in order."""
     return _LAYOUTS[layout](given, rows)
@@ -239,5 +239,5 @@ def _beside_trajectory(names: Sequence[str]) -> list[str]:
 
 def output_schema(given: pa.Schema, layout: Layout) -> pa.Schema:
     """The merged file's schema for an input of schema `given`."""
-    empty = laid_out(layout, given.remove_metadata().empty_table(), PART_SCHEMA.empty_table())
+    empty = to_layout(layout, given.remove_metadata().empty_table(), PART_SCHEMA.empty_table())
     return next(empty).schema

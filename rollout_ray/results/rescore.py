@@ -18,7 +18,7 @@ from rollout_ray.config.loading import overlaid
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError, IncompleteError
 from rollout_ray.core.records import Completion, Question, ScoredQuestion
-from rollout_ray.results.merge import laid_out, output_schema, write_merged
+from rollout_ray.results.merge import output_schema, to_layout, write_merged
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion, beside
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
@@ -130,7 +130,7 @@ class _Writer:
             for given, stored in self._merged.batches():
                 rows = part_table(self._scored(grader, given, stored))
                 self.summary.add(rows)
-                yield from laid_out(self._merged.layout, given, rows)
+                yield from to_layout(self._merged.layout, given, rows)
 
     def _scored(self, grader: Grader, given: pa.Table, stored: Sequence[StoredQuestion]) -> list[ScoredQuestion]:
         questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())

@@ -37,7 +37,7 @@ class EngineView:
     starting_seconds: float = 0.0
     served_seconds: float = 0.0
     _since: float = field(default_factory=time.monotonic)
-    _told_at: float = field(default_factory=time.monotonic)
+    _reported_at: float = field(default_factory=time.monotonic)
 
     def enter(self, state: str, unfinished: int = 0) -> None:
         """The engine is in this state from now on."""
@@ -51,7 +51,7 @@ class EngineView:
         if state == "idle":
             self.rate = 0.0
         if self.state == "starting":
-            self._told_at = now
+            self._reported_at = now
         self.state, self.unfinished = state, unfinished
 
     def _pass(self, now: float) -> None:
@@ -61,10 +61,10 @@ class EngineView:
             self.served_seconds += now - self._since
         self._since = now
 
-    def told(self, stats: EngineStats) -> None:
+    def record_stats(self, stats: EngineStats) -> None:
         """The engine has reported what it did since its last report."""
         now = time.monotonic()
-        seconds, self._told_at = now - self._told_at, now
+        seconds, self._reported_at = now - self._reported_at, now
         if seconds > 0:
             weight = 1 - math.exp(-seconds / RATE_S)
             self.rate += weight * (stats.generated_tokens / seconds - self.rate)
@@ -76,7 +76,7 @@ class EngineView:
         self._pass(time.monotonic())
         after = max(0.0, self._since - until)
         served = max(0.0, self.served_seconds - (after if self.state in ("running", "idle", "leaving") else 0.0))
-        silent = max(0.0, until - self._told_at) if self.state == "idle" else 0.0  # it reports only when it is asked
+        silent = max(0.0, until - self._reported_at) if self.state == "idle" else 0.0  # it reports only when it is asked
         idle = min(served, self.stats.idle_seconds + silent)
         stats = self.stats
         busy = served - idle
