@@ -44,7 +44,12 @@ class ScorerActor:
         return f"scorer-{self._index}"
 
     def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm]) -> Receipt:
-        """Takes up a run; whatever is left of an earlier one is dropped, but for the grading children."""
+        """Begin a run. Drop what an earlier run left, except the grading processes.
+
+        Raises:
+            LedgerError: This node does not see the run directory, or another driver has taken over the run.
+        """
+        run.check_access()  # a scorer that cannot write must say so before the engines sample anything
         self._run, self._config = run, config
         self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward))
         limits = {"timeout_s": config.scoring.grade_timeout_s, "memory_mib": config.scoring.grader_memory_mib}

@@ -17,9 +17,9 @@ os.environ.update({variables})
 import psutil
 from rollout_ray.actors.engine.process import server_here
 from rollout_ray import RunConfig
-from rollout_ray.driver.prewarm import begun_ahead
+from rollout_ray.driver.prewarm import prewarm
 from tests.processes import servers
-with begun_ahead(RunConfig.model_validate({sections})):
+with prewarm(RunConfig.model_validate({sections})):
     found = [server.environ()["VLLM_ENABLE_V1_MULTIPROCESSING"] for server in servers(psutil.Process())]
     print(json.dumps([server_here() is not None, found]))
 """

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import SCHEMA_VERSION
 from rollout_ray.core.redaction import shorten
 from rollout_ray.storage.folder import CREDENTIALS, Folder, in_parallel
-from rollout_ray.storage.lease import EXPIRY_S, RENEW_S, Lease
+from rollout_ray.storage.lease import EXPIRY_S, PREFIX, RENEW_S, Lease
 from rollout_ray.storage.parts import BadPartError, Part, decode_part, encode_part
 
 log = logging.getLogger(__name__)
@@ -72,12 +73,33 @@ class RunDirectory(Folder):
             finally:
                 self._fence = None
 
-    def _before_publishing(self) -> None:
-        if self._fence and not self.exists(self._fence):
+    def check_access(self) -> None:
+        """Check that this process may write to the run directory.
+
+        Raises:
+            LedgerError: This node does not see the folder, or another driver has taken over the run.
+        """
+        if self._fence is None or self.exists(self._fence):
+            return
+        if self._is_visible():
             raise LedgerError(
                 f"another driver has taken over {self.uri}, since this one did not renew its lease in time (was it "
                 "suspended?); this one stops. What it had committed counts; the other driver goes on from there"
             )
+        raise LedgerError(
+            f"the node {socket.gethostname()} does not see the run in {self.uri}: that path holds other files there, or "
+            "none. Give --output_dir a folder that every node shares, or a URI such as s3://bucket/run"
+        )
+
+    def _before_publishing(self) -> None:
+        self.check_access()
+
+    def _is_visible(self) -> bool:
+        """Whether this path leads to the run: it holds its run.json, or the lease of a driver."""
+        record = self._read_json("run.json")
+        if record is not None and (self._digest is None or _digest_of(record["identity"]) == self._digest):
+            return True
+        return any(entry.name.startswith(PREFIX) for entry in self.entries())
 
     def open(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
         """Makes the directory the ledger of the run with this identity; returns whether the run was begun before.
