@@ -1,7 +1,8 @@
-"""How large and how quick a report is: `python -m tests.report_scale [TRAJECTORIES] [CHARACTERS]` (50,000 of about 900).
+"""Measure a report's size and speed: `python -m tests.report_scale [TRAJECTORIES] [CHARACTERS]`.
 
-Makes a finished run of texts that compress about as real ones do, writes its report in a process of its own, opens it in
-headless Chromium, and prints sizes, seconds and memory. It holds nothing to a limit: the machine decides.
+The defaults are 50,000 trajectories of about 900 characters. The script makes a finished run,
+writes its report in a separate process, and opens it in headless Chromium.
+It prints bytes, seconds and memory, and asserts no limit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.conftest import ROOT, demo_rows
 from tests.finished_runs import finished
 
 ARMS = 8
-# A change of one filter, as a user's.
+# Changes one filter like a user.
 SET = """const set = (name, value) => {
     const control = document.getElementById(`f-${name}`);
     control.value = value;

@@ -1,4 +1,4 @@
-"""The estimators against brute force over every choice of k draws."""
+"""Compare the estimators with brute force over every choice of k samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from rollout_ray.report.estimators import Z95, Clustered, majority_at_k, pass_at_k, wilson
 
-# An answer's letter says what it is, and whether it is right: A and B are two ways to write the right one.
+# A and B are two spellings of the right answer; all other letters are wrong answers.
 RIGHT = {"A", "B"}
 
 
 def vote(chosen: tuple[str | None, ...]) -> float:
-    """The chance that a majority vote over these answers is right."""
+    """Return the probability that a majority vote over these answers is right."""
     votes = Counter("right" if answer in RIGHT else answer for answer in chosen if answer is not None)
     if not votes:
         return 0.0
@@ -27,7 +27,7 @@ def vote(chosen: tuple[str | None, ...]) -> float:
 
 
 @given(st.integers(1, 10).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_choices_with_a_right_draw(case: tuple[int, int, int]) -> None:
+def test_pass_at_k_is_the_share_of_choices_with_a_right_sample(case: tuple[int, int, int]) -> None:
     n, c, k = case
     choices = list(combinations([True] * c + [False] * (n - c), k))
     assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, choices)) / len(choices), abs=1e-12)
@@ -44,8 +44,8 @@ def test_majority_at_k_is_the_mean_vote_over_all_choices(answers: list[str | Non
         assert majority_at_k(answers, [a in RIGHT for a in answers], k) == pytest.approx(expected, abs=1e-12)
 
 
-def test_majority_of_many_draws_is_counted_quickly() -> None:
-    """256 draws, right in a third of them, against rivals of every size: enumeration would never end."""
+def test_majority_of_many_samples_is_counted_quickly() -> None:
+    """Enumeration over 256 samples with rivals of every size would never end."""
     answers = ["A"] * 85 + ["u"] * 60 + ["v"] * 40 + ["w"] * 30 + [f"x{i}" for i in range(41)]
     correct = [answer == "A" for answer in answers]
     curve = [majority_at_k(answers, correct, k) for k in (1, 4, 16, 64, 256)]
@@ -89,8 +89,8 @@ def test_clusters_are_summed_before_they_are_squared(clusters: list[list[float]]
     assert sums.standard_error == pytest.approx(math.sqrt(squares) / len(values), abs=1e-6)
 
 
-def test_draws_that_are_all_alike_count_as_one() -> None:
-    """Eight samples a question that always agree tell as much as one: the interval is that of the questions."""
+def test_samples_that_always_agree_count_as_one() -> None:
+    """Eight equal samples a question give the interval of one sample a question."""
     alike, single = Clustered(), Clustered()
     for question in range(40):
         alike.add([float(question % 4 > 0)] * 8)
@@ -106,10 +106,15 @@ def test_draws_that_are_all_alike_count_as_one() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: pass_at_k(4, 5, 1), lambda: pass_at_k(4, -1, 1), lambda: pass_at_k(4, 2, 5), lambda: pass_at_k(0, 0, 1),
-        lambda: majority_at_k(["A"], [True], 2), lambda: majority_at_k(["A"], [], 1), lambda: wilson(3, 2),
+        lambda: pass_at_k(4, 5, 1),
+        lambda: pass_at_k(4, -1, 1),
+        lambda: pass_at_k(4, 2, 5),
+        lambda: pass_at_k(0, 0, 1),
+        lambda: majority_at_k(["A"], [True], 2),
+        lambda: majority_at_k(["A"], [], 1),
+        lambda: wilson(3, 2),
     ],
-)  # fmt: skip
+)
 def test_impossible_counts_are_refused(call: object) -> None:
     with pytest.raises(ValueError, match=r"\d"):
         call()  # type: ignore[operator]

@@ -1,5 +1,7 @@
-"""report.html as a file: what is written where, what it holds, and how it stays bounded. test_report_page.py looks at
-it in a browser."""
+"""Test report.html as a file: its place, its content and its bounded size.
+
+test_report_page.py tests it in a browser.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from tests.s3_store import BUCKET, running_store
 
 
 def blocks(path: str | Path) -> dict[str, Any]:
-    """The data blocks of a page, unpacked."""
+    """Return the page's data blocks, unpacked."""
     found = re.findall(r'<script type="text/plain" id="([\w-]+)">([A-Za-z0-9+/=]*)</script>', Path(path).read_text())
     return {name: json.loads(gzip.decompress(base64.b64decode(content))) for name, content in found}
 
@@ -38,7 +40,7 @@ def simulated(output: str, **sections: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """40 questions under eight arms."""
+    """A run of 40 questions under eight arms."""
     return finished(tmp_path_factory.mktemp("report") / "run", demo_rows(40))
 
 
@@ -56,10 +58,10 @@ def test_a_run_ends_with_its_report(tmp_path: Path, local_ray: None) -> None:
     assert facts["config"]["resources"]["replicas"] == 2
 
 
-NOTHING = pa.table({"prompt": pa.array([], pa.string())})  # no question, and so no engine
+NOTHING = pa.table({"prompt": pa.array([], pa.string())})  # no question, so no engine starts
 
 
-def test_a_report_is_left_out_where_it_was_not_asked_for_or_there_are_no_scores(tmp_path: Path) -> None:
+def test_no_report_is_written_without_scores_or_with_report_false(tmp_path: Path) -> None:
     collect(NOTHING, simulated(str(tmp_path / "none"), report=False))
     collect(NOTHING, simulated(str(tmp_path / "responses"), layout="responses"))
     assert not list(tmp_path.rglob("*.html"))
@@ -78,7 +80,7 @@ def test_a_run_in_a_bucket_has_its_report_there(tmp_path: Path) -> None:
     assert [session["finished"] for session in facts["sessions"]] == [True]
 
 
-def test_every_trajectory_is_in_it_with_the_terms_of_its_reward(run: RunDirectory) -> None:
+def test_the_page_has_every_trajectory_with_the_terms_of_its_reward(run: RunDirectory) -> None:
     done = write_report(run.uri)
     assert done.path == run.path("report.html") and done.shown == done.questions == 40
     page = blocks(done.path)
@@ -110,7 +112,7 @@ def test_both_layouts_give_the_same_page(run: RunDirectory, tmp_path: Path, layo
         assert ours["facts"][name] == theirs["facts"][name]
 
 
-def test_a_reward_of_ones_own_has_no_terms(tmp_path: Path) -> None:
+def test_a_custom_reward_has_no_terms(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", demo_rows(3), scoring={"reward": "tests.test_collect:reward_by_length"})
     page = blocks(write_report(run.uri).path)
     assert page["facts"]["reward"] == {"custom": "tests.test_collect:reward_by_length"}
@@ -129,7 +131,7 @@ def test_the_command_line_writes_reports_of_runs_files_and_rescored_files(run: R
     facts = blocks(page)["facts"]
     assert facts["reward"]["beta"] == 0 and facts["rescored_from"] and facts["sessions"] == []
     for arguments, cause in [
-        ([run.uri, merged_path(run)], "is no name for a report; give one that ends in .html"),
+        ([run.uri, merged_path(run)], "does not end in .html. Give the report a name that ends in .html."),
         ([str(tmp_path)], "the run is not complete, run its command again"),
     ]:
         refused = rollout("report", *arguments)
@@ -143,7 +145,7 @@ def test_the_place_of_a_report() -> None:
     assert report_path("/a/mine.parquet") == "/a/mine-report.html"
 
 
-def test_a_driver_that_was_replaced_writes_no_report(run: RunDirectory) -> None:
+def test_a_driver_that_lost_its_lease_writes_no_report(run: RunDirectory) -> None:
     Path(run.path("report.html")).unlink(missing_ok=True)
     with run.lease():
         for lease in Path(run.uri).glob("lease-*.json"):
@@ -153,11 +155,11 @@ def test_a_driver_that_was_replaced_writes_no_report(run: RunDirectory) -> None:
     assert not Path(run.path("report.html")).exists()
 
 
-def long(question: Question, draw: int, seed: int, max_tokens: int) -> Completion:
-    return Completion(draw, f"first {'x' * 200_000} last\nAnswer: {question.gold_answer}", 5, 900, "stop", "engine-0")
+def long(question: Question, sample: int, seed: int, max_tokens: int) -> Completion:
+    return Completion(sample, f"first {'x' * 200_000} last\nAnswer: {question.gold_answer}", 5, 900, "stop", "engine-0")
 
 
-def test_the_middle_of_a_long_text_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_long_text_loses_its_middle_and_says_how_much(tmp_path: Path) -> None:
     text = "a" * HEAD_CHARS + "b" * 50_000 + "c" * TAIL_CHARS
     assert cut(text) == "a" * HEAD_CHARS + "\n[... 50000 characters are left out here ...]\n" + "c" * TAIL_CHARS
     assert cut("short \u202e\x00") == "short \\u202e\\x00"
@@ -166,8 +168,10 @@ def test_the_middle_of_a_long_text_is_left_out_and_counted(tmp_path: Path) -> No
     assert len(shown) < 25_000 and shown.startswith("first") and re.search(r"last\nAnswer: \d+$", shown)
 
 
-@pytest.mark.parametrize(("most_draws", "most_bytes"), [(640, MOST_BYTES), (10**9, 30_000)], ids=["trajectories", "bytes"])
-def test_what_is_too_much_is_thinned_evenly(tmp_path: Path, most_samples: int, most_bytes: int) -> None:
+@pytest.mark.parametrize(
+    ("most_samples", "most_bytes"), [(640, MOST_BYTES), (10**9, 30_000)], ids=["trajectories", "bytes"]
+)
+def test_too_many_questions_are_thinned_evenly(tmp_path: Path, most_samples: int, most_bytes: int) -> None:
     from rollout_ray.results.merged_file import MergedFile
 
     run = finished(tmp_path / "run", demo_rows(400))  # 13 chunks of 32 questions

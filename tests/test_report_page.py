@@ -1,5 +1,8 @@
-"""report.html in a real headless Chromium: it loads from disk, filters, shows all arms of a question, and runs nothing
-but its own script. What the file holds is test_report.py's."""
+"""Test report.html in headless Chromium.
+
+The page loads from disk, filters, shows all arms of a question, and runs only its own script.
+test_report.py tests the file's content.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ HOSTILE = [
     "reversed \u202e txet \u2066 and \x00 NUL, \x1b[31m, \u2028 a line, \ufeff",
     "javascript:window.hacked=6",
 ]
-# What the page shows of the fifth: control characters stand escaped.
+# The page shows the control characters of the fifth text escaped.
 VISIBLE = [*HOSTILE[:4], "reversed \\u202e txet \\u2066 and \\x00 NUL, \\x1b[31m, \\u2028 a line, \\ufeff", HOSTILE[5]]
 
 
@@ -39,7 +42,7 @@ VISIBLE = [*HOSTILE[:4], "reversed \\u202e txet \\u2066 and \\x00 NUL, \\x1b[31m
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("there is no Chromium here; install Debian's package chromium")
+        pytest.skip("Chromium is not installed. Install Debian's package chromium.")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -53,8 +56,11 @@ Opened = Callable[..., "Page"]
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Opened]:
-    """Opens a page from disk and waits until it is ready. At the end: no error, no word on the console, no request but
-    the file, and nothing of the data was run."""
+    """Return a function that opens a page from disk and waits until it is ready.
+
+    After the test, the page must have no error, no console message and no request besides the file.
+    It must not have executed any data.
+    """
     pages: list[Page] = []
     trouble: list[str] = []
 
@@ -78,14 +84,14 @@ def opened(browser: Browser) -> Iterator[Opened]:
 
 
 def tell(run: RunDirectory, *events: tuple[float, str, dict[str, Any]]) -> None:
-    """Writes the events of a run, each with its time."""
+    """Write a run's events, each with its time."""
     lines = [json.dumps({"time": 1.8e9 + time, "event": event, **fields}) for time, event, fields in events]
     Path(run.path("events.jsonl")).write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """60 questions under eight arms, and the events of two engines, one of which died."""
+    """60 questions under eight arms, with events of two engines. One engine died."""
     run = finished(tmp_path_factory.mktemp("page") / "run", demo_rows(60))
     tell(
         run,
@@ -108,7 +114,7 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def found(page: Page) -> int:
-    """How many questions the list says it found."""
+    """Return the number of questions that the list reports."""
     return int(page.inner_text("#found").split(" of ")[0].replace(",", ""))
 
 
@@ -233,16 +239,16 @@ def test_it_follows_the_browsers_scheme_and_fits_a_narrow_window(opened: Opened,
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def hostile(question: Question, draw: int, seed: int, max_tokens: int) -> Completion:
-    one = drawn(question, draw, seed, max_tokens)
-    if draw == 7:
-        return Completion(draw, "", 0, 0, "error", HOSTILE[2], HOSTILE[1])
-    text = "y" * 1_000_000 if draw == 6 else f"{HOSTILE[draw % 6]}\nAnswer: {HOSTILE[draw % 6]}"
-    return Completion(draw, text, one.num_prompt_tokens, 40, "stop", HOSTILE[2])
+def hostile(question: Question, sample: int, seed: int, max_tokens: int) -> Completion:
+    one = drawn(question, sample, seed, max_tokens)
+    if sample == 7:
+        return Completion(sample, "", 0, 0, "error", HOSTILE[2], HOSTILE[1])
+    text = "y" * 1_000_000 if sample == 6 else f"{HOSTILE[sample % 6]}\nAnswer: {HOSTILE[sample % 6]}"
+    return Completion(sample, text, one.num_prompt_tokens, 40, "stop", HOSTILE[2])
 
 
 def test_hostile_text_is_shown_as_text_and_runs_nothing(opened: Opened, tmp_path: Path) -> None:
-    """In prompts, gold answers, ids, texts, answers, errors, names of engines, models, folders, data sets, and events."""
+    """Hostile text is in prompts, gold answers, ids, texts, answers, errors, names and events."""
     folder = tmp_path / HOSTILE[2].replace("/", "")
     rows = [{"question_id": f"{n} {text}", "prompt": text, "gold_answer": text} for n, text in enumerate(HOSTILE)]
     rows[4]["question_id"] = "4"
@@ -275,7 +281,7 @@ def test_hostile_text_is_shown_as_text_and_runs_nothing(opened: Opened, tmp_path
 
 
 def test_the_policy_lets_nothing_be_added_to_the_page(opened: Opened, browser: Browser, run: RunDirectory) -> None:
-    """Even a mistake in the page's own script could run no markup: the browser refuses."""
+    """The browser refuses markup even if the page's own script had a mistake."""
     page = browser.new_page()
     page.goto(Path(run.path("report.html")).as_uri())
     page.wait_for_selector("html[data-ready]")
@@ -288,7 +294,7 @@ def test_the_policy_lets_nothing_be_added_to_the_page(opened: Opened, browser: B
     page.close()
 
 
-def test_a_run_of_nothing_and_one_without_grades_are_shown(opened: Opened, tmp_path: Path) -> None:
+def test_an_empty_run_and_an_ungraded_run_have_pages(opened: Opened, tmp_path: Path) -> None:
     empty = finished(tmp_path / "empty", pa.table({"prompt": pa.array([], pa.string())}))
     assert found(opened(write_report(empty.uri).path)) == 0
     ungraded = finished(tmp_path / "ungraded", [{"prompt": f"question {n}"} for n in range(3)])

@@ -1,4 +1,4 @@
-"""What a report counts, against the same counted from the rows by hand."""
+"""Compare a report's statistics with counts made directly from the rows."""
 
 from __future__ import annotations
 
@@ -29,22 +29,29 @@ def trajectory(rng: random.Random, arm: str, sample: int) -> dict[str, Any]:
     status = rng.choice(list(GRADES))
     answers = {"correct": "7", "incorrect": rng.choice(["1", "2"]), "no_answer": None, "timeout": "3"}
     return {
-        "arm": arm, "sample": sample, "correct": GRADES[status], "score_status": status, "answer": answers[status],
-        "reward": None if status == "timeout" else rng.uniform(-1, 2), "num_tokens": rng.randint(1, 700),
-        "num_prompt_tokens": 10, "finish_reason": rng.choice(["stop", "length"]), "engine": f"engine-{sample % 2}",
-    }  # fmt: skip
+        "arm": arm,
+        "sample": sample,
+        "correct": GRADES[status],
+        "score_status": status,
+        "answer": answers[status],
+        "reward": None if status == "timeout" else rng.uniform(-1, 2),
+        "num_tokens": rng.randint(1, 700),
+        "num_prompt_tokens": 10,
+        "finish_reason": rng.choice(["stop", "length"]),
+        "engine": f"engine-{sample % 2}",
+    }
 
 
 @pytest.fixture(scope="module")
 def questions() -> list[list[dict[str, Any]]]:
-    """40 questions, arm a with one draw and arm b with three."""
+    """40 questions: arm a has one sample, arm b has three."""
     rng = random.Random(5)
     return [[trajectory(rng, "a", 0), *(trajectory(rng, "b", n) for n in range(3))] for _ in range(40)]
 
 
 @pytest.fixture(scope="module")
 def counted(questions: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    tallies = Tallies(["a", "b", "never drawn"])
+    tallies = Tallies(["a", "b", "unused"])
     for trajectories in questions:
         tallies.add(trajectories, s_wm=0.5)
     result: dict[str, Any] = json.loads(json.dumps(tallies.to_dict(), allow_nan=False))
@@ -66,40 +73,35 @@ def test_means_and_counts_by_arm(questions: list[list[dict[str, Any]]], counted:
         assert sum(map(sum, group["histograms"]["reward"])) == rows["reward"].notna().sum()
     right = sum(t["correct"] is True for q in questions for t in q if t["arm"] == "a")
     assert counted["groups"]["a"]["accuracy"][1:] == pytest.approx(wilson(right, counted["groups"]["a"]["graded"]))
-    assert counted["groups"]["a"]["curve"] is None and counted["groups"]["never drawn"]["accuracy"] is None
+    assert counted["groups"]["a"]["curve"] is None and counted["groups"]["unused"]["accuracy"] is None
     assert counted["prompt_tokens"] == 1600
     assert counted["engines"]["engine-0"]["trajectories"] == (frame["engine"] == "engine-0").sum()
 
 
 def test_curves_are_means_over_questions(questions: list[list[dict[str, Any]]], counted: dict[str, Any]) -> None:
     curve = counted["groups"]["b"]["curve"]
-    drawn = [[t for t in q if t["arm"] == "b" and t["correct"] is not None] for q in questions]
+    graded = [[t for t in q if t["arm"] == "b" and t["correct"] is not None] for q in questions]
     for place, k in enumerate(curve["k"]):
-        enough = [q for q in drawn if len(q) >= k]
+        enough = [q for q in graded if len(q) >= k]
         shares = [
             sum(any(t["correct"] for t in c) for c in combinations(q, k)) / len(list(combinations(q, k))) for q in enough
         ]
         assert curve["questions"][place] == len(enough)
         assert curve["pass"][place][0] == pytest.approx(sum(shares) / len(shares))
-    assert curve["pass"][0][0] == pytest.approx(curve["majority"][0][0])  # one draw is its own majority
+    assert curve["pass"][0][0] == pytest.approx(curve["majority"][0][0])  # one sample is its own majority
 
 
-def test_difficulty_counts_questions_by_right_draws(questions: list[list[dict[str, Any]]], counted: dict[str, Any]) -> None:
+def test_difficulty_counts_questions_by_right_samples(
+    questions: list[list[dict[str, Any]]], counted: dict[str, Any]
+) -> None:
     grades = [[t["correct"] for t in q] for q in questions]
     known = [g for g in grades if None not in g]
     assert counted["difficulty"] == [sum(sum(g) == n for g in known) for n in range(5)]
     assert counted["ungraded"] == len(grades) - len(known) > 0
 
 
-SPLIT = [
-    "2\\sqrt{3}",
-    "2 \\sqrt{3}",
-    "2\\sqrt{3}",
-    "2 \\sqrt{3}",
-    "7",
-    "7",
-    "7",
-]  # apart, each spelling would lose against the 7s
+# The two spellings together outvote the 7s; each of them alone would lose.
+SPLIT = ["2\\sqrt{3}", "2 \\sqrt{3}"] * 2 + ["7"] * 3
 
 
 def test_votes_for_one_wrong_answer_in_two_spellings_count_together() -> None:
@@ -110,17 +112,17 @@ def test_votes_for_one_wrong_answer_in_two_spellings_count_together() -> None:
 
 
 def test_an_evaluation_counts_votes_in_the_same_way(tmp_path: Path) -> None:
-    def drawn(question: Question, draw: int, seed: int, max_tokens: int) -> Completion:
-        return Completion(draw, f"\\boxed{{{SPLIT[draw]}}}", 12, 5, "stop", "engine-0")
+    def split(question: Question, sample: int, seed: int, max_tokens: int) -> Completion:
+        return Completion(sample, f"\\boxed{{{SPLIT[sample]}}}", 12, 5, "stop", "engine-0")
 
     arms = {"arm_set": "samples"}
-    run = finished(tmp_path, [{"prompt": "?", "gold_answer": "7"}], drawn, arms=arms, sampling={"n_samples": len(SPLIT)})
+    run = finished(tmp_path, [{"prompt": "?", "gold_answer": "7"}], split, arms=arms, sampling={"n_samples": len(SPLIT)})
     (arm,) = evaluate(Rollouts(run.uri, cast(Summary, None), run))
-    assert arm.samples == len(SPLIT) and arm.majority_at[len(SPLIT)].value == 0.0
+    assert arm.draws == len(SPLIT) and arm.majority_at[len(SPLIT)].value == 0.0
 
 
-def test_many_draws_of_a_question_vote_by_selection() -> None:
-    """1,000 draws, four fifths of them right: pass@k to 1,000, majority@k to 64, in no time."""
+def test_a_selection_votes_for_a_question_with_many_samples() -> None:
+    """With 1,000 samples, pass@k reaches 1,000 and majority@k reaches 64 quickly."""
     rng = random.Random(1)
     tallies = Tallies(["s"])
     samples = [
@@ -138,8 +140,8 @@ def test_a_run_of_no_questions_has_a_report() -> None:
 
 
 @given(st.floats(-1e4, 1e4), st.floats(0, 1e4), st.booleans())
-@example(-5.960464477539063e-08, 1502.0, False)  # an edge lies a billionth of a bin above
-def test_edges_hold_every_value_in_few_even_bins(low: float, width: float, whole: bool) -> None:
+@example(-5.960464477539063e-08, 1502.0, False)  # an edge is a billionth of a bin too high
+def test_edges_cover_every_value_with_few_equal_bins(low: float, width: float, whole: bool) -> None:
     high = low + width
     if whole:
         low, high = float(round(low)), float(round(high))
@@ -162,18 +164,26 @@ def event(time: float, name: str, **fields: Any) -> dict[str, Any]:
 def test_the_timeline_of_a_run_with_a_death_and_a_resume() -> None:
     sessions = timeline(
         [
-            event(0, "begun", questions=9), event(0.5, "placed", note="two engines"),
+            event(0, "begun", questions=9),
+            event(0.5, "placed", note="two engines"),
             event(10, "engine_started", engine="engine-0", max_num_seqs=8, load_seconds=7.5),
-            event(12, "engine_started", engine="engine-10"), event(12, "engine_started", engine="engine-2"),
+            event(12, "engine_started", engine="engine-10"),
+            event(12, "engine_started", engine="engine-2"),
             event(20, "engine_died", engine="engine-2", error="killed"),
-            event(21, "load", generated_tokens=500, engines={}), event(22, "load", generated_tokens=900), event(23, "load"),
-            event(24, "early_warning", text="too many are truncated"), event(26, "engine_started", engine="engine-2"),
-            event(28, "engine_died", engine="engine-10", error="again"), event(28, "engine_retired", engine="engine-10"),
-            event(30, "engine_idle", engine="engine-0", pending=0), event(34, "engine_idle", engine="engine-2"),
-            event(35, "of a kind that is not known", engine=7),
-            event(100, "resumed", questions=9), event(101, "finished", summary={"tokens_per_second": None}),
+            event(21, "load", generated_tokens=500, engines={}),
+            event(22, "load", generated_tokens=900),
+            event(23, "load"),
+            event(24, "early_warning", text="too many are truncated"),
+            event(26, "engine_started", engine="engine-2"),
+            event(28, "engine_died", engine="engine-10", error="again"),
+            event(28, "engine_retired", engine="engine-10"),
+            event(30, "engine_idle", engine="engine-0", pending=0),
+            event(34, "engine_idle", engine="engine-2"),
+            event(35, "unknown kind", engine=7),
+            event(100, "resumed", questions=9),
+            event(101, "finished", summary={"tokens_per_second": None}),
         ]
-    )  # fmt: skip
+    )
     first, second = sessions
     assert (first["seconds"], first["finished"], first["note"]) == (35.0, False, "two engines")
     assert (second["kind"], second["finished"], second["engines"]) == ("resumed", True, [])

@@ -1,7 +1,7 @@
-"""The questions of a report as compressed chunks that a page decodes one at a time, and the index that it filters by.
+"""Compress a report's questions into chunks, with an index to filter them.
 
-Owns what a page gets to know of a question, the cutting of long texts, and the thinning that bounds a page's size. It
-renders nothing: every text is passed on with its control characters escaped (redaction.py), and the page shows it as text.
+The page decodes one chunk at a time. Long texts lose their middle, and chunks are thinned to
+bound the page's size. Control characters are escaped here; the page renders texts as text.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rollout_ray.core.redaction import escape_controls
 from rollout_ray.results.merged_file import StoredQuestion
 from rollout_ray.scoring.regime_w import RewardTerms, Scorable, reward_terms
 
-CHUNK_SAMPLES = 256  # trajectories in a chunk, about: what the page decodes to show one question
+CHUNK_SAMPLES = 256  # approximate trajectories in a chunk, which the page decodes to show one question
 MOST_TRAJECTORIES = 100_000
-MOST_BYTES = 64 << 20  # of all chunks, compressed
-HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # of a text that is longer than both together; an answer stands at its end
+MOST_BYTES = 64 << 20  # all chunks together, compressed
+HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # parts shown of a longer text; the tail is longer because it has the answer
 TITLE_CHARS = 110
 TERMS = tuple(f.name for f in fields(RewardTerms))
 STATUSES = ("correct", "incorrect", "no_answer", "no_gold", "bad_gold", "timeout", "error")
@@ -30,13 +30,16 @@ FINISHES = ("stop", "length", "error")
 
 
 def packed(value: Any) -> bytes:
-    """JSON, gzipped, in base64. JSON's ASCII form carries even half a surrogate pair."""
+    """Return the value as JSON, compressed with gzip, in base64.
+
+    JSON in ASCII also represents an unpaired surrogate.
+    """
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0))
 
 
 def cut(text: str) -> str:
-    """The text as a page shows it: without control characters, and the middle of a very long one left out."""
+    """Return a text for the page: control characters escaped, the middle of a very long text removed."""
     if len(text) > HEAD_CHARS + TAIL_CHARS:
         gone = len(text) - HEAD_CHARS - TAIL_CHARS
         text = f"{text[:HEAD_CHARS]}\n[... {gone} characters are left out here ...]\n{text[-TAIL_CHARS:]}"
@@ -45,7 +48,7 @@ def cut(text: str) -> str:
 
 @dataclass
 class Chunk:
-    """Some questions that follow each other. `index` has one list a column, over questions or over trajectories."""
+    """Consecutive questions. `index` has one list a column, over questions or over trajectories."""
 
     content: bytes
     index: dict[str, list[Any]]
@@ -54,8 +57,11 @@ class Chunk:
 
 @dataclass
 class Chunks:
-    """The chunks of one report. Where there are too many trajectories, or too many bytes, every second chunk is let go,
-    and so on: what is left is spread evenly over the file, and memory stays bounded."""
+    """All chunks of one report.
+
+    With too many trajectories or bytes, every second chunk is dropped, repeatedly.
+    The remaining questions stay evenly spread over the file, and memory stays bounded.
+    """
 
     arms: Sequence[Arm]
     scoring: ScoringConfig
@@ -65,11 +71,11 @@ class Chunks:
     _kept: list[Chunk] = field(default_factory=list)
     _held: list[tuple[int, Question, StoredQuestion]] = field(default_factory=list)
     _held_samples: int = 0
-    _met: int = 0  # chunks so far, the ones that were let go included
+    _met: int = 0  # chunks so far, including dropped ones
     _seen: int = 0  # questions so far
 
     def add(self, question: Question, stored: StoredQuestion) -> None:
-        """Takes the next question of the file."""
+        """Add the next question of the file."""
         self._held.append((self._seen, question, stored))
         self._seen += 1
         self._held_samples += max(1, len(stored.trajectories))
@@ -77,7 +83,7 @@ class Chunks:
             self._close()
 
     def finish(self) -> None:
-        """To be called after the last question."""
+        """Close the last chunk. Call this after the last question."""
         if self._held:
             self._close()
 
@@ -94,13 +100,16 @@ class Chunks:
         return samples > self.most_trajectories or size > self.most_bytes
 
     def contents(self) -> Iterator[bytes]:
-        """What `packed` made of each chunk: a list of questions (see `_detail`)."""
+        """Return each chunk's content: a packed list of questions (see `_detail`)."""
         return (chunk.content for chunk in self._kept)
 
     def index(self) -> dict[str, Any]:
-        """All that a page needs in order to filter, sort and list: columns over questions (`n` trajectories, `number` in
-        the file, `chunk`, `title`, `wm`) and over their trajectories (`arm`, `status`, `finish`, `answer`, `reward`,
-        `tokens`), and the names that the codes stand for. Equal answers of one question have equal numbers, none 0."""
+        """Return the columns that the page filters, sorts and lists by, and the names behind their codes.
+
+        Columns over questions: `n` (trajectories), `number` (position in the file), `chunk`, `title`, `wm`.
+        Columns over trajectories: `arm`, `status`, `finish`, `answer`, `reward`, `tokens`.
+        Equal answers of one question have equal numbers. No answer is 0.
+        """
         columns: dict[str, list[Any]] = {}
         for number, chunk in enumerate(self._kept):
             for name, values in chunk.index.items():
@@ -131,7 +140,7 @@ class Chunks:
         return Chunk(packed(details), index, self._held_samples)
 
     def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
-        """One question for the page: id, prompt as [role, text] pairs, gold, fault, scores and trajectories."""
+        """Return one question for the page: id, prompt as [role, text] pairs, gold, fault, scores, trajectories."""
         return {
             "id": escape_controls(str(stored.question_id)),
             "prompt": [[escape_controls(role), cut(text)] for role, text in _turns(question.prompt)],
@@ -141,7 +150,7 @@ class Chunks:
             "trajectories": [
                 {
                     "sample": t["sample"],
-                    "seed": str(t["seed"]),  # 63 bits: a page's numbers hold 53
+                    "seed": str(t["seed"]),  # a seed has 63 bits, and a JavaScript number holds 53
                     "text": cut(t["full_text"]),
                     "answer": None if t["answer"] is None else cut(t["answer"]),
                     "terms": terms,
@@ -155,7 +164,7 @@ class Chunks:
         }
 
     def _terms(self, stored: StoredQuestion) -> list[Mapping[str, float] | None]:
-        """The addends of each reward; None where it is unknown, or a custom reward's, which has no terms."""
+        """Return the terms of each reward, or None for an unknown or a custom reward."""
         if self.scoring.reward is not None:
             return [None] * len(stored.trajectories)
         roles = {arm.name: arm.probe_role for arm in self.arms}
@@ -173,7 +182,7 @@ def _turns(prompt: Prompt) -> list[tuple[str, str]]:
 
 
 def _title(question: Question) -> str:
-    """The beginning of what was asked last, in one line."""
+    """Return the beginning of the last message as one line."""
     turns = _turns(question.prompt)
     text = " ".join(turns[-1][1][: 4 * TITLE_CHARS].split()) if turns else question.fault or ""
     return text if len(text) <= TITLE_CHARS else text[: TITLE_CHARS - 1] + "\u2026"

@@ -1,7 +1,6 @@
-"""Estimates from samples: pass@k, majority@k, and confidence intervals of shares and means.
+"""Estimate pass@k, majority@k and 95% confidence intervals from samples.
 
-Owns the formulas and their sources. It knows nothing of files, arms or pages, and needs nothing but the standard library.
-Every interval is a 95% one.
+Each function names the source of its formula. The module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -16,34 +15,45 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that of k draws, taken without replacement from n of which c are right, at least one is right.
+    """Return the probability that at least one of k samples is right.
 
-    1 - C(n - c, k) / C(n, k), the unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models Trained on
-    Code", equation 1; exact in integers. Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+    The k samples are chosen without replacement from n, of which c are right.
+    The formula is 1 - C(n - c, k) / C(n, k), computed with exact integers. It is the unbiased
+    estimator of Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1.
+
+    Raises:
+        ValueError: Unless 0 <= c <= n and 1 <= k <= n.
     """
     _check(n, k)
     if not 0 <= c <= n:
-        raise ValueError(f"{c} right draws of {n}")
+        raise ValueError(f"c is {c}, but there are n = {n} samples. c must be 0 to {n}.")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
-    """The chance that the commonest answer among k draws, taken without replacement from these n, is right.
+    """Return the probability that the most common answer among k samples is right.
 
-    `answers` and `correct` have length n. A draw without an answer (None) does not vote; all right answers count as one,
-    however they are written; among equally common answers chance decides; where nobody votes, the vote is lost. This is
-    the mean over all C(n, k) choices of the majority vote (self-consistency) of Wang et al. 2022, "Self-Consistency
-    Improves Chain of Thought Reasoning", counted exactly. Raises ValueError where the lengths differ, or unless
-    1 <= k <= n.
+    The k samples are chosen without replacement from these n. The result is the exact mean of the
+    majority vote over all C(n, k) choices (self-consistency, Wang et al. 2022, "Self-Consistency
+    Improves Chain of Thought Reasoning"). All right answers count as one answer.
+    A tie is decided by chance. A choice without any vote counts as wrong.
+
+    Args:
+        answers: n answers. A sample without an answer (None) does not vote.
+        correct: n grades.
+        k: Number of samples that vote.
+
+    Raises:
+        ValueError: If the lengths differ, or unless 1 <= k <= n.
     """
     return majority_curve(answers, correct, [k])[0]
 
 
 def majority_curve(answers: Sequence[Hashable | None], correct: Sequence[bool], ks: Iterable[int]) -> list[float]:
-    """`majority_at_k` for several k at once."""
+    """Return `majority_at_k` for several k."""
     n = len(answers)
     if len(correct) != n:
-        raise ValueError(f"{n} answers with {len(correct)} grades")
+        raise ValueError(f"There are {n} answers and {len(correct)} grades. Give one grade an answer.")
     votes = [(answer, right) for answer, right in zip(answers, correct, strict=True) if answer is not None]
     wrong = tuple(sorted(Counter(answer for answer, right in votes if not right).values()))
     right = sum(right for _, right in votes)
@@ -52,28 +62,29 @@ def majority_curve(answers: Sequence[Hashable | None], correct: Sequence[bool], 
 
 @lru_cache(maxsize=1 << 16)
 def _majority(n: int, right: int, wrong: tuple[int, ...], k: int) -> float:
-    """majority@k where the right answer has `right` of the n votes and the wrong ones have those of `wrong`.
+    """Compute majority@k from counts: `right` votes for the right answer, `wrong` for each other.
 
-    For each number r of right votes among the k: how many ways there are for the other k - r draws, no wrong answer
-    getting more than r votes. An answer that has fewer than r votes in all cannot, so those draws are chosen freely.
+    For each number r of right votes, count the choices of the other k - r samples in which no wrong
+    answer has more than r votes. An answer with fewer than r votes in total can never exceed r, so
+    its samples are chosen freely.
     """
     _check(n, k)
     won = 0.0
     for r in range(1, min(right, k) + 1):
         rivals = [votes for votes in wrong if votes >= r]
         free = n - right - sum(rivals)
-        # ways[t][j]: choices of j draws from the rivals so far, none over r votes and t of them with exactly r
+        # ways[t, j]: choices of j samples from the rivals so far, none above r votes and t of them with exactly r
         ways = {(0, 0): 1}
         for votes in rivals:
             longer: dict[tuple[int, int], int] = {}
-            for (tied, drawn), count in ways.items():
-                for v in range(min(r, k - r - drawn) + 1):
-                    place = (tied + (v == r), drawn + v)
-                    longer[place] = longer.get(place, 0) + count * math.comb(votes, v)
+            for (tied, chosen), count in ways.items():
+                for v in range(min(r, k - r - chosen) + 1):
+                    key = (tied + (v == r), chosen + v)
+                    longer[key] = longer.get(key, 0) + count * math.comb(votes, v)
             ways = longer
         shares: Counter[int] = Counter()
-        for (tied, drawn), count in ways.items():
-            shares[tied] += count * math.comb(free, k - r - drawn)
+        for (tied, chosen), count in ways.items():
+            shares[tied] += count * math.comb(free, k - r - chosen)
         whole = math.comb(n, k)
         won += sum(count * math.comb(right, r) / whole / (tied + 1) for tied, count in shares.items())
     return min(1.0, won)
@@ -81,33 +92,36 @@ def _majority(n: int, right: int, wrong: tuple[int, ...], k: int) -> float:
 
 def _check(n: int, k: int) -> None:
     if not 1 <= k <= n:
-        raise ValueError(f"k = {k} with {n} draws; it must be 1 to {n}")
+        raise ValueError(f"k is {k}, but there are {n} samples. k must be 1 to {n}.")
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
-    """The 95% score interval of a share, in [0, 1] (Wilson 1927); (0, 1) where n is 0.
+    """Return the 95% score interval of a share, within [0, 1] (Wilson 1927).
 
-    Neither number must be whole: `Clustered.share_interval` gives an effective sample size. Raises ValueError unless
-    0 <= successes <= n.
+    The interval is (0, 1) when n is 0. Both numbers may be fractions, because
+    `Clustered.share_interval` passes an effective sample size.
+
+    Raises:
+        ValueError: Unless 0 <= successes <= n.
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials")
+        raise ValueError(f"successes is {successes}, but n is {n}. successes must be 0 to n.")
     if n == 0:
         return 0.0, 1.0
     share, z2 = successes / n, Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # A share of exactly 0 or 1 is in its own interval; rounding would leave it just outside.
+    # The interval of a share of exactly 0 or 1 contains that share. Rounding would exclude it.
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 @dataclass
 class Clustered:
-    """Sums over values that come in clusters: the draws of one question resemble each other, its means do not.
+    """Sums over values in clusters, because samples of one question resemble each other.
 
-    The standard error of the mean is the clustered one of Miller 2024, "Adding Error Bars to Evals": the root
-    of the sum over clusters of (sum of the deviations in it) squared, over n. With one value a cluster it is the usual
-    sqrt(variance / n), by the population's variance. Interval: mean +- 1.96 standard errors.
+    The standard error of the mean is the clustered one (Miller 2024, "Adding Error Bars to Evals"):
+    sqrt(sum over clusters of (sum of the cluster's deviations)^2) / n. With one value a cluster it
+    equals sqrt(variance / n) with the population variance. The interval is mean +- 1.96 standard errors.
     """
 
     n: int = 0
@@ -118,7 +132,7 @@ class Clustered:
     _cross: float = 0.0
 
     def add(self, values: Sequence[float]) -> None:
-        """Counts in one cluster; an empty one changes nothing."""
+        """Add one cluster. An empty cluster changes nothing."""
         if not values:
             return
         total = sum(values)
@@ -135,24 +149,25 @@ class Clustered:
 
     @property
     def standard_error(self) -> float | None:
-        """None where fewer than two clusters tell nothing of the spread."""
+        """Return the clustered standard error, or None with fewer than two clusters."""
         if self.mean is None or self.clusters < 2:
             return None
         deviations = self._totals2 - 2 * self.mean * self._cross + self.mean**2 * self._sizes2
         return math.sqrt(max(0.0, deviations)) / self.n
 
     def interval(self) -> tuple[float, float] | None:
-        """The mean's 95% interval, None where there is no standard error."""
+        """Return the 95% interval of the mean, or None without a standard error."""
         if self.mean is None or self.standard_error is None:
             return None
         return self.mean - Z95 * self.standard_error, self.mean + Z95 * self.standard_error
 
     def share_interval(self) -> tuple[float, float]:
-        """The 95% interval of the mean of zeros and ones: Wilson's, at the sample size n / deff.
+        """Return the 95% interval of a mean of zeros and ones.
 
-        deff, the design effect, is the clustered variance over the simple one, at least 1 (Dean and Pagano 2015,
-        "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered Surveys"). Where all values are
-        equal it cannot be seen, and the sample size is the number of clusters.
+        This is Wilson's interval at the sample size n / deff. The design effect deff is the clustered
+        variance over the simple variance, at least 1 (Dean and Pagano 2015, "Evaluating Confidence
+        Interval Methods for Binomial Proportions in Clustered Surveys"). If all values are equal, deff
+        is unknown, and the number of clusters is the sample size.
         """
         if self.mean is None:
             return 0.0, 1.0

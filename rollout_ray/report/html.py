@@ -1,8 +1,7 @@
-"""Writes report.html: one self-contained page over a merged file, which opens from disk without a network.
+"""Write report.html: one self-contained page over a merged file, readable offline.
 
-Owns which facts of a run the page gets, how page, style, script and data become one file, and where it is written. What is
-counted is tallies.py's, engines' times timeline.py's, the questions report_chunks.py's; page/ holds what the browser runs.
-The merged file is read once, in a stream.
+This module selects the page's facts and assembles the file. page/ has the browser's code.
+The merged file is read once, as a stream.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SCRIPTS = ("dom.js", "charts.js", "summary.js", "questions.js", "report.js")
 
 @dataclass(frozen=True)
 class Report:
-    """A page that was written: its path or URI, its size, how many questions it can show of how many, and the time."""
+    """A written page: path or URI, bytes, questions it can show, questions in the file, seconds."""
 
     path: str
     size: int
@@ -43,8 +42,11 @@ class Report:
 
 
 def report_path(merged: str) -> str:
-    """Beside a merged file: report.html for merged.parquet, report-<digest>.html for merged-<digest>.parquet, else
-    <name>-report.html."""
+    """Return the page's path beside a merged file.
+
+    merged.parquet gives report.html, merged-<digest>.parquet gives report-<digest>.html,
+    and <name>.parquet gives <name>-report.html.
+    """
     folder, name = split_path(merged)
     stem = PurePosixPath(name).stem
     is_usual = stem == "merged" or stem.startswith("merged-")
@@ -52,15 +54,21 @@ def report_path(merged: str) -> str:
 
 
 def write_report(path: str, output: str | None = None, run: RunDirectory | None = None) -> Report:
-    """Writes the page over a run directory's merged file, or any merged file, and returns what it is like.
+    """Write the page over a run's merged file, or over any merged file.
 
-    `output` is the page's path or URI, unset the place beside the file; with `run`, the directory that holds the file, its
-    lease is checked before the page appears. Raises ConfigError where the file has the layout `responses`, which holds no
-    scores, or `output` does not end in .html, LedgerError and VerifyError where something cannot be read or written.
+    Args:
+        path: Run directory or merged file, a path or a URI.
+        output: Path or URI of the page. None: beside the merged file.
+        run: Directory that contains the file. Its lease is checked before the page appears.
+
+    Raises:
+        ConfigError: The layout is `responses`, which has no scores, or `output` does not end in .html.
+        LedgerError: A file cannot be read or written.
+        VerifyError: The merged file is damaged.
     """
     began = time.monotonic()
     if output is not None and not output.partition("?")[0].endswith(".html"):
-        raise ConfigError(f"{output} is no name for a report; give one that ends in .html")
+        raise ConfigError(f"{output} does not end in .html. Give the report a name that ends in .html.")
     with MergedFile(path) as merged:
         merged.require_scores()
         arms = merged.description.arms
@@ -83,7 +91,7 @@ def write_report(path: str, output: str | None = None, run: RunDirectory | None 
 
 
 def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
-    """All that the page shows beside the questions; every string with its control characters escaped."""
+    """Return the page's data apart from the questions, with all control characters escaped."""
     description, run = merged.description, merged.run
     record: Mapping[str, Any] = {}
     sessions: list[dict[str, Any]] = []
@@ -111,7 +119,7 @@ def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
 
 
 def _reward(description: Description) -> dict[str, Any]:
-    """The reward's formula with this run's numbers."""
+    """Return the reward's parameters in this run."""
     scoring = description.config.scoring
     if scoring.reward is not None:
         return {"custom": scoring.reward}
@@ -132,13 +140,19 @@ def _shown_all(value: Any) -> Any:
 
 
 class _Page:
-    """Puts the file together. `size` is what was written, in bytes."""
+    """Assemble the file. `size` is the number of bytes written."""
 
     def __init__(self, facts: Mapping[str, Any], index: Mapping[str, Any], chunks: Chunks) -> None:
-        self._facts, self._index, self._chunks, self.size = facts, index, chunks, 0
+        self._facts = facts
+        self._index = index
+        self._chunks = chunks
+        self.size = 0
 
     def write(self, stream: IO[bytes]) -> None:
-        """The template, each {{name}} in it replaced. Style and script are allowed by their hashes, and nothing else."""
+        """Write the template with each {{name}} replaced.
+
+        The content security policy allows only this style and this script, by their hashes.
+        """
         folder = resources.files("rollout_ray.report") / "page"
         style = (folder / "report.css").read_text("utf-8")
         script = '"use strict";\n' + "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
@@ -147,16 +161,16 @@ class _Page:
             "form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
         )
         parts = {"policy": policy, "title": html.escape(self._facts["title"]), "style": style, "script": script}
-        for number, piece in enumerate(re.split(r"\{\{(\w+)\}\}", (folder / "report.html").read_text("utf-8"))):
+        for number, text in enumerate(re.split(r"\{\{(\w+)\}\}", (folder / "report.html").read_text("utf-8"))):
             if number % 2 == 0:
-                self._put(stream, piece.encode())
-            elif piece == "data":
+                self._put(stream, text.encode())
+            elif text == "data":
                 self._write_data(stream)
             else:
-                self._put(stream, parts[piece].encode())
+                self._put(stream, parts[text].encode())
 
     def _write_data(self, stream: IO[bytes]) -> None:
-        """Data blocks, which no browser runs: the facts and the index, and the chunks, all gzipped in base64."""
+        """Write facts, index and chunks as data blocks that no browser executes."""
         self._block(stream, "facts", packed(self._facts))
         self._block(stream, "index", packed(self._index))
         for number, content in enumerate(self._chunks.contents()):

@@ -1,6 +1,7 @@
-"""Figures of a finished run, for notebooks. matplotlib draws them where it is installed; nothing else needs it.
+"""Plot a finished run with matplotlib, for notebooks.
 
-Owns the figures. The numbers are those of the report (tallies.py), counted anew from the merged file at each call.
+Each call counts the merged file anew, with the statistics of the report.
+matplotlib is optional: only these functions import it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ XLABELS = {"reward": "reward", "tokens": "output tokens"}
 
 
 def accuracy(path: str) -> Figure:
-    """Accuracy by arm, a dot and its 95% interval each; arms that were not graded are left out."""
+    """Plot each graded arm's accuracy as a dot with its 95% interval."""
     figure, axes = _empty()
     groups = [(name, group["accuracy"]) for name, group in _counted(path)["groups"].items() if group["accuracy"]]
     names, values = [name for name, _ in groups], [interval for _, interval in groups]
@@ -33,7 +34,12 @@ def accuracy(path: str) -> Figure:
 
 
 def histogram(path: str, what: str) -> Figure:
-    """Rewards (`what` is reward) or output lengths (tokens) of all trajectories, stacked by outcome."""
+    """Plot a histogram of all trajectories, stacked by outcome.
+
+    Args:
+        path: Merged file.
+        what: "reward" or "tokens" (output length).
+    """
     figure, axes = _empty()
     counted = _counted(path)
     edges, counts = counted["edges"][what], counted["all"]["histograms"][what]
@@ -51,11 +57,15 @@ def histogram(path: str, what: str) -> Figure:
 
 
 def _empty() -> tuple[Figure, Axes]:
-    """A figure that pyplot made, so that a notebook knows how to show it, and has let go, so that it shows it once."""
+    """Return an empty figure that the notebook displays exactly once.
+
+    pyplot makes the figure, so the notebook can render it.
+    Closing the figure stops pyplot from showing it a second time.
+    """
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError("matplotlib draws the figures and is not installed; pip install matplotlib") from error
+        raise ImportError("matplotlib is not installed, and the plots need it. Run: pip install matplotlib") from error
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     pyplot.close(figure)
     return figure, axes

@@ -1,7 +1,7 @@
-"""The statistics of a report: by arm, by question and over all, from trajectories as a merged file holds them.
+"""Count a report's statistics by arm, by question and over all trajectories.
 
-Owns what is counted and the shape of the result, which is JSON. Formulas and intervals are estimates.py's; nothing is
-drawn or written here. It keeps two numbers a trajectory and one a question, never a text.
+The result is JSON. estimators.py has the formulas and intervals.
+Memory holds two numbers a trajectory and one a question, never a text.
 """
 
 from __future__ import annotations
@@ -17,40 +17,46 @@ from typing import Any
 from rollout_ray.report.estimators import Clustered, majority_curve, pass_at_k
 from rollout_ray.scoring.normal_form import votes
 
-BINS = 30  # about how many bars a histogram has
-VOTERS = 64  # draws of a question that majority@k is counted over; the exact count over many more takes seconds
-EVERY_K = 16  # up to so many draws each k is on a curve, beyond it powers of two
+BINS = 30  # approximate number of bars in a histogram
+VOTERS = 64  # samples of a question that majority@k counts; the exact count over many more takes seconds
+EVERY_K = 16  # a curve has every k up to here, and powers of two beyond
 OUTCOMES = ("right", "wrong", "unknown")
 _OUTCOME = {True: 0, False: 1, None: 2}
 
 
 def curve_ks(samples: int) -> list[int]:
-    """The k of a curve over this many draws: all of 1 to 16, or the powers of two and `draws` itself."""
+    """Return the k values of a curve: each up to 16 samples, else powers of two and `samples`."""
     if samples <= EVERY_K:
         return list(range(1, samples + 1))
     return sorted({*(1 << n for n in range(samples.bit_length())), samples})
 
 
 def nice_edges(low: float, high: float, about: int = BINS, whole: bool = False) -> list[float]:
-    """Edges of about `about` equal bins over [low, high] at multiples of 1, 2 or 5 times a power of ten; of whole
-    numbers at least 1 apart."""
-    if not high - low > 1e-6 * max(1.0, abs(low), abs(high)):  # equal, up to rounding
+    """Return the edges of equal histogram bins that cover [low, high].
+
+    Edges are multiples of 1, 2 or 5 times a power of ten.
+
+    Args:
+        about: Approximate number of bins.
+        whole: The values are integers. Bins are then at least 1 wide.
+    """
+    if not high - low > 1e-6 * max(1.0, abs(low), abs(high)):  # equal, apart from rounding
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * f for f in (1, 2, 5, 10) if power * f >= raw * 0.999)
     if whole:
         step = max(1.0, step)
-    rounding = 1e-9 * min(1.0, 1 / step)  # of a bin, and of a number
+    rounding = 1e-9 * min(1.0, 1 / step)  # tolerance in bins, for wide and narrow bins
     first, last = math.floor(low / step + rounding), math.ceil(high / step - rounding)
     if whole and last * step <= high:
-        last += 1  # a bin holds its lower edge: the greatest number needs one of its own
+        last += 1  # a bin contains its lower edge, so the greatest number needs one more bin
     return [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
 
 
 @dataclass
 class Values:
-    """Numbers by outcome (right, wrong, unknown), for a histogram."""
+    """Numbers for a histogram, separated by outcome (right, wrong, unknown)."""
 
     by_outcome: tuple[array[float], ...] = field(default_factory=lambda: tuple(array("d") for _ in OUTCOMES))
 
@@ -58,13 +64,18 @@ class Values:
         self.by_outcome[outcome].append(value)
 
     def bounds(self) -> tuple[float, float] | None:
-        """The least and the greatest number; None without any."""
+        """Return the least and the greatest number, or None without numbers."""
         filled = [values for values in self.by_outcome if values]
         return (min(map(min, filled)), max(map(max, filled))) if filled else None
 
     def counts(self, edges: Sequence[float]) -> list[list[int]]:
-        """Per outcome the numbers in each bin [edge, next edge), the last bin closed."""
-        bins, low, width = len(edges) - 1, edges[0], edges[1] - edges[0]
+        """Count the numbers in each bin.
+
+        Returns:
+            One list an outcome, one count a bin [edge, next edge). The last bin includes its upper edge.
+        """
+        bins, low = len(edges) - 1, edges[0]
+        width = edges[1] - low
         counts = []
         for values in self.by_outcome:
             counted = Counter(min(bins - 1, max(0, int((value - low) / width + 1e-6))) for value in values)
@@ -74,13 +85,16 @@ class Values:
 
 @dataclass
 class Curve:
-    """pass@k and majority@k as means over questions: a question counts for every k up to its graded draws. Of one with
-    more than VOTERS draws an even selection of VOTERS votes."""
+    """Means over questions of pass@k and majority@k.
+
+    A question counts for every k up to its number of graded samples.
+    Only VOTERS evenly spaced samples vote in a question with more.
+    """
 
     at: dict[int, tuple[Clustered, Clustered]] = field(default_factory=dict)
 
     def add(self, answers: Sequence[str | None], correct: Sequence[bool], ks: Iterable[int]) -> None:
-        """Counts in one question by its graded draws."""
+        """Add one question by its graded samples."""
         n, right = len(correct), sum(correct)
         if n > VOTERS:
             chosen = [i * n // VOTERS for i in range(VOTERS)]
@@ -96,7 +110,10 @@ class Curve:
                 voted.add([majority])
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists over k: k, the questions that count, and [mean, low, high] of both, any of which may be None."""
+        """Return lists over k: k, number of questions, and [mean, low, high] of both curves.
+
+        Each of the three numbers may be None.
+        """
         ks = sorted(self.at)
         return {
             "k": ks,
@@ -108,7 +125,7 @@ class Curve:
 
 @dataclass
 class Group:
-    """What is counted of one arm, or of all arms together."""
+    """Counts over one arm, or over all arms."""
 
     trajectories: int = 0
     accuracy: Clustered = field(default_factory=Clustered)
@@ -121,22 +138,22 @@ class Group:
     curve: Curve = field(default_factory=Curve)
     most_samples: int = 0
 
-    def add(self, drawn: Sequence[Mapping[str, Any]]) -> None:
-        """Counts in the draws of one question."""
-        graded = [t for t in drawn if t["correct"] is not None]
-        self.trajectories += len(drawn)
-        self.most_samples = max(self.most_samples, len(drawn))
+    def add(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Add the samples of one question."""
+        graded = [t for t in samples if t["correct"] is not None]
+        self.trajectories += len(samples)
+        self.most_samples = max(self.most_samples, len(samples))
         self.accuracy.add([float(t["correct"]) for t in graded])
-        self.reward.add([t["reward"] for t in drawn if t["reward"] is not None])
-        self.length.add([t["num_tokens"] for t in drawn])
-        self.statuses.update(t["score_status"] for t in drawn)
-        self.finishes.update(t["finish_reason"] for t in drawn)
-        for t in drawn:
+        self.reward.add([t["reward"] for t in samples if t["reward"] is not None])
+        self.length.add([t["num_tokens"] for t in samples])
+        self.statuses.update(t["score_status"] for t in samples)
+        self.finishes.update(t["finish_reason"] for t in samples)
+        for t in samples:
             outcome = _OUTCOME[t["correct"]]
             self.lengths.add(t["num_tokens"], outcome)
             if t["reward"] is not None:
                 self.rewards.add(t["reward"], outcome)
-        self.curve.add(votes([t["answer"] for t in graded]), [t["correct"] for t in graded], curve_ks(len(drawn)))
+        self.curve.add(votes([t["answer"] for t in graded]), [t["correct"] for t in graded], curve_ks(len(samples)))
 
     def to_dict(self, edges: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         return {
@@ -155,7 +172,10 @@ class Group:
 
 @dataclass
 class Tallies:
-    """Everything that a report counts. `arms` fixes the order; `add` takes one question after the other."""
+    """All counts of a report. Add the questions one by one.
+
+    `arms` gives the order of the groups.
+    """
 
     arms: Sequence[str]
     _groups: dict[str, Group] = field(init=False)
@@ -175,7 +195,12 @@ class Tallies:
         return self._all.trajectories
 
     def add(self, trajectories: Sequence[Mapping[str, Any]], s_wm: float) -> None:
-        """Counts in one question: its trajectories, with the fields of a `trajectories` entry, and its coherence."""
+        """Add one question.
+
+        Args:
+            trajectories: Entries of the question's `trajectories` column.
+            s_wm: Coherence of the question.
+        """
         self.questions += 1
         self._all.add(trajectories)
         by_arm: dict[str, list[Mapping[str, Any]]] = {}
@@ -185,8 +210,8 @@ class Tallies:
             engine = self._engines.setdefault(t["engine"], Counter())
             engine["trajectories"] += 1
             engine["tokens"] += t["num_tokens"]
-        for name, drawn in by_arm.items():
-            self._groups.setdefault(name, Group()).add(drawn)
+        for name, samples in by_arm.items():
+            self._groups.setdefault(name, Group()).add(samples)
         grades = [t["correct"] for t in trajectories]
         self._coherence.add(s_wm, 0)
         if None in grades:
@@ -195,8 +220,12 @@ class Tallies:
             self._right[sum(grades)] += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON: `all` and `groups` (by arm), histograms' `edges`, s_wm's counts, and how many questions have how many right
-        of K (`difficulty`; those with a draw whose grade is unknown are `ungraded`)."""
+        """Return the counts as JSON values.
+
+        `all` and `groups` (by arm) hold the counts, `edges` the bins of the histograms.
+        `difficulty[n]` is the number of questions with n right trajectories.
+        `ungraded` counts the questions with a trajectory of unknown grade.
+        """
         edges = {
             "reward": nice_edges(*(self._all.rewards.bounds() or (0.0, 1.0))),
             "tokens": nice_edges(0.0, max(1.0, (self._all.lengths.bounds() or (0.0, 1.0))[1]), whole=True),
@@ -222,6 +251,6 @@ def _mean(sums: Clustered) -> list[float | None] | None:
 
 
 def _mean_of_shares(sums: Clustered) -> list[float | None]:
-    """Mean and interval of values in [0, 1]; the normal interval is cut there."""
+    """Return mean and interval of values in [0, 1], with the interval clipped to [0, 1]."""
     low, high = sums.interval() or (None, None)
     return [sums.mean, None if low is None else max(0.0, low), None if high is None else min(1.0, high)]

@@ -1,7 +1,7 @@
-"""When each engine of a run was starting, running and idle, from the run's events.
+"""Compute from a run's events when each engine was starting, running and idle.
 
-Owns the reading of events.jsonl for the report. It takes what it knows and leaves the rest: an event without a field, or
-of a kind that it does not know, is no error. Times are seconds since the session began.
+Unknown kinds of events and missing fields are ignored.
+Times are seconds since the session began.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from typing import Any
 
 BEGINS = ("begun", "resumed")
 FAULTS = {
-    "engine_died": "died", "engine_shrunk": "tried again with less memory", "engine_retired": "retired",
-    "node_draining": "node about to go", "payload_lost": "payload lost", "scorer_died": "scorer died",
-    "part_put_aside": "part put aside",
-}  # fmt: skip
+    "engine_died": "died",
+    "engine_shrunk": "retried with less memory",
+    "engine_retired": "retired",
+    "node_draining": "node is going away",
+    "payload_lost": "payload lost",
+    "scorer_died": "scorer died",
+    "part_put_aside": "part quarantined",
+}
 
 
 @dataclass
 class _Engine:
-    """One engine's spans in a session: [state, from, to], the last one open until something ends it."""
+    """One engine's spans in a session: [state, from, to]. The last span stays open until an event ends it."""
 
     spans: list[list[Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def turn(self, state: str | None, now: float) -> None:
-        """Ends the open span and, with a state, begins the next one."""
+        """End the open span, and begin the next one if there is a state."""
         if self.spans and self.spans[-1][2] is None:
             if self.spans[-1][0] == state:
                 return
@@ -50,11 +54,12 @@ class _Session:
 
 
 def timeline(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a session, oldest first: kind, time, seconds, note, engines with their spans, faults, warnings, summary,
-    and `load`: [seconds, output tokens made by then] where events told of it.
+    """Return one entry a session, oldest first.
 
-    A span is [state, from, to] with a state of starting, running or idle. What an engine does after it was once idle is
-    known only where an event tells of it; until the next one it counts as idle.
+    An entry has kind, time, seconds, note, engines with their spans, faults, warnings, summary and
+    `load`: pairs of [seconds, output tokens so far].
+    A span is [state, from, to], and its state is starting, running or idle.
+    An engine that was idle once stays idle until another event names it.
     """
     sessions: list[_Session] = []
     for event in events:
@@ -85,7 +90,7 @@ def _take(session: _Session, kind: str, now: float, event: Mapping[str, Any]) ->
         elif kind in ("engine_died", "engine_retired", "engine_left"):
             engine.turn(None, now)
             if kind == "engine_died":
-                engine.turn("starting", now)  # again; a retirement ends this at once
+                engine.turn("starting", now)  # a retirement ends this span at once
     if kind in FAULTS:
         what = {k: v for k, v in event.items() if k not in ("time", "event")}
         session.faults.append({"time": now, "kind": kind, "what": FAULTS[kind], **what})
@@ -126,6 +131,6 @@ def _as_dict(session: _Session) -> dict[str, Any]:
 
 
 def _by_number(name: str) -> tuple[str, int]:
-    """engine-10 stands after engine-9."""
+    """Return a sort key that orders engine-10 after engine-9."""
     stem, _, number = name.rpartition("-")
     return (stem, int(number)) if number.isdecimal() else (name, 0)
