@@ -3,8 +3,7 @@
     from rollout_ray import RunConfig, collect
     rollouts = collect("questions.parquet", RunConfig(model={"model_path": "..."}))
 
-Importing the package loads neither Ray, nor torch, nor vLLM; a public name is loaded when it is first asked for, so that
-the command line answers `--help` without pyarrow and numpy.
+A public name is loaded when it is first used. Importing the package loads neither Ray, torch, vLLM nor pyarrow.
 """
 
 import importlib
@@ -17,35 +16,70 @@ if typing.TYPE_CHECKING:
     from rollout_ray.api.pool import RolloutPool
     from rollout_ray.config.schema import RunConfig
     from rollout_ray.core.errors import RolloutError
+    from rollout_ray.core.records import Question, Trajectory
 
-__version__ = "0.1.0"
-__all__ = ["RolloutError", "RolloutPool", "Rollouts", "RunConfig", "__version__", "collect"]
+__version__ = "0.1.0"  # the only place: pyproject.toml reads it, and a checkout that is not installed has it too
+__all__ = [
+    "Question",
+    "RolloutError",
+    "RolloutPool",
+    "Rollouts",
+    "RunConfig",
+    "Trajectory",
+    "__version__",
+    "collect",
+]
 
-_HOMES = {
+_MODULES = {
+    "Question": "core.records",
     "RolloutError": "core.errors",
     "RolloutPool": "api.pool",
     "Rollouts": "api.collect",
     "RunConfig": "config.schema",
+    "Trajectory": "core.records",
     "collect": "api.collect",
+}
+# Modules that scripts import by the name they had in version 0.1.0. `config` is a package now and has its own.
+_FORMER_MODULES = {
+    "collect": "api.collect",
+    "errors": "core.errors",
+    "grading": "scoring.grader",
+    "pool": "api.pool",
+    "records": "core.records",
+    "regime_w": "scoring.regime_w",
 }
 
 
-class _Package(types.ModuleType):
-    """This package. Importing the module collect.py does not hide the function of that name."""
+class _FormerModule(types.ModuleType):
+    """A module under its former name. It stands in sys.modules, so no import binds it over the function `collect`."""
+
+    def __init__(self, name: str, module: str) -> None:
+        super().__init__(f"{__name__}.{name}", f"The former name of {__name__}.{module}.")
+        self._module = f"{__name__}.{module}"
 
     def __getattr__(self, name: str) -> typing.Any:
-        if name not in _HOMES:
+        if name.startswith("__"):  # tools that look at every module must not load it
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{self.__name__}.{_HOMES[name]}"), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: typing.Any) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
+        return getattr(importlib.import_module(self._module), name)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+        return dir(importlib.import_module(self._module))
 
 
-sys.modules[__name__].__class__ = _Package
+for _name, _module in _FORMER_MODULES.items():
+    sys.modules.setdefault(f"{__name__}.{_name}", _FormerModule(_name, _module))
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in _MODULES:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    elif name in _FORMER_MODULES:
+        value = sys.modules[f"{__name__}.{name}"]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

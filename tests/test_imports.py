@@ -52,3 +52,35 @@ def test_public_names_are_exactly_all() -> None:
     assert all(hasattr(rollout_ray, name) for name in rollout_ray.__all__)
     public = {n for n, v in vars(rollout_ray).items() if not n.startswith("_") and not isinstance(v, type(sys))}
     assert public | {"__version__"} == set(rollout_ray.__all__)
+
+
+FORMER_IMPORTS = """
+from rollout_ray.grading import Grader
+from rollout_ray.regime_w import RewardConfig, score_question
+from rollout_ray.records import Question, Trajectory
+from rollout_ray.collect import Rollouts
+from rollout_ray.config import RewardConfig, RunConfig
+from rollout_ray.errors import ConfigError, RolloutError
+import rollout_ray.collect, rollout_ray.grading, rollout_ray.records as records
+import rollout_ray
+
+assert rollout_ray.grading.Grader is Grader and records.Question is Question is rollout_ray.Question
+assert rollout_ray.RolloutError is RolloutError and rollout_ray.RunConfig is RunConfig
+from rollout_ray.api.collect import collect as function
+assert rollout_ray.collect is function, "an import of the former module must not hide the function"
+"""
+
+
+def test_scripts_import_modules_by_their_former_names() -> None:
+    assert "rollout_ray" in loaded_by(FORMER_IMPORTS)
+
+
+def test_a_former_name_loads_nothing_until_it_is_used() -> None:
+    code = "import sys, rollout_ray.grading; [hasattr(m, '__file__') for m in list(sys.modules.values())]"
+    assert not loaded_by(f"{code}; assert 'rollout_ray.scoring.grader' not in sys.modules") & {"pyarrow", "numpy"}
+
+
+def test_a_name_that_never_was_is_an_import_error() -> None:
+    for module in ("rollout_ray", "rollout_ray.records", "rollout_ray.config"):
+        with pytest.raises(ImportError, match="cannot import name 'NoSuchConfig'"):
+            exec(f"from {module} import NoSuchConfig")
