@@ -27,7 +27,7 @@ def test_a_scorer_on_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path,
         if remains == "another run":
             RunDirectory(run.uri).open({"seed": 2}, {})
         with pytest.raises(
-            LedgerError, match="does not see the run in .*Give --output_dir a folder that every node shares"
+            LedgerError, match=r"does not see the run in .*Give --output_dir a folder that every node shares"
         ):
             ScorerActor(0).begin(there, cfg, resolve_arms(cfg))
         if remains == "nothing":
