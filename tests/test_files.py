@@ -1,4 +1,4 @@
-"""Whole runs whose files go wrong: damaged parts, a disk that is full, a directory that is read-only."""
+"""Test whole runs with damaged parts, a full disk, and a read-only directory."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_damaged_parts_are_put_aside_and_their_questions_drawn_again(
     assert {p.name for p in (tmp_path / "run/parts/bad").iterdir()} == {parts[0].name, parts[1].name}
     reported = [event for event in rollouts.run.events() if event["event"] == "part_put_aside"]
     assert [event["part"] for event in reported] == [f"parts/{part.name}" for part in parts[:2]]
-    assert "is torn or altered: its content has another checksum than its name; it is in parts/bad now" in caplog.text
+    assert "is torn or altered: its content does not match the checksum in its name; it is in parts/bad now" in caplog.text
 
 
 def test_rows_that_two_drivers_drew_are_counted_and_reported(
     tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a driver leaves that was suspended for too long at the worst moment: a part more, with other rows."""
+    """A driver that was suspended too long before a commit leaves an extra part with other rows."""
     cfg = simulated(tmp_path / "run")
     first = collect(demo_rows(10), cfg)
     part = first.run.read_part(first.run.parts()[0])
@@ -51,7 +51,7 @@ def test_rows_that_two_drivers_drew_are_counted_and_reported(
     assert f"{table.num_rows} questions stand in two parts with different rows" in caplog.text
 
 
-# Runs in a mount namespace of its own, in which a small file system holds the run directory.
+# Runs in its own mount namespace, where a small file system holds the run directory.
 ON_A_SMALL_DISK = """
 import errno, json, os, sys
 from pathlib import Path
@@ -161,7 +161,7 @@ def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path
         unshared=["--mount"],
     )
     said = done.stderr.splitlines()[-1]
-    assert f"cannot be made whole in {tmp_path}/disk before its upload ([Errno 28] No space left on device)" in said
+    assert f"cannot be completed in {tmp_path}/disk before its upload ([Errno 28] No space left on device)" in said
     assert "name another disk with TMPDIR" in said
 
 

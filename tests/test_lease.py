@@ -1,4 +1,4 @@
-"""The lease: of two drivers one refuses, whatever dies, is suspended or comes at the same moment."""
+"""Test the lease: one of two drivers is refused, even if drivers die, are suspended, or start together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.s3_store import BUCKET, Store, running_store
 
 RENEW_S, EXPIRY_S = 0.4, 4.0
 
-# A driver of its own: takes the lease, then for each line that it reads commits a part and says what became of it.
+# A driver process: takes the lease, then commits one part per input line and prints the result.
 DRIVER = f"""
 import sys
 from rollout_ray.actors.scorer import part_table
@@ -50,23 +50,27 @@ print("released", flush=True)
 
 
 class Driver:
-    """A driver process; `elsewhere` it runs in a PID namespace of its own, as on another machine."""
+    """A driver process. With `elsewhere`, it has its own PID namespace, as on another machine."""
 
     def __init__(self, uri: str, elsewhere: bool = False) -> None:
         words = [sys.executable, "-c", DRIVER, uri]
         if elsewhere:
-            words = ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), "--pid", "--fork",
-                     "--mount-proc", "--kill-child", *words]  # fmt: skip
+            rights = "" if os.geteuid() == 0 else "--user --map-root-user "
+            words = [*f"unshare {rights}--pid --fork --mount-proc --kill-child".split(), *words]
         self._process = subprocess.Popen(
-            words, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, text=True, cwd=ROOT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            words,
+            env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+            text=True,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.pid = self._process.pid
-        assert self.heard() == "holds"
+        assert self.read_line() == "holds"
         if elsewhere:
             self.pid = int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text())
 
-    def heard(self) -> str:
+    def read_line(self) -> str:
         assert self._process.stdout
         return self._process.stdout.readline().strip()
 
@@ -74,7 +78,7 @@ class Driver:
         assert self._process.stdin
         self._process.stdin.write(question_id + "\n")
         self._process.stdin.flush()
-        return self.heard()
+        return self.read_line()
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -176,7 +180,7 @@ def test_elsewhere_a_killed_driver_is_followed_once_its_lease_has_expired(uri: s
     first.signal(signal.SIGKILL)
     began = time.monotonic()
     assert take(uri).done_ids() == {"a"}
-    assert time.monotonic() - began > EXPIRY_S - RENEW_S - 1.1  # a store's times are whole seconds
+    assert time.monotonic() - began > EXPIRY_S - RENEW_S - 1.1  # an object store rounds times to whole seconds
     assert claims(uri) == []
 
 
@@ -187,7 +191,7 @@ def test_a_driver_that_was_suspended_too_long_stops_before_it_commits(uri: str, 
     with second.lease(RENEW_S, EXPIRY_S):
         first.signal(signal.SIGCONT)
         assert re.search("another driver has taken over .*; this one stops", first.commit("late"))
-        time.sleep(3 * RENEW_S)  # its thread had time to renew, and must not have brought its claim back
+        time.sleep(3 * RENEW_S)  # its thread had time to renew, but must not write its claim again
         assert len(claims(uri)) == 1
         second.write_part(part_table([ScoredQuestion("b", (), 0.0, 0.0, 0.0, 0.0)]))
     assert RunDirectory(uri).done_ids() == {"b"}
@@ -202,13 +206,13 @@ def test_of_many_that_come_at_once_one_holds_it(uri: str) -> None:
         def come(everyone: threading.Barrier, done: threading.Barrier, held: list[int], refused: list[str]) -> None:
             everyone.wait()
             while not (held_it := take_turn(held, done)):
-                pass  # the little store dropped a connection; the message says to come again
+                pass  # the test store dropped a connection; the message asks for another try
             if held_it != "held":
                 refused.append(held_it)
                 done.wait(HANG_S)
 
         def take_turn(held: list[int], done: threading.Barrier) -> str:
-            """Holds the lease until all have had their turn, or says why not; nothing where the store failed."""
+            """Hold the lease until all threads are done. Return "held", the refusal, or "" if the store failed."""
             try:
                 with RunDirectory(uri).lease():
                     held.append(1)
@@ -231,12 +235,12 @@ def test_a_claim_that_cannot_be_read_is_watched_like_any_other(uri: str) -> None
     Folder(uri).write_atomically("lease-x.json", b"{")
     began = time.monotonic()
     take(uri)
-    assert time.monotonic() - began >= EXPIRY_S - 1.1  # a store's times are whole seconds
+    assert time.monotonic() - began >= EXPIRY_S - 1.1  # an object store rounds times to whole seconds
     assert claims(uri) == []
 
 
 def test_an_actor_on_another_node_is_fenced_too(uri: str) -> None:
-    """The run directory that a scoring actor got is worth nothing once its driver's lease is gone."""
+    """A scoring actor cannot write once its driver's lease is gone."""
     import pickle
 
     run = RunDirectory(uri)
@@ -253,8 +257,8 @@ def test_the_command_line_refuses_and_after_a_kill_goes_on(tmp_path: Path) -> No
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in demo_rows(60)))
     output = tmp_path / "run"
-    words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(rows), "--output_dir", str(output), "--backend",
-             "simulated", "--flush_seconds", "0.2", "--quiet"]  # fmt: skip
+    words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(rows), "--output_dir", str(output)]
+    words += ["--backend", "simulated", "--flush_seconds", "0.2", "--quiet"]
     options: dict[str, Any] = {"env": clean_environment() | {"PYTHONPATH": str(ROOT)}, "text": True, "cwd": tmp_path}
     first = subprocess.Popen([*words, "--sim_tokens_per_second", "2000"], **options)
     run = RunDirectory(str(output))

@@ -1,4 +1,4 @@
-"""Keys, seeds, and what crosses a process."""
+"""Test keys, seeds, and records that are pickled between processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_seed_belongs_to_one_key(one: tuple[int, str, str, int], other: tuple[
 
 
 def test_a_seed_is_the_same_in_another_process() -> None:
-    """It must not depend on Python's own hash, which is salted a process."""
+    """The seed must not use Python's hash, which each process salts."""
     code = "from rollout_ray.core.records import sampling_seed; print(sampling_seed(42, 'q', 'wolfram_0', 3))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == sampling_seed(42, "q", "wolfram_0", 3) == 7627872151229602251

@@ -1,4 +1,4 @@
-"""Runs whose directory is in an object store: a real S3-compatible server, real Ray, the real driver."""
+"""Test runs in an object store, with a real S3-compatible server, Ray and driver."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def simulated(uri: str, speed: float = 1e6, **output: Any) -> RunConfig:
 
 
 def test_a_whole_run_into_a_bucket(store: Store, local_ray: None) -> None:
-    """Ray was started without the store's credentials: the scoring actors have them from the driver."""
+    """Ray starts without the store's credentials: the driver sends them to the scoring actors."""
     rollouts = collect(demo_rows(40), simulated(f"s3://{BUCKET}/whole", part_rows=10))
     assert rollouts.path == f"s3://{BUCKET}/whole/merged.parquet"
     assert len(set(keys(rollouts))) == 320
@@ -104,8 +104,8 @@ def test_a_torn_object_is_put_aside_and_its_questions_drawn_again(store: Store, 
 def test_a_killed_driver_is_followed_and_what_it_committed_counts(store: Store, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in demo_rows(60)))
-    words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(rows), "--output_dir", f"s3://{BUCKET}/killed",
-             "--backend", "simulated", "--flush_seconds", "0.2"]  # fmt: skip
+    words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(rows), "--output_dir", f"s3://{BUCKET}/killed"]
+    words += ["--backend", "simulated", "--flush_seconds", "0.2"]
     options: dict[str, Any] = {"env": clean_environment() | {"PYTHONPATH": str(ROOT)}, "text": True, "cwd": tmp_path}
     first = subprocess.Popen([*words, "--quiet", "--sim_tokens_per_second", "2000"], **options)
     run = RunDirectory(f"s3://{BUCKET}/killed")
@@ -159,7 +159,7 @@ def test_a_store_that_fails_in_the_middle_is_one_sentence_and_the_run_goes_on_la
 
 
 def test_a_few_errors_of_the_store_are_not_noticed(store: Store, local_ray: None) -> None:
-    """The client tries again by itself; nothing above it does."""
+    """The client of the store retries by itself; our code does not."""
     answered: dict[tuple[str, str, str], int] = {}
 
     def refuse_the_first(request: dict[str, Any]) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""What is written is whole, and never over the input, the run itself or a device; what is read comes in pieces."""
+"""Test that written files are whole and never replace the input, the run or a device; and that reads are batched."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> RunDirectory:
-    """A run of bad bytes and odd numbers, merged."""
+    """A merged run with invalid UTF-8 and NaN."""
     broken = pa.array([b"\xff", b"What is 2 + 2?"], pa.binary()).view(pa.string())
     table = pa.table({"prompt": broken, "gold_answer": [float("nan"), 4.0]})
     return collect(table, simulated_greedy(tmp_path_factory.mktemp("finished") / "run", sampling={"n_samples": 50})).run
@@ -73,14 +73,18 @@ def test_an_export_spares_its_own_run_and_devices(tmp_path: Path, finished: RunD
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path: Path, finished: RunDirectory) -> None:
-    """A limit on the size of files stands in for the disk."""
+    """A file size limit simulates a full disk."""
     (tmp_path / "out.jsonl").write_text("old")
     command = f"ulimit -f 4; exec {sys.executable} -m rollout_ray.run"
     for words, code in ((f"export {finished.uri} out.jsonl", 6), ("prepare demo 5000 out.jsonl", 3)):
         done = subprocess.run(
-            ["bash", "-c", f"{command} {words}"], cwd=tmp_path, env=clean_environment() | {"PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            ["bash", "-c", f"{command} {words}"],
+            cwd=tmp_path,
+            env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == code and "out.jsonl cannot be written: " in done.stderr, done.stderr
         assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"] and (tmp_path / "out.jsonl").read_text() == "old"
 
@@ -102,7 +106,7 @@ def test_prepare_spares_its_input(tmp_path: Path) -> None:
 def test_rows_are_read_within_a_row_group_and_fewer_where_they_are_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Arrow joins from two row groups it can hold in one piece only up to 2 GiB a column."""
+    """Arrow holds a column that it joins from two row groups only up to 2 GiB."""
     table = pa.table({"n": list(range(100)), "text": [f"{n} " * 1000 for n in range(100)]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=30, use_dictionary=False)
     with pq.ParquetFile(tmp_path / "t.parquet") as file:

@@ -1,81 +1,80 @@
-"""The named failures. A bad row is data (it becomes an error trajectory); a bad run raises one of these.
+"""Define the errors that end a run and the exit code of each.
 
-Each error is named after the boundary it crossed. `exit_code` is what the command line returns for it.
+Each error is named after the boundary that failed. A bad row raises nothing: it becomes an error trajectory.
 """
 
 from __future__ import annotations
 
 
 class RolloutError(Exception):
-    """Base of every failure that rollout_ray raises on purpose. Its text is one sentence of cause and one of remedy."""
+    """Base of every error that rollout_ray raises on purpose. The text states the cause, then the remedy."""
 
     exit_code = 1
 
 
 class ConfigError(RolloutError):
-    """A field is unknown, out of range, or contradicts another."""
+    """A field is unknown, out of range, or contradicts another field."""
 
     exit_code = 2
 
 
 class DatasetError(RolloutError):
-    """The question set cannot be read; the text names the file, the row and the column where there are such."""
+    """The question set cannot be read. The text names file, row and column if they are known."""
 
     exit_code = 3
 
 
 class PlacementError(RolloutError):
-    """The machines at hand cannot hold the engines that were asked for."""
+    """The available machines cannot hold the requested engines."""
 
     exit_code = 4
 
 
 class EngineError(RolloutError):
-    """No engine is left to generate with; the text carries the last engine's own words."""
+    """No engine is left to generate with. The text quotes the last engine's error."""
 
     exit_code = 5
 
 
 class GradingError(RolloutError):
-    """No process that compares answers symbolically can be started here."""
+    """The symbolic grader process cannot start on this machine."""
 
 
 class LedgerError(RolloutError):
-    """The run directory belongs to another run (its config or data differ), or cannot be written."""
+    """The run directory holds another run (other config or data), or cannot be written."""
 
     exit_code = 6
 
 
 class IncompleteError(RolloutError):
-    """The merge did not find every question exactly once; the text lists what is missing."""
+    """The merge did not find every question exactly once. The text lists the missing questions."""
 
     exit_code = 7
 
 
 class VerifyError(RolloutError):
-    """A merged file cannot be read, or disagrees with what its own texts and description give."""
+    """A merged file cannot be read, or contradicts the values that its own texts and metadata give."""
 
     exit_code = 8
 
 
 class CloudError(RolloutError):
-    """The cloud that a cluster runs on refused a call, cannot be reached, or no key for it is at hand; or the connection to
-    a cluster stays lost."""
+    """The cloud refused a call, cannot be reached, or has no key here; or a cluster connection stays lost."""
 
     exit_code = 10
 
 
 class Interrupted(RolloutError):
-    """The run was asked to stop (Ctrl-C or SIGTERM); what was complete is kept and the same command goes on from there."""
+    """Ctrl-C or SIGTERM stopped the run. Complete questions are saved, and the same command resumes."""
 
     exit_code = 130
 
 
 class BudgetSpent(Interrupted):
-    """The run came to the end of its budget; what was complete is kept and the same command goes on from there."""
+    """The run used up its budget. Complete questions are saved, and the same command resumes."""
 
     exit_code = 9
 
 
 class Refused(Exception):
-    """A backend cannot take one request; its text becomes the trajectory's error."""
+    """A backend cannot take one request. The text becomes the trajectory's error."""

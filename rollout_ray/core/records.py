@@ -1,9 +1,8 @@
-"""The data contract: what travels between driver, engines and scorers, and the Arrow schemas of what is written.
+"""Define the records that driver, engines and scorers exchange, and the Arrow schemas of the output.
 
-Owns shapes and names, and the two derivations that identify a trajectory (its key and its seed). It knows no config,
-no Ray and no vLLM, and computes no score.
+Also derives the key and the seed that identify a trajectory. Imports no config, Ray or vLLM; computes no score.
 
-    Question -> RolloutRequest -> Completion (one a draw) -> ScoredQuestion -> a row of a part file
+    Question -> RolloutRequest -> Completion (one per sample) -> ScoredQuestion -> row of a part file
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ ScoreStatus = Literal["correct", "incorrect", "no_answer", "no_gold", "bad_gold"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One row of the input. `fault` says in words why it cannot be asked; then `prompt` is empty."""
+    """One input row. `fault` is the reason why the row cannot be asked; `prompt` is then empty."""
 
     question_id: str
     prompt: Prompt
@@ -36,9 +35,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One arm with every parameter settled. `top_k` -1 means all; `probe_role` is A, A' or CF1 for a probe; `lora_path` is
-    the folder of a peft adapter, None for the bare model; `extra_sampling` are more of vLLM's sampling parameters, and
-    `chat_template_kwargs` variables of the chat template."""
+    """One arm with every parameter resolved.
+
+    Attributes:
+        top_k: -1 means all tokens.
+        probe_role: A, A' or CF1 for a probe, else None.
+        lora_path: Folder of a peft adapter, or None for the base model.
+        extra_sampling: Further vLLM sampling parameters.
+        chat_template_kwargs: Variables of the chat template.
+    """
 
     name: str
     system_prompt: str | None
@@ -55,14 +60,14 @@ class Arm:
 
     @property
     def prompt_variant(self) -> tuple[str | None, str]:
-        """Arms of which this is equal ask a question in the same tokens."""
+        """Return a key that is equal for arms whose prompts have the same tokens."""
         variables = self.chat_template_kwargs
         return self.system_prompt, json.dumps(variables, sort_keys=True) if variables else ""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSpec:
-    """One trajectory to be drawn of every question: sample number `sample` (0-based) of `arm`."""
+    """One trajectory of every question: sample number `sample` (0-based) of `arm`."""
 
     arm: Arm
     sample: int
@@ -70,9 +75,11 @@ class SampleSpec:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """The draws `first` .. `stop - 1` of one question, for one engine; the whole question unless it was split.
+    """Samples `first` to `stop - 1` of one question, for one engine. Covers the whole question unless it is split.
 
-    `ordinal` is the question's number in this session; `lane` the scoring actor that gets all of its pieces.
+    Attributes:
+        ordinal: Number of the question in this session.
+        scorer_index: Scoring actor that receives every chunk of the question.
     """
 
     ordinal: int
@@ -87,8 +94,12 @@ class RolloutRequest:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine made of one draw. `error` is the reason where `finish_reason` is error; the text is then empty.
-    `policy_version` counts the updates of the weights that drew it; 0 are those that the engine was started for."""
+    """An engine's output for one sample.
+
+    Attributes:
+        error: The reason if `finish_reason` is "error"; the text is then empty.
+        policy_version: Number of weight updates before this sample; 0 means the weights at the start.
+    """
 
     sample_index: int
     full_text: str
@@ -102,7 +113,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A request and its completions, one a draw, in the order of the draws: the payload from engine to scorer."""
+    """A request and its completions, one per sample in order: the payload from engine to scorer."""
 
     request: RolloutRequest
     completions: tuple[Completion, ...]
@@ -110,7 +121,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One scored trajectory, field for field a `trajectories` entry of the output (see TRAJECTORY)."""
+    """One scored trajectory. Its fields match the fields of TRAJECTORY."""
 
     arm: str
     sample: int
@@ -133,7 +144,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class ScoredQuestion:
-    """A question with all of its trajectories, in the order of the arms, and its coherence, each in [0, 1]."""
+    """A question with all its trajectories in arm order, and its coherence scores, each in [0, 1]."""
 
     question_id: str
     trajectories: tuple[Trajectory, ...]
@@ -166,9 +177,9 @@ TRAJECTORY = pa.struct(
 )
 
 SCORES = ("s_end", "s_path", "s_cf", "s_wm")
-METADATA = b"rollout_ray"  # key of what our parquet files say about their run, as JSON
+METADATA = b"rollout_ray"  # key of the run description (JSON) in the metadata of our parquet files
 
-# A part file: whole questions, in no particular order, without the input columns (the merge joins those by id).
+# A part file holds whole questions in any order. The merge joins the input columns by id.
 PART_SCHEMA = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -179,22 +190,20 @@ PART_SCHEMA = pa.schema(
 
 
 def sample_specs(arms: Sequence[Arm]) -> tuple[SampleSpec, ...]:
-    """All draws of a question. Arms of one wording stand together, so that an engine meets their shared prefix in a
-    row."""
+    """Return all samples of a question. Arms with one prompt variant are adjacent, so that they share a prefix."""
     variants = list(dict.fromkeys(arm.prompt_variant for arm in arms))
     adjacent = sorted(arms, key=lambda arm: variants.index(arm.prompt_variant))
     return tuple(SampleSpec(arm, sample) for arm in adjacent for sample in range(arm.samples))
 
 
 def sampling_seed(run_seed: int, question_id: str, arm: str, sample: int) -> int:
-    """The seed of one trajectory, in [0, 2**63): BLAKE2b of the run's seed and the trajectory's key.
+    """Return the seed of one trajectory, in [0, 2**63): BLAKE2b of the run's seed and the trajectory's key.
 
-    It depends on nothing else, so neither the number of engines nor a restart changes it, and two keys share a seed
-    only by a hash collision.
+    The seed depends on nothing else: the number of engines and restarts do not change it.
     """
     key = "\0".join((str(run_seed), question_id, arm, str(sample)))
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-ChunkKey = tuple[int, int]  # (ordinal, first draw) of an outstanding request
-Cut = tuple[ChunkKey, int]  # a piece, and the first of its draws that an engine gives back
+ChunkKey = tuple[int, int]  # (ordinal, first sample) of an outstanding request
+Cut = tuple[ChunkKey, int]  # a chunk, and the first of its samples that an engine returns

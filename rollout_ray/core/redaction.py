@@ -1,6 +1,6 @@
-"""What may be shown or written down: text without control characters, and no secret.
+"""Escape control characters and find secrets before text is displayed or logged.
 
-Owns what counts as a control character and as a secret. It changes no data: rows are written as they are.
+Defines which characters are control characters and which names hold secrets. Rows of data are never changed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-# C0 and C1 without tab and newline, what reverses the direction of writing, line separators, lone surrogates.
+# C0 and C1 without tab and newline, direction marks, line separators, lone surrogates.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SECRET_NAME = re.compile(
@@ -20,29 +20,29 @@ _SECRET_NAME = re.compile(
 
 
 def escape_controls(text: str) -> str:
-    """The text for a terminal: control characters, with which a name or an answer could steer it, stand escaped."""
+    """Escape control characters, so that a name or an answer cannot control the terminal."""
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def encodable(text: str) -> str:
-    """The text with lone surrogates replaced, which no file of ours could hold."""
+    """Replace lone surrogates, which UTF-8 files cannot hold."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def has_credentials(uri: str) -> bool:
-    """Whether a URI holds a password, or a parameter that is one."""
+    """Return whether a URI holds a password or a secret parameter."""
     if "://" not in uri:
         return False
     try:
         parts = urlsplit(uri)
     except ValueError:
-        return False  # no URI: whoever opens it says so
+        return False  # not a URI: opening it reports the error
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     return bool(parts.password) or any(_SECRET_NAME.search(name) and value for name, value in parameters)
 
 
 def secret_names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the entries, at any depth, that hold a secret by their name, or a URI with credentials."""
+    """Yield the dotted names of entries, at any depth, that hold a secret or a URI with credentials."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from secret_names(value, f"{prefix}{name}.")
@@ -51,11 +51,11 @@ def secret_names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables that hold no secret."""
+    """Return the environment variables that hold no secret."""
     secrets = set(secret_names(environment))
     return {name: value for name, value in environment.items() if name not in secrets}
 
 
-def shorten(text: str, most: int) -> str:
-    """The text in at most `most` characters, its end cut off where it is longer."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def shorten(text: str, limit: int) -> str:
+    """Cut the text to at most `limit` characters, the ellipsis included."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

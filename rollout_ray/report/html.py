@@ -24,7 +24,8 @@ from rollout_ray.report.statistics import Tallies
 from rollout_ray.report.timeline import timeline
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import Description
-from rollout_ray.storage.folder import Folder, join_path, split_path
+from rollout_ray.storage.folder import Folder
+from rollout_ray.storage.paths import join_path, split_path
 from rollout_ray.storage.run_directory import RunDirectory
 
 SCRIPTS = ("dom.js", "charts.js", "summary.js", "questions.js", "report.js")

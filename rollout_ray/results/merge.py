@@ -20,7 +20,7 @@ from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import IncompleteError
 from rollout_ray.core.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
 from rollout_ray.data.question_set import QuestionSet
-from rollout_ray.storage.folder import in_parallel
+from rollout_ray.storage.parallel import in_parallel
 from rollout_ray.storage.run_directory import RunDirectory
 
 MERGE_ROWS = 128  # questions joined at a time

@@ -28,7 +28,7 @@ from rollout_ray.core.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
 from rollout_ray.data.question_set import ID_KEY, QuestionSet, load_questions
 from rollout_ray.results.metadata import Description, read_description
 from rollout_ray.storage.files import row_batches
-from rollout_ray.storage.folder import join_path, split_path
+from rollout_ray.storage.paths import join_path, split_path
 from rollout_ray.storage.run_directory import RunDirectory
 
 MERGED = "merged.parquet"

@@ -22,7 +22,7 @@ from rollout_ray.results.merge import output_schema, to_layout, write_merged
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion, beside
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
-from rollout_ray.storage.folder import split_path
+from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary
 

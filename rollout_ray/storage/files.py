@@ -1,5 +1,4 @@
-"""Writes a file that is either whole or not there, and reads a parquet file some rows at a time. It does not know what is
-in them."""
+"""Write a file that is complete or absent, and read a parquet file in bounded batches."""
 
 from __future__ import annotations
 
@@ -12,17 +11,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-READ_BYTES = 256 << 20  # of rows, as their file states it, that are read together
+READ_BYTES = 256 << 20  # largest batch, by the uncompressed size that the file states
 
 
 def write_whole(
     target: str | Path, write: Callable[[IO[bytes]], Any], before_publishing: Callable[[], None] = lambda: None
 ) -> None:
-    """Lets `write` fill a file beside `target`, which then takes its place in one step and survives a crash of the
-    machine.
+    """Replace `target` in one step by a file that `write` fills. The result survives a crash of the machine.
 
-    Whatever goes wrong before that, in `before_publishing` too, leaves `target` as it was. Makes missing folders. Raises
-    OSError, also where `target` is something else than a file (a folder, a device).
+    Any error before the replacement leaves `target` unchanged. Missing parent folders are created.
+
+    Args:
+        target: Path of a regular file, or a free path.
+        write: Writes the content to the stream that it receives.
+        before_publishing: Runs after the content is complete; may raise to prevent the replacement.
+
+    Raises:
+        OSError: The disk refuses, or `target` is a folder or a device.
     """
     place = Path(os.path.realpath(target))
     if place.exists() and not place.is_file():
@@ -43,8 +48,10 @@ def write_whole(
 
 
 def row_batches(file: pq.ParquetFile, most: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of the file, at most `most` together, and fewer where they are large. No batch crosses a row group: what
-    Arrow joins from two it can hold in one piece only up to 2 GiB a column."""
+    """Yield the rows of the file in batches of at most `most` rows and about READ_BYTES.
+
+    No batch crosses a row group: Arrow holds a column that it joins from two groups only up to 2 GiB.
+    """
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         rows = max(1, min(most, READ_BYTES * group.num_rows // max(1, group.total_byte_size)))
@@ -52,7 +59,7 @@ def row_batches(file: pq.ParquetFile, most: int, columns: Sequence[str] | None =
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a crash of the machine."""
+    """Flush `folder` to disk, so that a rename in it survives a crash of the machine."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

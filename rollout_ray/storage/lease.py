@@ -1,19 +1,18 @@
-"""One driver at a time on a run directory: a lease with an owner, renewed while its holder lives.
+"""Allow one driver at a time on a run directory, by a lease that a thread renews.
 
-Owns the claim files OUT/lease-*.json and who may write. It knows nothing of parts. A claim is one small file of its own
-name, so nothing here needs a store that creates conditionally; what it needs is that a listing shows every file written
-before it (a local disk, NFS with its default caching, S3, GCS).
+Each driver writes one claim file OUT/lease-*.json. The store needs no conditional create, but a listing must show
+every file written before it (a local disk, NFS with default caching, S3, GCS).
 
-    claim    write the own file, then list; whoever sees no other live claim holds the lease. Two that come at once
-             see each other: the lower name stays and waits, the other gives way.
-    live     on one machine the process decides. Elsewhere a claim is watched: one that changes is live, one that does
-             not change for EXPIRY_S is dead and is removed. No two machines' clocks are compared.
-    held     a daemon thread changes the file every RENEW_S. The file is the fence too: whatever is about to be published
-             under this lease is refused once the file is gone (RunDirectory), in scoring actors as in the driver.
+    claim    A driver writes its file, then lists. It holds the lease if it sees no other live claim. Two drivers
+             that start together see each other: the lower name waits, the other driver gives way.
+    live     On one machine, the process table decides. Elsewhere, a claim is live while its file changes. It is dead
+             and removed after EXPIRY_S without a change. Clocks of two machines are never compared.
+    held     A daemon thread changes the file every RENEW_S. The file is also the fence: once it is gone, RunDirectory
+             refuses to publish under this lease, in the driver and in scoring actors.
 
-The guarantee: of two drivers that live, one refuses. What is left open is a driver suspended for longer than EXPIRY_S
-between its last look at the fence and the rename or upload that follows: that one file still appears. A part is then
-doubled, which the merge counts and reports; rows are never mixed, since a part is whole questions.
+Of two live drivers, one is refused. One gap is open: a driver may be suspended for longer than EXPIRY_S between its
+last check of the fence and the following rename or upload. That one file still appears. The merge counts and reports
+such a doubled part. Rows never mix, since a part holds whole questions.
 """
 
 from __future__ import annotations
@@ -34,13 +33,15 @@ from rollout_ray.storage.folder import Entry, Folder
 
 log = logging.getLogger(__name__)
 
-RENEW_S, EXPIRY_S, POLL_S = 5.0, 30.0, 0.2
+RENEW_S = 5.0
+EXPIRY_S = 30.0
+POLL_S = 0.2
 PREFIX = "lease-"
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """Another driver's claim as it was just read. `epoch` is 0 while it waits, else it counts the holders so far."""
+    """Another driver's claim, as read. `epoch` is 0 while the driver waits, else the number of holders so far."""
 
     name: str
     epoch: int
@@ -48,17 +49,20 @@ class _Claim:
     mark: tuple[int, bytes]  # changes with every renewal
 
     @property
-    def whose(self) -> str:
-        pid, host, since = (self.owner.get(field, "unknown") for field in ("pid", "host", "since"))
-        return f"another driver (process {pid} on {host}, since {since})"
+    def driver(self) -> str:
+        """Describe the driver that wrote the claim."""
+        known = {field: self.owner.get(field, "unknown") for field in ("pid", "host", "since")}
+        return "another driver (process {pid} on {host}, since {since})".format(**known)
 
 
 class Lease:
-    """A claim on a folder: `acquire` and `release` it once, or use it as a context manager."""
+    """A claim on a folder. Call `acquire` and `release` once, or use it as a context manager."""
 
     def __init__(self, folder: Folder, renew_s: float = RENEW_S, expiry_s: float = EXPIRY_S) -> None:
         self.name = f"{PREFIX}{uuid.uuid4().hex[:12]}.json"
-        self._folder, self._renew_s, self._expiry_s = folder, renew_s, expiry_s
+        self._folder = folder
+        self._renew_s = renew_s
+        self._expiry_s = expiry_s
         self._owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -66,23 +70,29 @@ class Lease:
             "machine": _machine(),
             "started": _started(os.getpid()),
         }
-        self._epoch = self._highest = self._renewals = 0
+        self._epoch = 0
+        self._highest = 0  # epoch that was seen
+        self._renewals = 0
         self._watched: dict[str, tuple[tuple[int, bytes], float]] = {}
-        self._proven: set[str] = set()  # claims of processes that were seen to live
+        self._proven: set[str] = set()  # claims whose processes were seen alive
         self._dead: set[str] = set()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def acquire(self) -> None:
-        """Returns once this process is the only driver. Raises LedgerError, naming the owner, where another one lives."""
+        """Wait until this process is the only driver.
+
+        Raises:
+            LedgerError: Another driver is alive. The text names it.
+        """
         self._folder.make()
         self._write()
         try:
             self._await_turn()
             self._epoch = self._highest + 1
             self._write()
-            # A process that was suspended right here may have been taken for dead meanwhile, and another holds the lease.
-            # Claims that only wait have seen nothing yet; they will see this one, and give way.
+            # A process suspended right here may have expired, so that another driver holds the lease.
+            # Waiting claims have not decided yet: they will see this one and give way.
             if holders := [other for other in self._others() if other.epoch]:
                 raise self._refusal(holders[0])
             for name in self._dead:
@@ -93,13 +103,13 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Gives the lease up; where the storage fails, it expires by itself."""
+        """Give up the lease. If the storage fails, the lease expires by itself."""
         self._ending.set()
         self._thread.join()
         try:
             self._folder.remove(self.name)
         except LedgerError as error:
-            log.warning("the lease could not be given back and expires by itself: %s", error)
+            log.warning("the lease file could not be removed; the lease expires by itself: %s", error)
 
     def __enter__(self) -> Lease:
         self.acquire()
@@ -109,23 +119,28 @@ class Lease:
         self.release()
 
     def _await_turn(self) -> None:
-        renewed, told = time.monotonic(), False
+        renewed = time.monotonic()
+        announced = False
         while others := self._others():
             for other in others:
                 if other.name in self._proven and (other.epoch or other.name < self.name):
                     raise self._refusal(other)
-            if not told and (silent := [other for other in others if other.name not in self._proven]):
-                told = True
-                log.info("%s may be in use by %s; watching for up to %.0f s whether that driver lives",
-                         self._folder.uri, silent[0].whose, self._expiry_s)  # fmt: skip
+            if not announced and (silent := [other for other in others if other.name not in self._proven]):
+                announced = True
+                log.info(
+                    "%s may be in use by %s; waiting up to %.0f s to see whether that driver is alive",
+                    self._folder.uri,
+                    silent[0].driver,
+                    self._expiry_s,
+                )
             time.sleep(POLL_S)
             if time.monotonic() - renewed >= self._renew_s:
                 renewed = time.monotonic()
                 self._renew()
 
     def _others(self) -> list[_Claim]:
-        """The other claims that are not known to be dead."""
-        looked = time.monotonic()
+        """Return the claims of other drivers, without those that are dead."""
+        listed_at = time.monotonic()
         entries = {entry.name: entry for entry in self._folder.entries() if entry.name.startswith(PREFIX)}
         own = entries.pop(self.name, None)
         living = []
@@ -134,16 +149,16 @@ class Lease:
             if claim is None:
                 continue
             self._highest = max(self._highest, claim.epoch)
-            # Both times are the store's. A shared disk's may be the writers' own, so there a claim is watched instead.
+            # An object store sets both times by its own clock. On a shared disk, each writer's clock may set them.
             age = (own.mtime_ns - entry.mtime_ns) / 1e9 if own and not self._folder.is_local else 0.0
-            if self._lives(claim, age, looked):
+            if self._lives(claim, age, listed_at):
                 living.append(claim)
             else:
                 self._dead.add(claim.name)
         return living
 
     def _lives(self, claim: _Claim, age: float, now: float) -> bool:
-        """False where the claim's driver is surely dead."""
+        """Return False only if the driver of the claim is surely dead."""
         if claim.owner.get("machine") == self._owner["machine"] is not None:
             lives = _process_lives(claim.owner)
             if lives:
@@ -167,7 +182,7 @@ class Lease:
             values = json.loads(text)
             return _Claim(entry.name, int(values["epoch"]), dict(values["owner"]), mark)
         except (ValueError, KeyError, TypeError):
-            return _Claim(entry.name, 1, {}, mark)  # not ours to judge: it is watched like any other
+            return _Claim(entry.name, 1, {}, mark)  # unreadable: watch it like any other claim
 
     def _write(self) -> None:
         values = {"owner": self._owner, "epoch": self._epoch, "renewals": self._renewals}
@@ -177,13 +192,13 @@ class Lease:
         while not self._ending.wait(self._renew_s):
             try:
                 if not self._renew():
-                    log.error("the lease on %s was taken over by another driver", self._folder.uri)
+                    log.error("another driver has taken over the lease on %s", self._folder.uri)
                     return
             except LedgerError as error:
-                log.warning("the lease could not be renewed and is tried again: %s", error)
+                log.warning("the lease could not be renewed; trying again: %s", error)
 
     def _renew(self) -> bool:
-        """Changes the own file; False where it is gone, and then it stays gone."""
+        """Change the own file. Return False if it is gone; it is then not written again."""
         if self._folder.is_local:
             with self._folder.storage_errors():
                 try:
@@ -195,7 +210,7 @@ class Lease:
             return False
         self._renewals += 1
         self._write()
-        # The file may have been removed, by a driver that took over, just before it was written again.
+        # A driver that took over may have removed the file just before this write.
         entries = [e for e in self._folder.entries() if e.name.startswith(PREFIX) and e.name != self.name]
         if any(claim.epoch > self._epoch > 0 for entry in entries if (claim := self._read(entry))):
             self._folder.remove(self.name)
@@ -204,13 +219,12 @@ class Lease:
 
     def _refusal(self, other: _Claim) -> LedgerError:
         return LedgerError(
-            f"{self._folder.uri} is in use by {other.whose}. Wait until it ends or stop it, or give another --output_dir"
+            f"{self._folder.uri} is in use by {other.driver}. Wait until it ends or stop it, or give another --output_dir"
         )
 
 
 def _machine() -> str | None:
-    """Names the machine, its boot and the PID namespace: within it a process is known by its number. None where the
-    system does not tell."""
+    """Return an id of the boot and the PID namespace, in which a PID names one process. None if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -218,8 +232,10 @@ def _machine() -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in ticks since the boot: a number that is used again has another. None where it has ended
-    or the system does not tell."""
+    """Return the start time of a process in ticks since boot. None if it has ended or /proc is missing.
+
+    A reused PID has another start time.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -228,7 +244,7 @@ def _started(pid: int) -> int | None:
 
 
 def _process_lives(owner: dict[str, Any]) -> bool | None:
-    """Whether a process of this machine lives; None where that cannot be told."""
+    """Return whether a process of this machine is alive, or None if that is unknown."""
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:

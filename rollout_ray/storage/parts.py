@@ -1,6 +1,6 @@
-"""The form of one part file: whole questions as parquet, under a name that carries a hash of every byte.
+"""Encode and check part files: whole questions as parquet, with a hash of every byte in the file name.
 
-Owns encoding and checking; a part that passes is exactly what its writer committed. It touches no storage (ledger.py).
+A part that passes the checks is exactly the part that its writer committed. Storage is in run_directory.py.
 
     part-<nanoseconds>-<BLAKE2b-128 of the content>.parquet
 """
@@ -18,25 +18,25 @@ import pyarrow.parquet as pq
 
 from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import METADATA, PART_SCHEMA
-from rollout_ray.storage.folder import split_path
+from rollout_ray.storage.paths import split_path
 
 PART_ROW_GROUP = 128  # questions
 _NAME = re.compile(r"part-\d{20}-([0-9a-f]{32})\.parquet")
 
 
 class BadPartError(LedgerError):
-    """A part's content is not what a writer of this run committed; `reason` says how it shows."""
+    """A part differs from every part that this run committed. `reason` names the failed check."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(
-            f"{path} {reason}. Run the same command again: the file is put aside and its questions are drawn again"
+            f"{path} {reason}. Run the same command again: the file moves to parts/bad and its questions are sampled again"
         )
         self.reason = reason
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part that passed every check, in memory as it was stored. `nbytes` is the size of its rows once decoded."""
+    """A part that passed every check, in memory as stored. `nbytes` is the decoded size of its rows."""
 
     file: pq.ParquetFile
     nbytes: int
@@ -46,13 +46,17 @@ class Part:
         return int(self.file.metadata.num_rows)
 
     def ids(self) -> list[str]:
-        """The question ids, in the order of the rows."""
+        """Return the question ids, in row order."""
         return self.file.read(columns=["question_id"]).column(0).to_pylist()  # type: ignore[no-any-return]
 
     def rows(self, numbers: list[int]) -> pa.Table:
-        """The rows of these numbers, which ascend, of PART_SCHEMA. Decodes only the row groups that hold them."""
-        wanted, chosen, skipped = iter([*numbers, self.num_rows]), [], 0
-        groups, start, number = [], 0, next(wanted)
+        """Return the rows with these ascending numbers (PART_SCHEMA). Decodes only the row groups that hold them."""
+        wanted = iter([*numbers, self.num_rows])
+        number = next(wanted)
+        groups: list[int] = []
+        chosen: list[int] = []  # row numbers within the decoded groups
+        start = 0
+        skipped = 0
         for group in range(self.file.num_row_groups):
             stop = start + self.file.metadata.row_group(group).num_rows
             if number < stop:
@@ -68,7 +72,7 @@ class Part:
 
 
 def encode_part(table: pa.Table, run_digest: str) -> tuple[str, pa.Buffer]:
-    """File name and content of the part of these rows (PART_SCHEMA)."""
+    """Return file name and content of a part with these rows (PART_SCHEMA)."""
     about = json.dumps({"run": run_digest, "bytes": table.nbytes})
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -79,20 +83,28 @@ def encode_part(table: pa.Table, run_digest: str) -> tuple[str, pa.Buffer]:
 
 
 def decode_part(path: str, content: pa.Buffer, run_digest: str) -> Part:
-    """The part whose file is `path` (for its name and for messages). Raises BadPartError where it is torn, altered, or
-    another run's."""
+    """Check and decode a part.
+
+    Args:
+        path: Path of the file; its name holds the expected hash.
+        content: The bytes of the file.
+        run_digest: Identity of the run that the part must belong to.
+
+    Raises:
+        BadPartError: The part is torn, altered, or belongs to another run.
+    """
     named = _NAME.fullmatch(split_path(path)[1])
     if named is None:
-        raise BadPartError(path, "has no name of a part file")
+        raise BadPartError(path, "does not have the name of a part file")
     if _hash(content) != named[1]:
-        raise BadPartError(path, "is torn or altered: its content has another checksum than its name")
+        raise BadPartError(path, "is torn or altered: its content does not match the checksum in its name")
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         about = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadPartError(path, f"is no parquet file ({error})") from error
+        raise BadPartError(path, f"is not a parquet file ({error})") from error
     if about is None or not file.schema_arrow.equals(PART_SCHEMA):
-        raise BadPartError(path, "has other columns than a part of this version")
+        raise BadPartError(path, "does not have the columns of a part of this version")
     if about["run"] != run_digest:
         raise BadPartError(path, "belongs to a run with another config, data set or model")
     return Part(file, about["bytes"])

@@ -1,15 +1,14 @@
-"""The run directory: what is done is what its part files hold, and no other state decides it.
+"""Manage a run directory. Its part files alone decide which questions are done.
 
     OUT/run.json              config, digest, versions, data set and model of the run
-    OUT/parts/part-*.parquet  whole questions; a part that exists under its name is complete
-    OUT/parts/bad/            parts that were found damaged or another run's; kept, never read
-    OUT/lease-*.json          the driver that is at work, while one is
-    OUT/merged.parquet        the result, once the run is complete
-    OUT/report.html           a page to look at it with
-    OUT/events.jsonl          what happened, one JSON object a line; in an object store one events-*.jsonl a session
+    OUT/parts/part-*.parquet  whole questions; a part with its final name is complete
+    OUT/parts/bad/            quarantined parts: damaged or of another run; kept, never read
+    OUT/lease-*.json          the driver that works on the run
+    OUT/merged.parquet        the result of a complete run
+    OUT/report.html           the report
+    OUT/events.jsonl          events, one JSON object per line; an object store has one events-*.jsonl per session
 
-Owns these names, the refusal to mix two runs, and what a part must pass to count. It does not know what a row means.
-OUT may be a local path or a URI that pyarrow's filesystems know (s3://, gs://).
+OUT is a local path or a URI of pyarrow's filesystems (s3://, gs://). Two runs never share a directory.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ import pyarrow as pa
 from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import SCHEMA_VERSION
 from rollout_ray.core.redaction import shorten
-from rollout_ray.storage.folder import CREDENTIALS, Folder, in_parallel
+from rollout_ray.storage.folder import CREDENTIALS, Folder
 from rollout_ray.storage.lease import EXPIRY_S, PREFIX, RENEW_S, Lease
+from rollout_ray.storage.parallel import in_parallel
 from rollout_ray.storage.parts import BadPartError, Part, decode_part, encode_part
 
 log = logging.getLogger(__name__)
@@ -42,16 +42,17 @@ _EVENTS = re.compile(r"events(-\d{20})?\.jsonl")
 
 @dataclass
 class PartScan:
-    """What the parts hold: ids of the questions that are done, and the files that were put aside, by name with the
-    reason."""
+    """Ids of the questions that the parts hold, and the reason for each quarantined file, by file name."""
 
     done: set[str] = field(default_factory=set)
     quarantined: dict[str, str] = field(default_factory=dict)
 
 
 class RunDirectory(Folder):
-    """A run directory; picklable, so that scoring actors write parts into it from other nodes. With it travel the
-    driver's lease and, for an object store, the credentials of the driver's environment."""
+    """A run directory. Scoring actors on other nodes receive a pickled copy and write parts into it.
+
+    The pickle holds the driver's lease and, for an object store, the credentials from the driver's environment.
+    """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -60,12 +61,17 @@ class RunDirectory(Folder):
 
     def __reduce__(self) -> tuple[Any, ...]:
         secrets = {} if self.is_local else {k: v for k, v in os.environ.items() if k.startswith(CREDENTIALS)}
-        return _received, (self.uri, self._digest, self._fence, secrets)
+        return _unpickle, (self.uri, self._digest, self._fence, secrets)
 
     @contextmanager
     def lease(self, renew_s: float = RENEW_S, expiry_s: float = EXPIRY_S) -> Iterator[None]:
-        """Keeps other drivers out. Raises LedgerError where one is at work. Whatever is written meanwhile, here or by
-        an actor that got this object, is refused with a LedgerError once another driver has taken over."""
+        """Keep other drivers out for the duration of the context.
+
+        Later writes, here or by an actor with a copy, raise LedgerError if another driver has taken over.
+
+        Raises:
+            LedgerError: Another driver works on this run.
+        """
         with Lease(Folder(self.uri), renew_s, expiry_s) as lease:
             self._fence = lease.name
             try:
@@ -102,10 +108,16 @@ class RunDirectory(Folder):
         return any(entry.name.startswith(PREFIX) for entry in self.entries())
 
     def open(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
-        """Makes the directory the ledger of the run with this identity; returns whether the run was begun before.
+        """Bind the directory to the run with this identity. Return whether the run existed before.
 
-        Raises LedgerError where it is another run's, naming every field that differs, or cannot be written. A run that
-        has committed nothing gives way: its config was most likely what kept it from it.
+        A run without any committed part gives way to a new identity: its config was most likely wrong.
+
+        Args:
+            identity: Dotted names and values of the fields that decide the rows.
+            description: Further JSON values for run.json.
+
+        Raises:
+            LedgerError: The directory holds another run (the text names the changed fields) or cannot be written.
         """
         self.make("parts")
         known = self._read_json("run.json")
@@ -116,7 +128,7 @@ class RunDirectory(Folder):
         if known.get("schema_version") != SCHEMA_VERSION:
             raise LedgerError(
                 f"{self.uri} holds a run that another version of rollout_ray began (schema {known.get('schema_version')}, "
-                f"this one writes {SCHEMA_VERSION}); give another --output_dir, or go on with that version"
+                f"this one writes {SCHEMA_VERSION}). Give another --output_dir, or resume with that version"
             )
         before = known.get("identity", {})
         changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
@@ -124,10 +136,12 @@ class RunDirectory(Folder):
             self._begin(identity, description)
             return False
         if changed:
-            shown = "; ".join(f"{n} was {_short(before.get(n))} and is {_short(identity.get(n))}" for n in changed[:8])
+            differences = "; ".join(
+                f"{n} was {_short(before.get(n))} and is {_short(identity.get(n))}" for n in changed[:8]
+            )
             raise LedgerError(
-                f"{self.uri} holds a run with another config: {shown}. "
-                "Give another --output_dir, or the old values to go on"
+                f"{self.uri} holds a run with another config: {differences}. "
+                "Give another --output_dir, or the old values to resume"
             )
         self._remove_unfinished()
         return True
@@ -140,20 +154,23 @@ class RunDirectory(Folder):
     # Parts
 
     def parts(self) -> list[str]:
-        """Names of the committed parts, sorted, which is by the time of their commit."""
+        """Return the names of the committed parts, sorted by commit time."""
         return [entry.name for entry in self.entries("parts") if entry.name.endswith(".parquet")]
 
     def read_part(self, name: str) -> Part:
-        """A part, once it has passed every check. Raises BadPartError (a LedgerError) where it does not."""
+        """Return a part that passed every check. Raise BadPartError (a LedgerError) if one fails."""
         content = self.read(name)
         if content is None:
-            raise LedgerError(f"{self.path(name)} has vanished; leave the run directory alone and run again")
+            raise LedgerError(
+                f"{self.path(name)} has vanished while the run used it. Change nothing in the run directory, and run again"
+            )
         return decode_part(self.path(name), content, self._run_digest())
 
     def scan_parts(self, known: Set[str]) -> PartScan:
-        """Reads every byte of every part and puts aside, in parts/bad, those that are damaged or another run's.
+        """Read every byte of every part. Move damaged parts and parts of another run to parts/bad.
 
-        `known` are the ids of the run's questions; a part with any other is another run's.
+        Args:
+            known: Ids of the questions of this run. A part with any other id belongs to another run.
         """
         part_scan = PartScan()
         for name, ids, reason in in_parallel(lambda name: self._checked(name, known), self.parts(), self.readers):
@@ -164,7 +181,7 @@ class RunDirectory(Folder):
         return part_scan
 
     def done_ids(self) -> set[str]:
-        """Ids of the questions that the parts hold. Raises LedgerError for a part that cannot be read."""
+        """Return the ids of the questions in the parts. Raise LedgerError if a part cannot be read."""
         done: set[str] = set()
         for ids in in_parallel(lambda name: self.read_part(name).ids(), self.parts(), self.readers):
             done.update(ids)
@@ -178,7 +195,7 @@ class RunDirectory(Folder):
         unknown = next((question_id for question_id in ids if question_id not in known), None)
         if unknown is None:
             return name, ids, None
-        return name, [], f"holds the question {unknown}, which the data set does not have"
+        return name, [], f"holds the question {unknown}, which is not in the data set"
 
     def _quarantine(self, name: str) -> None:
         self.make(BAD)
@@ -188,9 +205,10 @@ class RunDirectory(Folder):
         self.move(name, target)
 
     def write_part(self, table: pa.Table) -> str:
-        """Commits a part and returns its name; when this returns, the part survives a crash of the machine.
+        """Commit a part that survives a crash of the machine, and return its name.
 
-        Raises LedgerError where the storage refuses, or another driver has taken the run over; then there is no part.
+        Raises:
+            LedgerError: The storage refuses, or another driver has taken over. No part is left.
         """
         name, content = encode_part(table, self._run_digest())
         self.write_atomically(f"parts/{name}", content)
@@ -208,38 +226,39 @@ class RunDirectory(Folder):
         try:
             return None if content is None else json.loads(content.to_pybytes())
         except ValueError as error:
-            raise LedgerError(f"{self.path(name)} is not JSON ({error}); move it away to start over") from error
+            raise LedgerError(f"{self.path(name)} is not JSON ({error}). Move it away to start over") from error
 
     def record(self) -> dict[str, Any]:
-        """The content of run.json. Raises LedgerError where there is none."""
+        """Return the content of run.json. Raise LedgerError if the file does not exist."""
         record = self._read_json("run.json")
         if record is None:
-            raise LedgerError(f"{self.uri} is not a run directory: it has no run.json; give the --output_dir of a run")
+            raise LedgerError(f"{self.uri} is not a run directory: it has no run.json. Give the --output_dir of a run")
         return record
 
     def events(self) -> list[dict[str, Any]]:
-        """The events of all sessions, oldest first; each has `time` (seconds since 1970) and `event`."""
+        """Return the events of all sessions, oldest first. Each has `time` (Unix seconds) and `event`."""
         names = [entry.name for entry in self.entries() if _EVENTS.fullmatch(entry.name)]
         contents = [content for name in names if (content := self.read(name)) is not None]
         return [json.loads(line) for content in contents for line in content.to_pybytes().splitlines()]
 
     def _remove_unfinished(self) -> None:
-        """Temporary files of writers that were killed."""
+        """Delete the temporary files of killed writers."""
         if self.is_local:
             for pattern in ("parts/.part-*.tmp", ".merged.parquet.*.tmp", ".report.html.*.tmp", ".run.json.*.tmp"):
                 for leftover in self.local("").glob(pattern):
                     leftover.unlink(missing_ok=True)
 
 
-def _received(uri: str, digest: str | None, fence: str | None, secrets: Mapping[str, str]) -> RunDirectory:
+def _unpickle(uri: str, digest: str | None, fence: str | None, secrets: Mapping[str, str]) -> RunDirectory:
     os.environ.update(secrets)
     run = RunDirectory(uri)
-    run._digest, run._fence = digest, fence
+    run._digest = digest
+    run._fence = fence
     return run
 
 
 def _digest_of(identity: Mapping[str, Any]) -> str:
-    """Tells the parts of one run from another's."""
+    """Return the digest that parts carry to show which run they belong to."""
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
