@@ -1,11 +1,13 @@
-"""The run directory: what is committed, what is refused, what a crash leaves."""
+"""Test the run directory: commits, refusals, and leftovers of a crash."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import random
 import shutil
+import stat
 from pathlib import Path
 
 import pyarrow as pa
@@ -124,13 +126,16 @@ def test_a_broken_part_is_named(run: RunDirectory) -> None:
 
 
 def damage(run: RunDirectory) -> dict[str, str]:
-    """One part of every kind that must not count, with what is said of it."""
+    """Write one part of every kind that must not count. Return the expected reason for each."""
     parts = Path(run.path("parts"))
 
     def part(*ids: str) -> Path:
         return Path(run.path(run.write_part(part_table(scored(*ids)))))
 
-    torn, empty, flipped, renamed = part("torn"), part("empty"), part("flipped"), part("renamed")
+    torn = part("torn")
+    empty = part("empty")
+    flipped = part("flipped")
+    renamed = part("renamed")
     torn.write_bytes(torn.read_bytes()[:-20])
     empty.write_bytes(b"")
     content = bytearray(flipped.read_bytes())
@@ -148,15 +153,15 @@ def damage(run: RunDirectory) -> dict[str, str]:
     digest = hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest()
     narrow = parts / f"part-{1:020d}-{digest}.parquet"
     narrow.write_bytes(sink.getvalue())
-    altered = "is torn or altered: its content has another checksum than its name"
+    altered = "is torn or altered: its content does not match the checksum in its name"
     return {
         torn.name: altered,
         empty.name: altered,
         flipped.name: altered,
-        other.name: "has no name of a part file",
+        other.name: "does not have the name of a part file",
         Path(copied).name: "belongs to a run with another config, data set or model",
-        unknown.name: "holds the question unheard-of, which the data set does not have",
-        narrow.name: "has other columns than a part of this version",
+        unknown.name: "holds the question unheard-of, which is not in the data set",
+        narrow.name: "does not have the columns of a part of this version",
     }
 
 
@@ -233,6 +238,25 @@ def test_it_crosses_a_process_and_takes_uris(run: RunDirectory, tmp_path: Path) 
     assert run.done_ids() == {"z"}
     by_uri = RunDirectory(f"file://{tmp_path}/run")
     assert by_uri.done_ids() == {"z"}
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_every_file_of_a_run_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    """A colleague in the group can resume a run only if the group may write its files."""
+    before = os.umask(umask)
+    try:
+        run = RunDirectory(str(tmp_path / "run"))
+        with run.lease():
+            run.open(IDENTITY, {})
+            run.write_part(part_table(scored("a")))
+            EventLog(run).write("begun")
+            paths = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths}
+    finally:
+        os.umask(before)
+    assert {"events.jsonl", "run.json", "parts"} < set(modes)
+    for name, mode in modes.items():
+        assert mode == ((0o777 if "." not in name else 0o666) & ~umask), name
 
 
 def test_events_are_lines_of_json(run: RunDirectory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from tests.conftest import HANG_S, ROOT
 
 TAKE = """
 import sys
-from rollout_ray.actors.vllm_backend.compile_lock import await_turn
-with await_turn(sys.argv[1], "graph") as turn:
+from rollout_ray.actors.vllm_backend.compile_lock import acquire_compile_lock
+with acquire_compile_lock(sys.argv[1], "graph") as turn:
     print("leads" if turn.leads else "follows", flush=True)
     sys.stdin.readline()
 """
@@ -62,3 +63,13 @@ def test_a_leader_that_fails_leaves_no_mark(tmp_path: Path) -> None:
     except MemoryError:
         pass
     assert acquire_compile_lock(str(tmp_path), "graph").leads
+
+
+def test_the_lock_file_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with acquire_compile_lock(str(tmp_path), "graph"):
+            pass
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "rollout_ray").iterdir()} == {0o664}

@@ -42,7 +42,7 @@ def redirect_output(path: str) -> Log | None:
     file cannot be made, as on a node that does not share the run directory."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError:
         return None
     begin = os.fstat(file).st_size

@@ -48,7 +48,7 @@ def acquire_compile_lock(cache: str, what: str, longest_wait_s: float = LONGEST_
     mark = folder / f"{name}.compiled"
     if mark.exists():
         return CompileLock(mark)
-    lock = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    lock = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + longest_wait_s
     while not _locked(lock):
         if time.monotonic() > deadline:

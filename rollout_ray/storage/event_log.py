@@ -1,4 +1,4 @@
-"""The log of a run's events: events.jsonl, one JSON object a line."""
+"""Append the events of a run to events.jsonl, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from rollout_ray.storage.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-SAVE_EVENTS_S = 10.0  # seconds of events that a killed driver may lose in an object store
+SAVE_EVENTS_S = 10.0  # a killed driver loses at most these seconds of events in an object store
 
 
 class EventLog:
-    """Appends to events.jsonl. An object store cannot append: there each session has an object of its own, which is
-    written again every few seconds and when the log is closed. Raises LedgerError where the storage refuses."""
+    """Appends events to the log of a run directory.
+
+    An object store cannot append. There, each session writes one object, again every SAVE_EVENTS_S and at `close`.
+    Methods raise LedgerError if the storage refuses.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         self._name = "events.jsonl" if run.is_local else f"events-{time.time_ns():020d}.jsonl"
         self._lines: list[str] = []
-        self._saved, self._saved_at = 0, time.monotonic()
+        self._saved = 0  # lines
+        self._saved_at = time.monotonic()
         if run.is_local:
             with run.storage_errors():
                 _cut_unfinished_line(run.local(self._name))
@@ -43,6 +47,7 @@ class EventLog:
             log.warning("the last events are lost: %s", error)
 
     def write(self, event: str, **fields: Any) -> None:
+        """Append one event with the present time. `fields` hold JSON values."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
         if self._run.is_local:
             with self._run.storage_errors():
@@ -53,15 +58,16 @@ class EventLog:
             self.close()
 
     def close(self) -> None:
-        """Saves what is not saved yet; the log can still be written to."""
+        """Save the unsaved events. The log stays usable."""
         if self._saved < len(self._lines):
             self._run.write_atomically(self._name, "".join(self._lines).encode())
-            self._saved, self._saved_at = len(self._lines), time.monotonic()
+            self._saved = len(self._lines)
+            self._saved_at = time.monotonic()
 
 
 def _append_whole(path: Path, line: bytes) -> None:
-    """Appends the line or, where the disk is full, nothing of it."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    """Append the whole line, or nothing if the disk is full."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size
         if os.write(handle, line) < len(line):
@@ -72,7 +78,7 @@ def _append_whole(path: Path, line: bytes) -> None:
 
 
 def _cut_unfinished_line(path: Path) -> None:
-    """A machine that went down while it appended may have left half a line."""
+    """Remove the half line that a crash of the machine during an append may leave."""
     if not path.exists():
         return
     with path.open("r+b") as stream:
