@@ -89,8 +89,8 @@ class RunDirectory(Folder):
             return
         if self._is_visible():
             raise LedgerError(
-                f"another driver has taken over {self.uri}, since this one did not renew its lease in time (was it "
-                "suspended?); this one stops. What it had committed counts; the other driver goes on from there"
+                f"another driver has taken over {self.uri}: this one did not renew its lease in time (was it suspended?). "
+                "This driver stops. Its committed parts count, and the other driver resumes from them"
             )
         raise LedgerError(
             f"the node {socket.gethostname()} does not see the run in {self.uri}: that path holds other files there, or "
@@ -101,7 +101,7 @@ class RunDirectory(Folder):
         self.check_access()
 
     def _is_visible(self) -> bool:
-        """Whether this path leads to the run: it holds its run.json, or the lease of a driver."""
+        """Return whether this path holds the run: its run.json, or the lease of a driver."""
         record = self._read_json("run.json")
         if record is not None and (self._digest is None or _digest_of(record["identity"]) == self._digest):
             return True
