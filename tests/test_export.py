@@ -145,7 +145,7 @@ def test_what_is_refused(run: RunDirectory, tmp_path: Path) -> None:
         export([run.uri], tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match="takes one run, and 2 were given"):
         export([run.uri, run.uri], tmp_path / "x.parquet", "responses")
-    with pytest.raises(ConfigError, match="pairs and best 1 or more"):
+    with pytest.raises(ConfigError, match=r"pairs is 0 and best is 1\. Give a margin of at least 0, and pairs"):
         Choice(pairs=0)
     copy = tmp_path / "copy.parquet"
     copy.write_bytes(Path(run.path("merged.parquet")).read_bytes())

@@ -1,4 +1,4 @@
-"""Which trajectories a trainer gets, for any trajectories."""
+"""Test which trajectories a trainer gets, for arbitrary trajectories."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_no_pair_breaks_a_promise(trajectories: list[dict[str, Any]], margin: fl
 
 @given(TRAJECTORIES, st.floats(0, 1))
 def test_without_a_cap_every_pair_is_found(trajectories: list[dict[str, Any]], margin: float) -> None:
-    """Against all ordered pairs, judged by the definition. Texts must differ, or a text's two rewards could be at odds."""
+    """Compare with all ordered pairs, filtered by the definition. Texts differ, so rewards are unambiguous."""
     for number, one in enumerate(trajectories):
         one["full_text"] = one["full_text"].strip() and f"{one['full_text']}{number}"
     wanted = set()
@@ -99,8 +99,10 @@ def test_a_cap_takes_many_texts() -> None:
     wrong = [trajectory(f"wrong {n}", 0.5, False) for n in range(5)]
     pairs = preference_pairs([*wrong, *right], 0.01, 3)
     assert [(p.chosen["full_text"], p.rejected["full_text"]) for p in pairs] == [
-        ("right 0", "wrong 0"), ("right 1", "wrong 1"), ("right 2", "wrong 2"),
-    ]  # fmt: skip
+        ("right 0", "wrong 0"),
+        ("right 1", "wrong 1"),
+        ("right 2", "wrong 2"),
+    ]
 
 
 def test_coherence_pairs_come_after_and_need_the_margin() -> None:

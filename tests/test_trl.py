@@ -1,4 +1,4 @@
-"""TRL reads what export writes: one step of its trainers on the demo model, with real texts of its own."""
+"""Train one step with TRL's trainers on exported files and the demo model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ from tests.conftest import demo_rows
 from tests.finished_runs import finished
 
 ONE_STEP = {
-    "max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-4, "use_cpu": True, "report_to": [],
-    "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "bf16": False, "gradient_checkpointing": False,
-}  # fmt: skip
+    "max_steps": 1,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-4,
+    "use_cpu": True,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "disable_tqdm": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TRL's model card asks the hub for the base model's."""
+    """Keep TRL's model card from asking the hub for the base model."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     yield
 
@@ -43,7 +51,7 @@ def loaded(run: RunDirectory, folder: Path, form: Any, suffix: str) -> Dataset:
 
 
 def trained(trainer: Any) -> dict[str, float]:
-    """The log of the one step; its weights must have moved."""
+    """Train one step and return its log. The weights must have changed."""
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     result = trainer.train()
     (log,) = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -85,7 +93,7 @@ def test_sft(run: RunDirectory, tmp_path: Path) -> None:
 
 
 def test_grpo(run: RunDirectory, tmp_path: Path) -> None:
-    """TRL draws its own completions: it takes the prompts, and hands the other columns to the reward function."""
+    """TRL generates its own completions. It reads the prompts and passes other columns to the reward."""
     from trl import GRPOConfig, GRPOTrainer
 
     groups = loaded(run, tmp_path, "grpo", "parquet").remove_columns("completions")

@@ -1,8 +1,8 @@
-"""Which trajectories of a question a trainer gets: preference pairs, the best few, or the group.
+"""Select one question's trajectories for a trainer: preference pairs, best samples, or a group.
 
-Pure: it picks from one question's trajectories, in their order, and writes nothing (export.py does). A trajectory whose
-reward is null or whose generation failed is never picked. An incorrect one, an empty one, or one that was cut off at
-max_tokens is never held up as an example: it is neither chosen nor among the best.
+All functions are pure and keep the order of the trajectories.
+A trajectory with a null reward or a failed generation is never selected.
+An incorrect, empty or truncated trajectory is never an example: neither chosen nor best.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-Stored = Mapping[str, Any]  # a trajectory, by the names of records.TRAJECTORY
+Stored = Mapping[str, Any]  # a trajectory with the fields of records.TRAJECTORY
 PairType = Literal["correctness", "coherence"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two trajectories of one question; `chosen` is the one to prefer."""
+    """Two trajectories of one question. `chosen` is preferred over `rejected`."""
 
     chosen: Stored
     rejected: Stored
@@ -27,12 +27,12 @@ class Pair:
 
 
 def preference_pairs(trajectories: Sequence[Stored], margin: float, most: int) -> list[Pair]:
-    """Up to `most` pairs with two different texts each, no two of them with the same two texts.
+    """Return up to `most` pairs. Each pair has two different texts, and no two pairs have the same texts.
 
-    First come `correctness` pairs, a correct trajectory over an incorrect one. Then `coherence` pairs, where both are
-    correct, or neither was graded, and the rewards differ by more than `margin`: coherence, length and whatever else the
-    reward holds decide. Within a kind the trajectories are used in turn, so that a cap takes many texts rather than the
-    best one many times; equal rewards keep the order of the arms.
+    `correctness` pairs come first: a correct trajectory over an incorrect one. `coherence` pairs
+    follow: both correct or both ungraded, with rewards that differ by more than `margin`.
+    Each kind uses the trajectories in turn, so a cap keeps many texts and not the best one many times.
+    Trajectories with equal rewards keep the order of their arms.
     """
     usable = group(trajectories)
     exemplary = [t for t in usable if _exemplary(t)]
@@ -58,8 +58,10 @@ def preference_pairs(trajectories: Sequence[Stored], margin: float, most: int) -
 
 
 def best_of(trajectories: Sequence[Stored], count: int) -> list[Stored]:
-    """Up to `count` trajectories of the highest rewards, with different texts: correct ones, or ungraded ones where there
-    was no gold answer."""
+    """Return up to `count` trajectories with the highest rewards and different texts.
+
+    They are correct, or ungraded if the question has no gold answer.
+    """
     found: dict[str, Stored] = {}
     for trajectory in sorted(filter(_exemplary, group(trajectories)), key=lambda t: -t["reward"]):
         found.setdefault(trajectory["full_text"], trajectory)
@@ -67,11 +69,12 @@ def best_of(trajectories: Sequence[Stored], count: int) -> list[Stored]:
 
 
 def group(trajectories: Sequence[Stored]) -> list[Stored]:
-    """The trajectories that have a reward, in their order."""
-    return [
-        t for t in trajectories
-        if t["finish_reason"] != "error" and t["reward"] is not None and math.isfinite(t["reward"])
-    ]  # fmt: skip
+    """Return the trajectories that have a reward, in their order."""
+    return [t for t in trajectories if t["finish_reason"] != "error" and _finite(t["reward"])]
+
+
+def _finite(reward: float | None) -> bool:
+    return reward is not None and math.isfinite(reward)
 
 
 def _exemplary(trajectory: Stored) -> bool:
@@ -81,7 +84,7 @@ def _exemplary(trajectory: Stored) -> bool:
 
 
 def _crossed(chosen: Sequence[Stored], rejected: Sequence[Stored]) -> Iterator[tuple[Stored, Stored]]:
-    """Every pair of the two once; each round uses every entry of the shorter one once."""
+    """Yield every pair of the two sequences once. Each round uses every entry of the shorter one once."""
     for shift in range(max(len(chosen), len(rejected))):
         for n in range(min(len(chosen), len(rejected))):
             if len(chosen) <= len(rejected):
@@ -91,10 +94,10 @@ def _crossed(chosen: Sequence[Stored], rejected: Sequence[Stored]) -> Iterator[t
 
 
 def _ranked(best_first: Sequence[Stored], margin: float) -> Iterator[tuple[Stored, Stored]]:
-    """Every pair whose rewards differ by more than `margin` and whose better one may be chosen, once.
+    """Yield every pair with rewards more than `margin` apart and an exemplary better one, once.
 
-    The pairs whose ranks have the sum n - 1 (best with worst, second with last but one) come first, then the sums beside
-    it: in each round no trajectory is used twice.
+    Pairs whose ranks sum to n - 1 come first: best with worst, second with second to last.
+    The neighbouring sums follow. No round uses a trajectory twice.
     """
     n = len(best_first)
     if not n or not best_first[0]["reward"] - best_first[-1]["reward"] > margin:

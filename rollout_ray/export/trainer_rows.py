@@ -1,13 +1,12 @@
-"""The rows that trainers read, under the column names that they know.
+"""Build the rows that trainers read, under the column names that they expect.
 
-Owns the columns and their types; which trajectories stand in them is preferences.py's. Texts are conversations, so that
-a trainer renders them with the model's own chat template:
+Texts are conversations, so the trainer renders them with the model's own chat template:
 
     dpo    TRL's explicit-prompt preference: prompt, chosen, rejected
-    sft    TRL's prompt and completion; messages, the two joined, is what verl and NeMo RL read
-    grpo   one row a question: prompt, completions, rewards; data_source, reward_model and extra_info are verl's
+    sft    TRL's prompt and completion; verl and NeMo RL read messages, the two joined
+    grpo   one row a question: prompt, completions, rewards; verl reads data_source, reward_model, extra_info
 
-No advantages: trainers compute them from the rewards, each in its own way.
+Advantages are absent: each trainer computes its own from the rewards.
 """
 
 from __future__ import annotations
@@ -27,12 +26,17 @@ TrainerFormat = Literal["dpo", "sft", "grpo"]
 Row = dict[str, Any]
 
 MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
-SMALLEST_GROUP = 2  # rewards; one alone has no advantage over the others
+SMALLEST_GROUP = 2  # rewards; a single one has no advantage
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How many rows a question gives: dpo pairs, and how far apart in reward a coherence pair must be; sft examples."""
+    """Limits on the rows of a question.
+
+    margin: Rewards of a coherence pair differ by more than this.
+    pairs: Most dpo rows a question.
+    best: Most sft rows a question.
+    """
 
     margin: float = 0.01
     pairs: int = 4
@@ -40,19 +44,24 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.margin < 0 or self.pairs < 1 or self.best < 1:
-            raise ConfigError("margin must be 0 or more, pairs and best 1 or more; correct the one that is not")
+            raise ConfigError(
+                f"margin is {self.margin}, pairs is {self.pairs} and best is {self.best}. "
+                "Give a margin of at least 0, and pairs and best of at least 1."
+            )
 
 
 def shared_system_prompt(arms: Sequence[Arm]) -> str | None:
-    """The system prompt of all arms; None where they differ. Two trajectories of one row may be of different arms, which
-    are then ways of drawing, and the question alone is what both answer."""
+    """Return the system prompt of all arms, or None if they differ.
+
+    A row may join trajectories of different arms. Its prompt is then the question alone.
+    """
     prompts = {arm.system_prompt for arm in arms}
     return prompts.pop() if len(prompts) == 1 else None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a row gives it: `prompt` a conversation, `number` its place in its run, from 0."""
+    """A question as a row shows it: `prompt` as a conversation, `number` its position in the run from 0."""
 
     question: Question
     prompt: list[Row]
@@ -61,12 +70,13 @@ class Asked:
 
 
 def asked(question: Question, system_prompt: str | None, number: int, data_source: str) -> Asked:
+    """Return the question with its conversation, including the system prompt."""
     messages = [dict(message) for message in chat_messages(question.prompt, system_prompt)]
     return Asked(question, messages, number, data_source)
 
 
 def dpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list[Row]:
-    """One row a preference pair."""
+    """Return one row for each preference pair."""
     return [
         {
             "prompt": one.prompt,
@@ -84,7 +94,7 @@ def dpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list
 
 
 def sft_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list[Row]:
-    """One row for each of the best trajectories."""
+    """Return one row for each of the best trajectories."""
     return [
         {
             "prompt": one.prompt,
@@ -99,7 +109,7 @@ def sft_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list
 
 
 def grpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list[Row]:
-    """One row where two or more trajectories have a reward, cut-off and incorrect ones included."""
+    """Return one row if two or more trajectories have a reward, including truncated and incorrect ones."""
     members = group(trajectories)
     if len(members) < SMALLEST_GROUP:
         return []
@@ -131,34 +141,67 @@ TRAINER_FORMATS: Mapping[str, Callable[[Asked, Sequence[Stored], Choice], list[R
 
 
 def message_type(prompts: Iterable[pa.DataType]) -> pa.DataType:
-    """The type of a message of prompts that come in columns of these types: role, content, and the further fields that
-    the messages of a conversation have. Raises ConfigError where two columns give a field different types."""
+    """Return the type of a prompt's message: role, content, and the extra fields of the runs' messages.
+
+    Args:
+        prompts: Types of the prompt columns.
+
+    Raises:
+        ConfigError: Two columns give one field different types.
+    """
     fields = {field.name: field for field in MESSAGE}
     for kind in prompts:
         item = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
         for field in item if item is not None and pa.types.is_struct(item) else ():
             known = fields.setdefault(field.name, pa.field(field.name, field.type))
             if known.type != field.type and field.name not in MESSAGE.names:
-                raise ConfigError(f"messages have {field.name} as {known.type} and as {field.type}; export the runs apart")
+                raise ConfigError(
+                    f"The field {field.name} of messages is {known.type} in one run and {field.type} in another. "
+                    "Export the runs separately."
+                )
     return pa.struct(list(fields.values()))
 
 
 def row_schema(form: TrainerFormat, message: pa.DataType) -> pa.Schema:
-    """The columns of a format, in the order of its rows; `message` is the type of a prompt's messages."""
-    prompt, said, text, number = pa.list_(message), pa.list_(MESSAGE), pa.string(), pa.float64()
+    """Return a format's columns in the order of its rows.
+
+    Args:
+        message: Type of a prompt's messages.
+    """
+    prompt = pa.list_(message)
+    reply = pa.list_(MESSAGE)
+    text = pa.string()
+    number = pa.float64()
     columns: dict[TrainerFormat, dict[str, pa.DataType]] = {
         "dpo": {
-            "prompt": prompt, "chosen": said, "rejected": said, "pair_type": text, "question_id": text,
-            "score_chosen": number, "score_rejected": number, "arm_chosen": text, "arm_rejected": text,
+            "prompt": prompt,
+            "chosen": reply,
+            "rejected": reply,
+            "pair_type": text,
+            "question_id": text,
+            "score_chosen": number,
+            "score_rejected": number,
+            "arm_chosen": text,
+            "arm_rejected": text,
         },
         "sft": {
-            "prompt": prompt, "completion": said, "messages": prompt, "question_id": text, "reward": number, "arm": text,
+            "prompt": prompt,
+            "completion": reply,
+            "messages": prompt,
+            "question_id": text,
+            "reward": number,
+            "arm": text,
         },
         "grpo": {
-            "prompt": prompt, "completions": pa.list_(said), "rewards": pa.list_(number), "correct": pa.list_(pa.bool_()),
-            "arms": pa.list_(text), "question_id": text, "data_source": text,
+            "prompt": prompt,
+            "completions": pa.list_(reply),
+            "rewards": pa.list_(number),
+            "correct": pa.list_(pa.bool_()),
+            "arms": pa.list_(text),
+            "question_id": text,
+            "data_source": text,
             "reward_model": pa.struct([("style", text), ("ground_truth", text)]),
             "extra_info": pa.struct([("index", pa.int64())]),
         },
-    }  # fmt: skip
+    }
     return pa.schema(list(columns[form].items()))

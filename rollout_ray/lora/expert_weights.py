@@ -1,7 +1,8 @@
-"""Under which names a checkpoint stores a model's parameters where transformers renames or joins them as it loads: since
-its version 5 a mixture of experts has one parameter of all experts, and its checkpoint goes on to have one of each.
+"""Map a checkpoint's stored tensors to the parameters that transformers renames or joins.
 
-Owns the question to transformers' own table of conversions. It reads no tensor but those of a parameter that is asked for.
+Since version 5, transformers joins all experts of a mixture into one parameter.
+Checkpoints still store one tensor an expert. transformers' own conversion table gives the mapping.
+Only the tensors of a requested parameter are read.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from transformers.core_model_loading import WeightConverter
 
 @dataclass
 class Parts:
-    """A parameter that is stored in parts: their names by transformers' pattern for them, and what joins them."""
+    """A parameter that is stored in parts, and the converter that joins them.
+
+    `names` lists the stored names for each of the converter's source patterns.
+    """
 
     converter: WeightConverter
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def all_names(self) -> list[str]:
-        """The stored names of all parts."""
+        """Return the stored names of all parts."""
         return [name for names in self.names.values() for name in names]
 
     def join(self, checkpoint: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The parameter, of these tensors."""
+        """Return the parameter, joined from the checkpoint's tensors."""
         tensors: dict[str, Any] = {
             pattern: [checkpoint[name] for name in sorted(names, key=_by_numbers)] for pattern, names in self.names.items()
         }
@@ -40,8 +44,11 @@ class Parts:
 
 
 def renamed_and_joined(model: torch.nn.Module, stored: Iterable[str]) -> tuple[dict[str, str], dict[str, Parts]]:
-    """Of the `stored` tensors those that are a parameter of the model under another name, and those that are parts of one,
-    each by the parameter's name."""
+    """Map the stored tensors that transformers renames, or that are parts of a parameter.
+
+    Returns:
+        The stored name by parameter name, and the `Parts` by parameter name.
+    """
     conversions = get_model_conversion_mapping(model)
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
     renamings = [one for one in conversions if not isinstance(one, WeightConverter)]
@@ -62,5 +69,5 @@ def renamed_and_joined(model: torch.nn.Module, stored: Iterable[str]) -> tuple[d
 
 
 def _by_numbers(name: str) -> list[Any]:
-    """As names are sorted by people: the tenth expert comes after the ninth."""
+    """Return a sort key that orders expert 10 after expert 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
