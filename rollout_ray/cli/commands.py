@@ -1,7 +1,6 @@
-"""The further commands of `rollout`: each takes its words and returns the exit code.
+"""Define the subcommands of `rollout`: each takes its words and returns its exit code.
 
-Owns their arguments and what they print; run.py finds the command, and every step is a module of its own, imported when
-its command runs.
+main.py chooses the command. A command imports what it needs when it runs, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ConfigErrors."""
+    """An argparse parser that raises ConfigError."""
 
     def error(self, message: str) -> NoReturn:
         from rollout_ray.config.help import plain
@@ -30,17 +29,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def prepare(words: list[str]) -> int:
+    """Make a question set."""
     from rollout_ray.data.prepare import prepare_demo, prepare_gsm8k
 
-    parser = Parser(prog="rollout prepare")
+    parser = Parser(prog="rollout prepare", description="Make a question set as a parquet file.")
     kinds = parser.add_subparsers(dest="kind", required=True)
-    gsm8k = kinds.add_parser("gsm8k", help="GSM8K's JSONL")
-    gsm8k.add_argument("input")
-    demo = kinds.add_parser("demo", help="generated problems for the demo model")
-    demo.add_argument("count", type=int)
-    demo.add_argument("--seed", type=int, default=1, help="another seed gives other problems")
+    gsm8k = kinds.add_parser("gsm8k", help="from GSM8K's JSONL")
+    gsm8k.add_argument("input", help="JSONL file with the fields question and answer")
+    demo = kinds.add_parser("demo", help="generated word problems for the demo model")
+    demo.add_argument("count", type=int, help="number of problems")
+    demo.add_argument("--seed", type=int, default=1, help="another seed gives other problems (default: %(default)s)")
     for kind in (gsm8k, demo):
-        kind.add_argument("output")
+        kind.add_argument("output", help="new parquet file")
     args = parser.parse_args(words)
     if args.kind == "gsm8k":
         rows = prepare_gsm8k(args.input, args.output)
@@ -51,15 +51,18 @@ def prepare(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
+    """Write the rows of a finished run for a trainer."""
     from rollout_ray.export.formats import FORMATS, export
     from rollout_ray.export.trainer_rows import Choice
 
-    parser = Parser(prog="rollout export")
+    parser = Parser(prog="rollout export", description="Write the rows of a finished run for a trainer.")
     parser.add_argument("path", help="run directory, or merged parquet file")
     parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
-    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="what is written (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="jsonl", help="rows to write (default: %(default)s)")
     add_choice(parser)
-    parser.add_argument("--best", type=int, default=Choice.best, help="sft: the best so many of a question")
+    parser.add_argument(
+        "--best", type=int, default=Choice.best, help="sft: examples of a question, the best first (default: %(default)s)"
+    )
     args = parser.parse_args(words)
     done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
     print(escape_controls(done.line(args.format, args.output)))
@@ -67,9 +70,15 @@ def export(words: list[str]) -> int:
 
 
 def plan(words: list[str]) -> int:
-    parser = Parser(prog="rollout plan", allow_abbrev=False, epilog="further flags: those of a run")
+    """Print what a run will take, with warnings."""
+    parser = Parser(
+        prog="rollout plan",
+        description="Estimate what a run takes, before it starts.",
+        allow_abbrev=False,
+        epilog="Further flags are those of a run; see rollout --help.",
+    )
     parser.add_argument("--config", help="YAML file of the run")
-    parser.add_argument("--on", metavar="GPUS", help="GPUs to plan for, such as 8xH100 or 2x8xH100; unset: this machine's")
+    parser.add_argument("--on", metavar="GPUS", help="GPUs to plan for, such as 8xH100 or 2x8xH100. Unset: this machine's")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--from", dest="earlier", metavar="RUN_DIR", help="a finished run to take speed and lengths from")
     source.add_argument(
@@ -78,7 +87,7 @@ def plan(words: list[str]) -> int:
         nargs="?",
         const=0,
         metavar="N",
-        help="run N questions first; without N as many as fill the engines",
+        help="run N questions first. Without N: as many as fill the engines",
     )
     own, flags = parser.parse_known_args(words)
 
@@ -95,17 +104,25 @@ def plan(words: list[str]) -> int:
 
 
 def add_choice(parser: argparse.ArgumentParser) -> None:
-    """The arguments about preference pairs."""
+    """Add the arguments about preference pairs."""
     from rollout_ray.export.trainer_rows import Choice
 
-    parser.add_argument("--margin", type=float, default=Choice.margin, help="dpo: least gap in reward of coherence pairs")
-    parser.add_argument("--pairs", type=int, default=Choice.pairs, help="dpo: most pairs a question")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=Choice.margin,
+        help="dpo: least difference in reward of two correct ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=Choice.pairs, help="dpo: most pairs of a question (default: %(default)s)"
+    )
 
 
 def verify(words: list[str]) -> int:
-    parser = Parser(prog="rollout verify")
+    """Recompute a merged file. Raise VerifyError where it disagrees with its texts."""
+    parser = Parser(prog="rollout verify", description="Recompute a merged file's values from its texts.")
     parser.add_argument("path", help="run directory, or merged parquet file")
-    parser.add_argument("--reward", help="module:function of a custom reward that a file from elsewhere names")
+    parser.add_argument("--reward", help="module:function of the custom reward, for a file from elsewhere")
     args = parser.parse_args(words)
 
     from rollout_ray.results.verify import verify
@@ -115,17 +132,23 @@ def verify(words: list[str]) -> int:
         print(escape_controls(line))
     if not result.agrees:
         raise VerifyError(
-            f"{result.path} disagrees with its own texts and description in {result.counts.total()} places; run "
-            "the command of its run again, which merges the parts anew"
+            f"{result.path} disagrees with its own texts and description in {result.counts.total()} places. Run the "
+            "command of its run again: it merges the parts anew."
         )
     return 0
 
 
 def rescore(words: list[str]) -> int:
-    parser = Parser(prog="rollout rescore", allow_abbrev=False, epilog="further flags: the scoring fields of a run")
+    """Grade and reward the stored texts again, and write a new merged file."""
+    parser = Parser(
+        prog="rollout rescore",
+        description="Grade and reward the stored texts again, and generate nothing.",
+        allow_abbrev=False,
+        epilog="Further flags are the fields of the section scoring; see rollout --help.",
+    )
     parser.add_argument("path", help="run directory, or merged parquet file")
-    parser.add_argument("--config", help="YAML file; what it leaves out stays as in the run")
-    parser.add_argument("--output", help="new file; unset: merged-<digest>.parquet beside the old one")
+    parser.add_argument("--config", help="YAML file. A field that it leaves out stays as in the run")
+    parser.add_argument("--output", help="new file. Unset: merged-<digest>.parquet beside the old one")
     if words and words[0].startswith("-") and not {"-h", "--help"} & set(words):
         parser.error("name the run directory or file before the flags")
     own, flags = parser.parse_known_args(words)
@@ -137,7 +160,7 @@ def rescore(words: list[str]) -> int:
     page = write_report(done.path)
     console, _ = view(quiet=True)
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
-    for line in lines or ["no field differs from the run's; graded again"]:
+    for line in lines or ["no field differs from the run's. The texts were graded again."]:
         print(escape_controls(line))
     print(escape_controls(f"report: {page.path}"))
     print_summary(console, done.summary, done.path)
@@ -145,9 +168,10 @@ def rescore(words: list[str]) -> int:
 
 
 def report(words: list[str]) -> int:
-    parser = Parser(prog="rollout report")
+    """Write the page of a finished run."""
+    parser = Parser(prog="rollout report", description="Write a page that shows a finished run.")
     parser.add_argument("path", help="run directory, or merged parquet file")
-    parser.add_argument("output", nargs="?", help="new page; unset: report.html beside the merged file")
+    parser.add_argument("output", nargs="?", help="new page. Unset: report.html beside the merged file")
     args = parser.parse_args(words)
 
     from rollout_ray.report.html import write_report
@@ -162,18 +186,20 @@ def report(words: list[str]) -> int:
 
 
 def completion(words: list[str]) -> int:
+    """Print shell completion."""
     from rollout_ray.cli.completion import SHELLS, script
 
-    parser = Parser(prog="rollout completion", description="Prints a script for the shell's start file.")
+    parser = Parser(prog="rollout completion", description="Print shell completion for the shell's start file.")
     parser.add_argument("shell", choices=SHELLS)
     print(script(parser.parse_args(words).shell, sorted(COMMANDS)))
     return 0
 
 
 def merge_lora(words: list[str]) -> int:
-    parser = Parser(prog="rollout merge-lora", description="Adds a LoRA adapter to its base model, file by file.")
+    """Merge a LoRA adapter into its base model."""
+    parser = Parser(prog="rollout merge-lora", description="Merge a LoRA adapter into its base model.")
     parser.add_argument("--base", required=True, help="folder of the base model")
-    parser.add_argument("--adapter", required=True, help="folder of the adapter, as peft's save_pretrained wrote it")
+    parser.add_argument("--adapter", required=True, help="folder of the adapter, as written by peft's save_pretrained")
     parser.add_argument("--output", required=True, help="new folder for the merged bf16 model and its tokenizer")
     args = parser.parse_args(words)
 
@@ -185,12 +211,14 @@ def merge_lora(words: list[str]) -> int:
 
 
 def cluster(words: list[str]) -> int:
+    """Check a cluster's YAML."""
     from rollout_ray.cluster.check import main
 
     return main(words)
 
 
 def view(quiet: bool) -> tuple[Any, Progress]:
+    """Return a console, and the progress that suits it."""
     from rich.console import Console
 
     from rollout_ray.telemetry.live_view import Live
@@ -203,6 +231,7 @@ def view(quiet: bool) -> tuple[Any, Progress]:
 
 
 def print_summary(console: Any, summary: Summary, path: str) -> None:
+    """Print the table and lines of a run's summary, then the path of its file."""
     from rollout_ray.telemetry.summary import summary_lines, summary_table
 
     console.print(summary_table(summary))

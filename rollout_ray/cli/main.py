@@ -1,6 +1,8 @@
-"""The command line: `rollout` and `python -m rollout_ray.run`. Owns a run's arguments, logging and exit codes.
+"""Run one command of `rollout`, log to standard error, and return its exit code.
 
-The other commands are in commands.py."""
+`rollout` and `python -m rollout_ray.run` both come here. Without a command's name it is a run. The other commands
+are in commands.py.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +20,42 @@ from rollout_ray.cli.commands import COMMANDS, Parser, print_summary, view
 from rollout_ray.core.errors import ConfigError, RolloutError
 from rollout_ray.core.redaction import escape_controls, shorten
 
-USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]       draw, score and merge
+USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]
+       rollout COMMAND ...
        rollout COMMAND --help
-       rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet   make a question set
-       rollout prepare demo COUNT OUTPUT.parquet
-       rollout plan [--on 8xH100] [--from RUN_DIR | --probe [N]] [FLAG ...]   what a run will take, before it is started
-       rollout export RUN_DIR_OR_FILE OUTPUT [--format jsonl|responses|trajectories|dpo|sft|grpo]   hand a run on
-       rollout verify RUN_DIR_OR_FILE                     recompute keys, seeds, answers and rewards from the file
-       rollout report RUN_DIR_OR_FILE [OUTPUT.html]       a page to look at the rollouts with
-       rollout rescore RUN_DIR_OR_FILE [--config FILE] [--output FILE] [FLAG ...]   reward again, generate nothing
-       rollout cluster check CLUSTER.yaml                 what can be launched now, and what an hour costs
-       rollout merge-lora --base FOLDER --adapter FOLDER --output FOLDER   base model + adapter -> one bf16 model
-       rollout completion bash|zsh|fish                   completion of commands and flags, for the shell's start file
 
-Each flag below is also a field of the YAML file (under its section) and a variable ROLLOUT_<FLAG>.
-Flags beat the environment, the environment beats the file. Yes-or-no flags: --flag or --no-flag. --debug, with any
-command, shows the traceback of an error.
+Without a command it draws N trajectories a question, scores them, and merges them into one parquet.
+
+commands:
+  rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet    make a question set from GSM8K's JSONL
+  rollout prepare demo COUNT OUTPUT.parquet           make a question set of generated problems
+  rollout plan [--on 8xH100] [FLAG ...]               estimate time, memory and money of a run
+  rollout report RUN [OUTPUT.html]                    write a page that shows a run
+  rollout verify RUN                                  recompute keys, seeds, answers and rewards from the file
+  rollout rescore RUN [--config FILE] [FLAG ...]      grade and reward the stored texts again
+  rollout export RUN OUTPUT [--format FORMAT]         write rows for a trainer
+  rollout merge-lora --base DIR --adapter DIR --output DIR   merge a LoRA adapter into its base model
+  rollout cluster check CLUSTER.yaml                  check what a cluster can launch now, and its price
+  rollout completion bash|zsh|fish                    print shell completion for the shell's start file
+RUN is a run directory, or the path of a merged parquet file.
+
+options:
+  --config FILE   YAML file of the run; each field stands under its section
+  --quiet         show warnings and the result only
+  --debug         show the traceback of an error (with any command)
+  --version       print the version
+  --help          print this text
+
+Every flag below is also a field of the YAML file, and an environment variable ROLLOUT_<FLAG>. Flags beat the
+environment, and the environment beats the file. For a yes-or-no field give --flag or --no-flag.
 
 exit codes: 0 done, 1 any other failure, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left,
 6 run directory, 7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 10 the cloud refused or cannot be
-reached, 130 stopped (the same command goes on after 9 and 130)"""
+reached, 130 stopped. After 9 and 130 the same command goes on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code; without `arguments` take the process's own."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -50,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words and not words[0].startswith("-") and words[0] not in commands:
             close = difflib.get_close_matches(words[0], commands, 1)
-            remedy = f"did you mean rollout {close[0]}?" if close else "rollout --help lists all"
-            raise ConfigError(f"'{words[0]}' is no command; {remedy}")
+            remedy = f"Did you mean rollout {close[0]}?" if close else "rollout --help lists all commands."
+            raise ConfigError(f"'{words[0]}' is not a command. {remedy}")
         return command(words[1:] if words and words[0] in commands else words)
     except RolloutError as error:
         if debug:
@@ -62,14 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("rollout: stopped before anything was drawn; the same command begins again", file=sys.stderr)
+        print("rollout: stopped before anything was drawn. Run the same command again.", file=sys.stderr)
         return 130
     except Exception as error:  # noqa: BLE001 - the last boundary: nothing goes on after it
         return _unexpected(error, debug)
 
 
 def _unexpected(error: Exception, debug: bool) -> int:
-    """One line for what nobody foresaw; the traceback goes to a file, or with --debug to the terminal."""
+    """Report an error that nobody foresaw in one line; the traceback goes to a file, or with --debug to the terminal."""
     words = shorten(" ".join(escape_controls(str(error)).split()), 300)
     if debug:
         traceback.print_exc()
@@ -83,10 +97,16 @@ def _unexpected(error: Exception, debug: bool) -> int:
 
 
 def _run(words: list[str]) -> int:
+    """Draw, score and merge; with --help or --version only print."""
     if "--help" in words or "-h" in words:
         from rollout_ray.config.help import help_text
 
         print(USAGE + "\n" + help_text())
+        return 0
+    if "--version" in words:
+        from rollout_ray import __version__
+
+        print(f"rollout {__version__}")
         return 0
     from rollout_ray.config.loading import load_config
 
@@ -100,7 +120,7 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
     signal.signal(signal.SIGTERM, _as_interrupt)
-    # Ray prints a paragraph for each process that dies; our own warning says the same in a line. Read when Ray is loaded.
+    # Ray prints a paragraph for each process that dies, and our warning says the same in a line. Ray reads this at import.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
 
     from rollout_ray.api.collect import collect
@@ -112,7 +132,7 @@ def _run(words: list[str]) -> int:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what sys.stderr is at the time: the live view stands in for it while it is drawn."""
+    """Write to the sys.stderr of the moment: the live view replaces it while it draws."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -120,12 +140,12 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Shown(logging.Formatter):
-    """Log lines without control characters: a data set's or a model's text may stand in them."""
+    """Strip control characters from log lines: they may hold text of a data set or a model."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_controls(super().format(record))
 
 
 def _as_interrupt(signum: int, frame: object) -> NoReturn:
-    """SIGTERM (a stopped Ray job, a reclaimed machine) saves and ends like Ctrl-C."""
+    """Make SIGTERM (a stopped Ray job, a reclaimed machine) save and end like Ctrl-C."""
     raise KeyboardInterrupt

@@ -1,7 +1,6 @@
-"""The sections of the config that say how a question is asked: its arms, and how their outputs are drawn.
+"""Define the config's sections for arms and sampling, and the base class of all sections.
 
-Owns their fields, defaults and ranges, and what a section is. The presets' arms are arms.py's, the other sections
-config.py's.
+The arms of the presets are in arms.py, the other sections in schema.py.
 """
 
 from __future__ import annotations
@@ -54,24 +53,26 @@ class ArmConfig(Section):
     """One arm: a system prompt and sampling parameters. What is unset comes from `sampling`."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.\-]+$", description="Unique name of the arm.")
-    system_prompt: str | None = Field(None, description="System prompt; unset: none.")
+    system_prompt: str | None = Field(None, description="System prompt. Unset: none.")
     temperature: float | None = Field(None, ge=0, description="Sampling temperature; 0 is greedy.")
     top_p: Probability | None = Field(None, description="Nucleus mass.")
     top_k: int | None = Field(None, ge=-1, description="Most likely tokens to draw from; -1: all.")
     repetition_penalty: float | None = Field(None, gt=0, description="Above 1 discourages repetition.")
     max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
-    samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question.")
-    probe_role: ProbeRole | None = Field(None, description="Role in the s_cf probe: A, A' or CF1.")
-    lora_path: str | None = Field(None, description="Folder of a peft LoRA adapter; unset: the model's lora_path.")
-    extra_sampling: ExtraSampling = Field(default_factory=dict, description="Like sampling's, and beating it.")
-    chat_template_kwargs: TemplateArguments = Field(default_factory=dict, description="Like the model's, and beating it.")
+    samples: int | None = Field(None, ge=1, le=100_000, description="Samples a question.")
+    probe_role: ProbeRole | None = Field(None, description="Role in s_cf: A, A' or CF1.")
+    lora_path: str | None = Field(None, description="Folder of a LoRA adapter (peft). Unset: the model's lora_path.")
+    extra_sampling: ExtraSampling = Field(default_factory=dict, description="As in sampling, which it overrides.")
+    chat_template_kwargs: TemplateArguments = Field(default_factory=dict, description="As in model, which it overrides.")
 
 
 class ArmsConfig(Section):
-    """Which arms every question is asked under."""
+    """The arms under which every question is asked."""
 
-    arm_set: ArmSet = Field("regime-w", description="A preset, or custom for the arms of arm_list.")
-    arm_list: list[ArmConfig] = Field(default_factory=list, description="The arms of arm_set: custom.")
+    arm_set: ArmSet = Field("regime-w", description="Preset of arms; custom takes the arms of arm_list.")
+    arm_list: list[ArmConfig] = Field(
+        default_factory=list, description="Your own arms, each with a name; write them in the YAML file."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -93,19 +94,26 @@ class ArmsConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How an output is drawn. What is set here overrides a preset arm's value and fills in a custom arm's."""
+    """How an output is drawn. A value here overrides a preset arm's, and fills in what a custom arm leaves out."""
 
-    n_samples: int | None = Field(None, ge=1, le=100_000, description="Draws a question and arm; unset: the arm set's.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens; unset: the arm set's.")
-    temperature: float | None = Field(None, ge=0, description="Temperature, 0 is greedy; unset: the arm set's.")
-    top_p: Probability | None = Field(None, description="Nucleus mass; unset: the arm set's.")
+    n_samples: int | None = Field(
+        None, ge=1, le=100_000, description="Samples of a question and arm. Unset: the arm set's."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Longest output, in tokens. Unset: the arm set's.")
+    temperature: float | None = Field(None, ge=0, description="Sampling temperature; 0 is greedy. Unset: the arm set's.")
+    top_p: Probability | None = Field(None, description="Nucleus mass. Unset: the arm set's.")
     top_k: int = Field(-1, ge=-1, description="Most likely tokens to draw from; -1: all.")
     repetition_penalty: float = Field(1.0, gt=0, description="Above 1 discourages repetition; 1: off.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, description="Strings that end an output; the flag takes one, or several as JSON."
+        default_factory=list, description="Strings that end an output. The flag takes one string, or a JSON list."
     )
-    ignore_eos: bool = Field(False, description="Draw max_tokens whatever the model says (for benchmarks).")
+    ignore_eos: bool = Field(False, description="Draw max_tokens in any case, for benchmarks.")
     extra_sampling: ExtraSampling = Field(
-        default_factory=dict, description='More of vLLM\'s sampling parameters, such as {"min_p": 0.05}.'
+        default_factory=dict, description='Further sampling parameters of vLLM, such as {"min_p": 0.05}.'
     )
-    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the run; a trajectory's follows from it and its key.")
+    seed: int = Field(
+        42,
+        ge=0,
+        lt=2**63,
+        description="Seed of the run. The seed of a trajectory follows from it and from the trajectory's key.",
+    )

@@ -1,8 +1,8 @@
-"""RunConfig: every parameter of a run, with its default, unit and range; and the digest that tells two runs apart.
+"""Define RunConfig: every parameter of a run with its default, unit and range, and the digest that tells two runs apart.
 
-Owns what a run *is*; the sections of arms and sampling are config_arms.py's. It does not read arguments or the environment
-(config_sources.py), nor files but those of templates, whose text is part of the run, and does not look at the machine:
-what is None here is chosen when the run starts, from the model and the hardware.
+The sections for arms and sampling are in arm_schema.py. Arguments and the environment are read in loading.py. The only
+files that are read here are templates, whose text is part of the run. A field that is None is chosen when the run starts,
+from the model and the hardware.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class DataConfig(Section):
-    """Where the questions are and which columns to read."""
+    """Where the questions are, and which columns to read."""
 
-    dataset: str | None = Field(None, description="Parquet file, folder or glob, or JSONL file.")
-    prompt_key: str = Field("prompt", description="Column with the prompt: a string, or chat messages.")
+    dataset: str | None = Field(None, description="Question set: a parquet file, a folder or a glob, or a JSONL file.")
+    prompt_key: str = Field("prompt", description="Column of the prompt: a string, or chat messages.")
     gold_key: str | None = Field(
-        None, description="Column with the gold answer; unset: gold_answer if there is one, else nothing is graded."
+        None, description="Column of the gold answer. Unset: gold_answer if the data have it, else nothing is graded."
     )
     id_key: str | None = Field(
-        None, description="Column with a unique id; unset: question_id if there is one, else ids are content hashes."
+        None, description="Column of a unique id. Unset: question_id if the data have it, else a hash of the content."
     )
     prompt_template: str | None = Field(
         None,
-        description="Jinja file that makes the user's message of a row's columns; unset: the prompt column as it is.",
+        description="Jinja file that makes the user message from a row's columns. Unset: the prompt column unchanged.",
     )
-    limit: int | None = Field(None, ge=1, description="Use only the first so many questions.")
+    limit: int | None = Field(None, ge=1, description="Number of questions to use, from the first. Unset: all.")
     lengths_from: str | None = Field(
         None,
-        description="Run directory or merged parquet of an earlier run over these questions: those with long outputs there "
-        "are drawn first. Pays from about four times as many draws as the engines decode at once.",
+        description="Run directory or merged parquet of an earlier run over these questions. Questions with long outputs "
+        "there are drawn first. It pays from four times as many samples as the engines decode at once.",
     )
 
     @field_validator("prompt_template")
     @classmethod
     def _template_is_its_text(cls, value: str | None) -> str | None:
-        """A run is what the file says now: the text takes the place of the file's name."""
+        """Replace the file's name by its text: a run is what the file says now."""
         from rollout_ray.config.templates import prompt_template
 
         return None if value is None else prompt_template(value)
 
 
 class ModelConfig(Section):
-    """The policy that generates."""
+    """The model that generates."""
 
     model_path: str = Field(
-        DEMO_MODEL, description=f"Folder or hub id of the model; '{DEMO_MODEL}' is the small one that is shipped."
+        DEMO_MODEL, description=f"Folder or hub id of the model; '{DEMO_MODEL}' is the small model of the package."
     )
-    revision: str | None = Field(None, description="Revision of a model on the hub.")
-    tokenizer_path: str | None = Field(None, description="Folder or hub id of the tokenizer, where it is not the model's.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    revision: str | None = Field(None, description="Revision of the model on the hub. Unset: its main branch.")
+    tokenizer_path: str | None = Field(None, description="Folder or hub id of the tokenizer. Unset: the model's.")
+    trust_remote_code: bool = Field(False, description="Allow Python code that comes with the model to run.")
     lora_path: str | None = Field(
-        None, description="Folder of a peft LoRA adapter to draw with, unmerged; an arm may name its own."
+        None, description="Folder of a LoRA adapter (peft), served unmerged. An arm may name another."
     )
-    chat_template: str | None = Field(None, description="Jinja file of a chat template; unset: the tokenizer's own.")
+    chat_template: str | None = Field(None, description="Jinja file of a chat template. Unset: the tokenizer's.")
     chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, description='Variables of the chat template, such as {"enable_thinking": false}.'
     )
@@ -76,68 +76,70 @@ class ModelConfig(Section):
     @field_validator("chat_template")
     @classmethod
     def _template_is_its_text(cls, value: str | None) -> str | None:
-        """As with `prompt_template`."""
+        """Replace the file's name by its text."""
         from rollout_ray.config.templates import chat_template
 
         return None if value is None else chat_template(value)
 
 
 class SimulatedConfig(Section):
-    """The simulated engine (backend: simulated): known speed and faults, no model."""
+    """The simulated engine, for tests: known speed and faults, no model."""
 
-    sim_tokens_per_second: float = Field(10_000.0, gt=0, description="Output tokens a second with a full batch.")
+    sim_tokens_per_second: float = Field(10_000.0, gt=0, description="Output tokens a second of a full batch.")
     sim_mean_tokens: int = Field(100, ge=1, description="Mean output length in tokens.")
-    sim_start_seconds: float = Field(0.0, ge=0, description="Seconds that a start takes.")
-    sim_error_rate: float = Field(0.0, ge=0, le=1, description="Share of requests refused with an error.")
+    sim_start_seconds: float = Field(0.0, ge=0, description="Duration of a start, in seconds.")
+    sim_error_rate: float = Field(0.0, ge=0, le=1, description="Share of requests that the engine refuses.")
     sim_death_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request kills its engine.")
     sim_hang_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request hangs its engine.")
-    sim_straggler: float = Field(1.0, gt=0, description="Times that engine-0 decodes slower than the others.")
-    sim_memory_seqs: int = Field(2**20, ge=1, description="Largest max_num_seqs that the engine has memory for.")
+    sim_straggler: float = Field(1.0, gt=0, description="Factor by which engine-0 is slower than the others.")
+    sim_memory_seqs: int = Field(2**20, ge=1, description="Largest max_num_seqs for which the engine has memory.")
 
 
 class EngineConfig(Section):
-    """One vLLM replica. What is unset is chosen from the hardware when the run starts."""
+    """One vLLM replica. The run chooses unset fields from the hardware when it starts."""
 
-    backend: Literal["vllm", "simulated"] = Field("vllm", description="What generates.")
+    backend: Literal["vllm", "simulated"] = Field("vllm", description="Engine that generates.")
     tensor_parallel_size: int | None = Field(
-        None, ge=1, le=64, description="GPUs a replica is spread over; unset: the fewest that hold the model."
+        None, ge=1, le=64, description="GPUs of one replica. Unset: the fewest that hold the model."
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Weights' and activations' type; auto is the checkpoint's own."
+        "auto", description="Type of weights and activations; auto takes the checkpoint's."
     )
     max_model_len: int | None = Field(
-        None, ge=16, description="Longest prompt + output in tokens; unset: the arm set's, at most the model's."
+        None, ge=16, description="Largest sum of prompt and output, in tokens. Unset: the arm set's, at most the model's."
     )
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that the engine may take.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory for the engine.")
     kv_cache_gib: float | None = Field(
         None,
         gt=0,
-        description="KV cache of a CPU replica, in GiB; unset: what max_num_seqs middling sequences need.",
+        description="KV cache of a CPU replica, in GiB. Unset: enough for max_num_seqs sequences of middling length.",
     )
     max_num_seqs: int | None = Field(
         None,
         ge=1,
-        description="Most sequences decoded at once; unset: up to 1024, by the GPU; 256 on the CPU.",
+        description="Most sequences that are decoded at once. Unset: up to 1024 on a GPU, by its kind; 256 on the CPU.",
     )
     max_num_batched_tokens: int | None = Field(
-        None, ge=16, description="Most tokens in one step; unset: up to 16384, by the GPU."
+        None, ge=16, description="Most tokens in one step. Unset: up to 16384, by the kind of GPU."
     )
     enforce_eager: bool | None = Field(
-        None, description="No CUDA graphs and no compilation; unset: false on a GPU, true on the CPU."
+        None, description="Use no CUDA graphs and no compilation. Unset: false on a GPU, true on the CPU."
     )
     enable_prefix_caching: bool | None = Field(
-        None, description="Share the KV cache of equal prompt beginnings; unset: true where the model can."
+        None, description="Share the KV cache of prompts with the same beginning. Unset: true where the model can."
     )
     enable_chunked_prefill: bool | None = Field(
-        None, description="Split long prompts over steps; unset: true on a GPU. The CPU engine cannot."
+        None, description="Split long prompts over several steps. Unset: true on a GPU. The CPU engine cannot."
     )
     deterministic: bool = Field(
         False,
-        description="One seed gives one text whatever else is decoded beside it; a fifth slower, on GPUs only. Without it "
-        "the same seed may give another text in another batch.",
+        description="Give the same text for the same seed in every batch. GPUs only, about a fifth slower. Without it a "
+        "seed may give another text in another batch.",
     )
-    load_format: str = Field("auto", description="How vLLM reads weights; 'dummy' makes random ones.")
-    extra: dict[str, Any] = Field(default_factory=dict, description="More vLLM engine arguments, passed on as they are.")
+    load_format: str = Field("auto", description="How vLLM loads the weights; dummy makes random ones.")
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="Further engine arguments of vLLM, passed on unchanged."
+    )
     simulated: SimulatedConfig = SimulatedConfig()
 
 
@@ -148,18 +150,20 @@ REWARD_PRESETS: dict[str, dict[str, float]] = {
 
 
 class RewardConfig(Section):
-    """Regime W: reward = alpha correct + beta s_wm + gamma quality + bonus - penalty."""
+    """Regime W: reward = alpha x correct + beta x s_wm + gamma x quality + bonus - penalty."""
 
-    reward_preset: Literal["regime-w", "regime-w-2"] = Field("regime-w", description="Where gamma and bonus come from.")
-    alpha: float = Field(1.0, description="Weight of a correct answer.")
-    beta: float = Field(0.5, description="Weight of the question's coherence s_wm.")
-    gamma: float = Field(0.0, description="Weight of a correct trajectory's quality.")
-    bonus: float = Field(0.0, description="Added to a correct trajectory where s_end > bonus_above.")
-    bonus_above: float = Field(0.9, ge=0, le=1, description="s_end that earns the bonus.")
-    penalty_per_token: float = Field(0.001, ge=0, description="Taken off for each output token beyond penalty_free_tokens.")
-    penalty_free_tokens: int = Field(512, ge=0, description="Output tokens that cost nothing.")
+    reward_preset: Literal["regime-w", "regime-w-2"] = Field(
+        "regime-w", description="Source of gamma and bonus: regime-w sets both to 0, regime-w-2 to 0.3 and 0.2."
+    )
+    alpha: float = Field(1.0, description="Reward of a correct answer.")
+    beta: float = Field(0.5, description="Weight of the coherence s_wm of the question. Wrong answers get it, too.")
+    gamma: float = Field(0.0, description="Weight of the quality of a correct trajectory: how short it is.")
+    bonus: float = Field(0.0, description="Reward of a correct trajectory where s_end is above bonus_above.")
+    bonus_above: float = Field(0.9, ge=0, le=1, description="Value of s_end above which the bonus is paid.")
+    penalty_per_token: float = Field(0.001, ge=0, description="Penalty for each output token beyond penalty_free_tokens.")
+    penalty_free_tokens: int = Field(512, ge=0, description="Output tokens without a penalty.")
     s_wm_weights: tuple[NonNegative, NonNegative, NonNegative] = Field(
-        (0.4, 0.3, 0.3), description="Weights of s_end, s_path and s_cf in s_wm; they sum to 1."
+        (0.4, 0.3, 0.3), description="Weights of s_end, s_path and s_cf in s_wm. Their sum is 1."
     )
 
     @model_validator(mode="before")
@@ -180,10 +184,12 @@ class ScoringConfig(RewardConfig):
     """Grading and rewards."""
 
     reward: str | None = Field(
-        None, pattern=r"^[\w.]+:\w+$", description="A reward of your own as module:function, in place of Regime W's."
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="Reward function of your own, as module:function. It replaces Regime W's.",
     )
-    grade_timeout_s: int = Field(5, ge=1, le=600, description="Seconds that one symbolic comparison may take.")
-    grader_memory_mib: int = Field(1024, ge=256, description="Resident memory that a grading child may take, in MiB.")
+    grade_timeout_s: int = Field(5, ge=1, le=600, description="Time limit of one symbolic comparison, in seconds.")
+    grader_memory_mib: int = Field(1024, ge=256, description="Memory limit of a grading process, in MiB.")
 
 
 class OutputConfig(Section):
@@ -191,39 +197,39 @@ class OutputConfig(Section):
 
     output_dir: str = Field("rollouts", description="Run directory.")
     layout: Layout = Field("questions", description="Shape of merged.parquet.")
-    report: bool = Field(True, description="Write report.html at the end.")
-    part_rows: int = Field(512, ge=1, description="Questions after which a part is written.")
-    flush_seconds: float = Field(5.0, gt=0, description="Seconds after which a part is written anyway.")
+    report: bool = Field(True, description="Write report.html at the end of the run.")
+    part_rows: int = Field(512, ge=1, description="Questions in a part file, at most.")
+    flush_seconds: float = Field(5.0, gt=0, description="Seconds until a part file is written, at most.")
 
 
 class ResourcesConfig(Section):
-    """Machines. Nothing here changes a row."""
+    """Machines and limits. No field here changes a row."""
 
     replicas: int | None = Field(
         None,
         ge=1,
-        description="Engines, at most where nodes come and go; unset: as many as the GPUs hold, on the CPU at most two.",
+        description="Engines; the most of them on a cluster that grows. Unset: what the GPUs hold, at most 2 on the CPU.",
     )
-    scorers: int | None = Field(None, ge=1, description="Scoring actors; unset: one for two engines, at most 16.")
+    scorers: int | None = Field(None, ge=1, description="Number of scorers. Unset: one for two engines, at most 16.")
     ray_address: str | None = Field(
-        None, description="Ray cluster to use ('auto', host:port); unset: RAY_ADDRESS, else a local Ray."
+        None, description="Address of a Ray cluster: auto, or host:port. Unset: RAY_ADDRESS, else a local Ray."
     )
     max_engine_deaths: int = Field(
-        3, ge=0, description="Times in a row that an engine or scorer is started again without a result."
+        3, ge=0, description="How often in a row an engine or scorer is started again without a result."
     )
     pool_idle_seconds: float = Field(
-        600.0, gt=0, description="Seconds that a named pool's engines outlive the last job that used them."
+        600.0, gt=0, description="Seconds that the engines of a named pool stay up without a job."
     )
     engine_hang_seconds: float = Field(
         300.0,
         gt=0,
-        description="Seconds without a decoding step, with requests at hand, after which an engine counts as dead.",
+        description="Seconds without a decoding step, with requests waiting, until an engine counts as dead.",
     )
     budget: str | None = Field(
-        None, description="Stop after so long (30m, 2h) or so much money ($20), with what is complete saved."
+        None, description="Time (30m, 2h) or money ($20) after which the run stops and saves what is complete."
     )
     price_per_hour: float | None = Field(
-        None, gt=0, description="Dollars that all machines of the run cost an hour, for a budget in money."
+        None, gt=0, description="Price of all machines of the run, in dollars an hour; needed for a budget in money."
     )
 
     @property
