@@ -1,4 +1,4 @@
-"""What a plan says, for machines that are not here and for one that is probed."""
+"""Test plans for machines that are elsewhere, and for a probed one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout_ray.config.schema import RunConfig
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.sizing.estimate import Plan
 from rollout_ray.sizing.hardware import Gpu
-from tests.test_hardware import MODELS
+from tests.test_model_size import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def model(folder: Path, name: str) -> str:
-    """A folder with a model's config and no weights."""
+    """Return a folder with a model's config and no weights."""
     (folder / "config.json").write_text(json.dumps(MODELS[name]))
     return str(folder)
 
@@ -42,12 +42,20 @@ def test_a_plan_for_gpus_that_are_elsewhere(capsys: pytest.CaptureFixture[str], 
     )
     assert code == 0
     for words in (
-        "200 in ", "8 draws a question, 1,600 trajectories", "16 engine(s) of 1 GPU(s) each, the nodes have 8, 8",
-        "the model fits one", "weights take 13.5", "1024 sequences, at most 16384 tokens a step",
-        "512 tokens on an average (assumed: half of max_tokens)", "by the data sheet of H100 (within a third)",
-        "starting 35 s", "GPU-hours", "at $48.00 an hour", "guessed by their characters",
-        "warning: 1,600 trajectories fill 10% of the engines' places; fewer --replicas would do",
-    ):  # fmt: skip
+        "200 in ",
+        "8 samples a question, 1,600 trajectories",
+        "16 engine(s) of 1 GPU(s) each, the nodes have 8, 8",
+        "the model fits one",
+        "weights take 13.5",
+        "1024 sequences, at most 16384 tokens a step",
+        "512 tokens on average (assumed: half of max_tokens)",
+        "by the data sheet of H100 (within a third)",
+        "starting 35 s",
+        "GPU-hours",
+        "at $48.00 an hour",
+        "estimated from their characters",
+        "warning: 1,600 trajectories fill 10% of the engines' batches. Use fewer --replicas.",
+    ):
         assert words in out, words
 
 
@@ -59,15 +67,15 @@ def test_a_plan_for_a_model_that_needs_several_gpus(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--on", "1xH100", "--model_path", "{70B}"], 4, "do not fit into 1 GPU(s) of 80 GiB; take larger or more GPUs"),
-        (["--on", "8xTPU"], 4, "'8xTPU' names no GPUs; give their number and one of B200"),
+        (["--on", "1xH100", "--model_path", "{70B}"], 4, "do not fit into 1 GPU(s) of 80 GiB. Use larger or more GPUs"),
+        (["--on", "8xTPU"], 4, "'8xTPU' is not a number and a known kind of GPU. Give a number and one of B200"),
         (["--from", "nowhere"], 2, "nowhere holds no finished run that has generated something; name one with --from"),
         (["--prompt_key", "text"], 3, "has no column 'text' for the prompt"),
         (["--tensor_parallel_size", "4"], 4, "the machines at hand have none"),
         (["--from", "a", "--probe"], 2, "not allowed with argument --from"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_starts(
+def test_an_impossible_plan_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     given = [word.replace("{70B}", model(tmp_path, "70B")) for word in words]
@@ -75,16 +83,16 @@ def test_what_cannot_be_is_said_before_anything_starts(
     assert returned == code and message in err
 
 
-def test_a_model_whose_size_is_not_known_is_warned_of(capsys: pytest.CaptureFixture[str], data: str) -> None:
+def test_a_model_of_unknown_size_gives_a_warning(capsys: pytest.CaptureFixture[str], data: str) -> None:
     words = ["--dataset", data, "--model_path", "nobody/has-downloaded-this", "--on", "8xH100"]
     code, out, _ = planned(capsys, *words)
     warning = (
-        "warning: the model's size is not known here, so that one GPU a replica is assumed; give --tensor_parallel_size, "
-        "or download its config.json"
+        "warning: The model's size is unknown, so the plan assumes one GPU a replica. Give --tensor_parallel_size, "
+        "or download the model's config.json."
     )
     assert code == 0 and "8 engine(s) of 1 GPU(s) each" in out and warning in out
     code, out, _ = planned(capsys, *words, "--tensor_parallel_size", "4")
-    assert code == 0 and "2 engine(s) of 4 GPU(s) each" in out and "is not known here" not in out
+    assert code == 0 and "2 engine(s) of 4 GPU(s) each" in out and "is unknown, so" not in out
 
 
 @pytest.mark.parametrize("path", ["./there", "/nowhere/there", "~/there", "runs/models/7b"])
@@ -97,27 +105,25 @@ def test_a_gpu_without_a_data_sheet_gets_no_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: str, tmp_path: Path
 ) -> None:
     gpus = [Gpu("NVIDIA Tomorrow", 80.0)] * 2
-    monkeypatch.setattr("rollout_ray.api.plan.all_here", lambda: gpus)
+    monkeypatch.setattr("rollout_ray.api.plan.local_gpus", lambda: gpus)
     code, out, _ = planned(capsys, "--dataset", data, "--model_path", model(tmp_path, "7B"))
-    assert code == 0 and "speed       not known for NVIDIA Tomorrow: measure it with --probe" in out
+    assert code == 0 and "speed       unknown for NVIDIA Tomorrow: measure it with --probe" in out
     assert "weights take 13.5" in out and "data sheet" not in out and "GPU-hours" not in out
 
 
-def test_prompts_without_room_and_without_gold_are_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_too_long_prompts_and_a_missing_gold_give_warnings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps({"prompt": "word " * n}) + "\n" for n in (3, 3, 40, 200)))
     code, out, _ = planned(capsys, "--dataset", str(path), "--max_model_len", "128", "--max_tokens", "64")
     assert code == 0
-    assert "warning: there is no gold answer, so nothing will be graded; name its column with --gold_key" in out
-    assert "prompts have 128 tokens or more and will be error rows; raise --max_model_len" in out
+    assert "warning: The data has no gold answer, so nothing will be graded. Name its column with --gold_key." in out
+    assert "prompts have 128 tokens or more and will be error rows. Raise --max_model_len." in out
     assert "(8 prompts tokenized)" in out and "measure it with --probe" in out
 
 
 def test_a_probe_brings_speed_and_lengths(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path) -> None:
-    code, out, _ = planned(
-        capsys, "--dataset", data, "--backend", "simulated", "--sim_mean_tokens", "40", "--probe", "20",
-        "--output_dir", str(tmp_path / "run"),
-    )  # fmt: skip
+    words = ["--dataset", data, "--backend", "simulated", "--sim_mean_tokens", "40", "--probe", "20"]
+    code, out, _ = planned(capsys, *words, "--output_dir", str(tmp_path / "run"))
     assert code == 0 and "by a probe of 20 questions" in out and "(measured)" in out
     tokens = float(out.partition("output ")[2].split()[0])
     assert 30 < tokens < 50
@@ -141,7 +147,7 @@ def test_twice_the_engines_take_half_the_generation_and_all_of_the_start(plan: P
 
 
 def test_the_data_sheet_comes_near_what_was_measured(data: str, tmp_path: Path) -> None:
-    """On H200s: 27,500 tokens/s of one engine, 38,600 over two GPUs, 28,700 over eight (7B, 4,000 x 256 tokens)."""
+    """Measured on H200s with a 7B and 4,000 x 256 tokens, on one, two and eight GPUs."""
     for degree, measured in ((1, 27_500), (2, 38_600), (8, 28_700)):
         cfg = {
             "data": {"dataset": data},

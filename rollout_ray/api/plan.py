@@ -20,9 +20,9 @@ from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.models.model_size import ModelSize, model_size
 from rollout_ray.models.paths import check_model, model_folder
 from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, scorers_for
-from rollout_ray.sizing.estimate import Plan, Prompts, disk_of, expected_output, files_of
-from rollout_ray.sizing.gpus import all_here, smallest
-from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, Layout, kind_of, lay_out, longest_sequence, named
+from rollout_ray.sizing.estimate import Plan, Prompts, count_part_files, estimate_disk_bytes, expected_output
+from rollout_ray.sizing.gpus import local_gpus, smallest
+from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, Layout, gpu_kind, lay_out, longest_sequence, parse_gpus
 from rollout_ray.sizing.throughput import Rates, from_data_sheet, from_run
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.progress import Progress
@@ -59,7 +59,7 @@ def make_plan(
     if probe is not None:
         rates = _probed(cfg, arms, questions, placement, probe, progress)
     output, assumed = expected_output(arms, rates)
-    unknown_gpu = gpu.name if gpu and kind_of(gpu).guessed else None
+    unknown_gpu = gpu.name if gpu and gpu_kind(gpu).guessed else None
     if gpu and not unknown_gpu and layout and size and probe is None and (on or rates is None):
         sheet = _data_sheet(
             size, gpu, layout, placement, len(questions) * sum(a.samples for a in arms), prompts.mean, output
@@ -80,19 +80,19 @@ def make_plan(
         output_tokens=output,
         assumed=assumed,
         part_files=0,
-        disk_bytes=disk_of(len(questions) * samples, output, prompts.mean, rates),
+        disk_bytes=estimate_disk_bytes(len(questions) * samples, output, prompts.mean, rates),
         price_per_hour=cfg.resources.price_per_hour,
         unknown_gpu=unknown_gpu,
     )
-    return replace(plan, part_files=files_of(cfg, len(questions), num_scorers, plan.generation_seconds))
+    return replace(plan, part_files=count_part_files(cfg, len(questions), num_scorers, plan.generation_seconds))
 
 
 def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
     """The nodes, and their smallest GPU."""
     if on:
-        count, gpus, kind = named(on)
+        count, gpus, kind = parse_gpus(on)
         return [Node(gpus * CORES_PER_GPU, gpus)] * count, Gpu(kind.name, kind.memory_gib)
-    here = all_here()
+    here = local_gpus()
     return [Node(len(os.sched_getaffinity(0)), len(here))], smallest(here)
 
 
@@ -103,7 +103,7 @@ def _data_sheet(
     held = max(1.0, prompt_tokens + output / 2)
     room = (layout.kv_tokens or 0) / held
     batch = max(1, min(layout.engine.max_num_seqs or 1, int(room), -(-samples // placement.replicas)))
-    return from_data_sheet(size, kind_of(gpu), layout.tensor_parallel_size, batch, prompt_tokens, output)
+    return from_data_sheet(size, gpu_kind(gpu), layout.tensor_parallel_size, batch, prompt_tokens, output)
 
 
 def _rates_of(run_dir: str) -> Rates:

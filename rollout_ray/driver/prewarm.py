@@ -17,7 +17,7 @@ from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.paths import cluster_address
 from rollout_ray.ray_cluster.placement import Node, choose_placement
-from rollout_ray.sizing.gpus import COMMAND, look_ahead
+from rollout_ray.sizing.gpus import COMMAND, start_query
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def prewarm(cfg: RunConfig) -> Iterator[None]:
     if cfg.engine.backend != "vllm":
         yield
         return
-    look_ahead()
+    start_query()
     needs = _engine_needs(cfg)
     with forking(needs) if needs else nullcontext():
         yield

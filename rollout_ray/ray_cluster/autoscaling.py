@@ -23,8 +23,8 @@ from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.model_size import model_size
 from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, live_nodes
-from rollout_ray.sizing.gpus import smallest, smallest_of
-from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, named
+from rollout_ray.sizing.gpus import smallest, smallest_on_nodes
+from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, parse_gpus
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def placed(cfg: RunConfig, samples: int | None = None) -> Placement:
     gpu, model = None, None
     if cfg.engine.backend == "vllm" and any(node.gpus for node in (*up, *coming)):
         with_gpus = [node["NodeID"] for node in nodes if node["Resources"].get("GPU")]
-        known = [smallest_of(with_gpus) if with_gpus else None, gpu_to_come(config)]
+        known = [smallest_on_nodes(with_gpus) if with_gpus else None, gpu_to_come(config)]
         gpu = smallest(known)
         model = model_size(cfg) if gpu else None
     if not coming:
@@ -99,7 +99,7 @@ def gpu_to_come(config: Mapping[str, Any] | None) -> Gpu | None:
         marked = [name.partition(":")[2] for name in kind.get("resources") or {} if name.startswith("accelerator_type:")]
         for name in (*marked, (kind.get("labels") or {}).get("ray.io/accelerator-type", "")):
             with suppress(PlacementError):
-                found.append(named(f"1x{name}")[-1])
+                found.append(parse_gpus(f"1x{name}")[-1])
     return smallest(Gpu(kind.name, kind.memory_gib) for kind in found)
 
 

@@ -1,6 +1,6 @@
-"""What a run will take before it is started: trajectories, engines, memory, time, money and disk, with what is in its way.
+"""Estimate what a run takes before it starts: trajectories, engines, memory, time, money and disk.
 
-Owns that arithmetic and its lines for people. It looks at nothing: planning.py brings the facts.
+The module computes figures, warnings and their lines for people. api/plan.py collects the facts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from rollout_ray.core.redaction import escape_controls
 from rollout_ray.sizing.hardware import Layout
 from rollout_ray.sizing.throughput import Rates
 
-ASSUMED_SHARE = 0.5  # of max_tokens, where nothing is known of the outputs' length
-BYTES_PER_TOKEN = 1.6  # of a trajectory's text, reasoning and answer in compressed parquet
-COMMITTED_PER_S = 6000.0  # trajectories that are scored, written and merged (2 cores, one scorer)
+ASSUMED_SHARE = 0.5  # share of max_tokens that an output of unknown length is assumed to have
+BYTES_PER_TOKEN = 1.6  # text, reasoning and answer in compressed parquet
+COMMITTED_PER_S = 6000.0  # trajectories scored, written and merged (measured: 2 cores, one scorer)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Lengths in tokens of `counted` prompts with their arms' system prompts, in order of size; `too_long` of them leave no
-    room for an output. `exact` is unset where they were guessed from the characters."""
+    """Lengths of prompts in tokens, including their arms' system prompts.
+
+    lengths: Lengths in ascending order.
+    counted: Number of prompts.
+    too_long: Prompts that leave no tokens for an output.
+    exact: False if the lengths are estimated from characters.
+    """
 
     lengths: Sequence[int]
     counted: int
@@ -41,8 +46,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Seconds, GPU-hours, dollars and the speed are None where they are not known; `unknown_gpu` is
-    the name of a GPU without a data sheet here."""
+    """Estimate of a run. Seconds, GPU-hours, dollars and speed are None if unknown.
+
+    unknown_gpu: Name of a GPU without a known data sheet.
+    """
 
     name: str
     questions: int
@@ -71,7 +78,7 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all engines together."""
+        """Output tokens per second of all engines together."""
         rate = self.rates.tokens_per_second if self.rates else None
         return rate * self.engines if rate else None
 
@@ -83,7 +90,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """From the command to the merged file."""
+        """Seconds from the command to the merged file."""
         generation = self.generation_seconds
         if generation is None or not self.rates:
             return None
@@ -101,12 +108,13 @@ class Plan:
         return 1 + 2 * self.trajectories / 100_000
 
     def lines(self) -> list[str]:
-        """The plan for people, one fact a line."""
-        prompts, arms = self.prompts, ", ".join(escape_controls(arm.name) for arm in self.arms[:12])
-        counted = f"{prompts.counted:,} prompts {'tokenized' if prompts.exact else 'guessed by their characters'}"
+        """Return the plan for people, one fact a line."""
+        prompts = self.prompts
+        arms = ", ".join(escape_controls(arm.name) for arm in self.arms[:12])
+        counted = f"{prompts.counted:,} prompts {'tokenized' if prompts.exact else 'estimated from their characters'}"
         lines = [
             f"questions   {self.questions:,} in {escape_controls(self.name)}",
-            f"arms        {len(self.arms)}: {arms}; {self.samples} draws a question, {self.trajectories:,} trajectories",
+            f"arms        {len(self.arms)}: {arms}; {self.samples} samples a question, {self.trajectories:,} trajectories",
             f"prompts     {prompts.quantile(0)} to {prompts.quantile(1)} tokens, median {prompts.quantile(0.5)}, 95% below "
             f"{prompts.quantile(0.95)} ({counted})",
             f"engines     {self.placed}",
@@ -119,7 +127,7 @@ class Plan:
                 f"batch       {engine.max_num_seqs} sequences, at most {engine.max_num_batched_tokens} tokens a step"
             )
         how = "assumed: half of max_tokens" if self.assumed else "measured"
-        lines.append(f"output      {self.output_tokens:,.0f} tokens on an average ({how})")
+        lines.append(f"output      {self.output_tokens:,.0f} tokens on average ({how})")
         return lines + self._cost_lines()
 
     def _cost_lines(self) -> list[str]:
@@ -132,8 +140,8 @@ class Plan:
                 f"{_duration(self.generation_seconds)}, merging {_duration(self._merging())}"
             )
         else:
-            what = self.unknown_gpu or "the CPU or for a model that is not here"
-            lines.append(f"speed       not known for {what}: measure it with --probe")
+            what = self.unknown_gpu or "the CPU or for a model without a local config"
+            lines.append(f"speed       unknown for {what}: measure it with --probe")
         if self.gpu_hours is not None:
             lines.append(f"GPU-hours   {self.gpu_hours:.2f}")
         if self.dollars is not None:
@@ -144,54 +152,56 @@ class Plan:
         return lines
 
     def warnings(self) -> list[str]:
-        """What will go wrong, each with what to do about it."""
+        """Return the problems of this plan, each with its remedy."""
         found = []
         if not self.graded:
-            found.append("there is no gold answer, so nothing will be graded; name its column with --gold_key")
+            found.append("The data has no gold answer, so nothing will be graded. Name its column with --gold_key.")
         if self.prompts.too_long:
             found.append(
                 f"{self.prompts.too_long} of {self.prompts.counted} prompts have {self.prompts.longest_allowed} tokens or "
-                "more and will be error rows; raise --max_model_len"
+                "more and will be error rows. Raise --max_model_len."
             )
         longest, limit = self.prompts.quantile(0.99), self.prompts.longest_allowed
         most = max(arm.max_tokens for arm in self.arms)
         if longest < limit < longest + most:
             found.append(
-                f"one prompt in a hundred has {longest} tokens or more, so that fewer than max_tokens {most} fit behind "
-                "it; raise --max_model_len or lower --max_tokens"
+                f"One prompt in a hundred has {longest} tokens or more, so fewer than max_tokens = {most} fit after it. "
+                "Raise --max_model_len or lower --max_tokens."
             )
         if self.layout and self.layout.unknown:
             found.append(
-                f"{self.layout.unknown} is not known here, so that one GPU a replica is assumed; give "
-                "--tensor_parallel_size, or download its config.json"
+                f"{self.layout.unknown} is unknown, so the plan assumes one GPU a replica. Give "
+                "--tensor_parallel_size, or download the model's config.json."
             )
         tokens = self.trajectories * self.output_tokens
-        places = self.engines * ((self.layout.engine.max_num_seqs if self.layout else None) or 1)
-        if self.layout and tokens and self.trajectories < places / 2:
+        capacity = self.engines * ((self.layout.engine.max_num_seqs if self.layout else None) or 1)
+        if self.layout and tokens and self.trajectories < capacity / 2:
             found.append(
-                f"{self.trajectories:,} trajectories fill {self.trajectories / places:.0%} of the engines' places; fewer "
-                "--replicas would do"
+                f"{self.trajectories:,} trajectories fill {self.trajectories / capacity:.0%} of the engines' batches. "
+                "Use fewer --replicas."
             )
         return found
 
 
 def expected_output(arms: Sequence[Arm], rates: Rates | None) -> tuple[float, bool]:
-    """Mean output tokens of a trajectory, and whether a part of it is assumed."""
+    """Return a trajectory's mean output tokens, and whether part of it is assumed."""
     known = rates.mean_tokens if rates else {}
     total = sum(arm.samples * known.get(arm.name, ASSUMED_SHARE * arm.max_tokens) for arm in arms)
     return total / sum(arm.samples for arm in arms), any(arm.name not in known for arm in arms)
 
 
-def files_of(cfg: RunConfig, questions: int, num_scorers: int, generation_seconds: float | None) -> int:
-    """How many part files a run leaves: one for each part_rows questions or flush_seconds of a scorer, whichever is
-    sooner."""
+def count_part_files(cfg: RunConfig, questions: int, num_scorers: int, generation_seconds: float | None) -> int:
+    """Return the number of part files of a run.
+
+    A scorer writes one after part_rows questions or after flush_seconds, whichever comes first.
+    """
     by_rows = math.ceil(questions / cfg.output.part_rows)
     by_time = math.ceil((generation_seconds or 0) / cfg.output.flush_seconds) * num_scorers
     return max(num_scorers if questions else 0, min(questions, max(by_rows, by_time)))
 
 
-def disk_of(trajectories: int, output_tokens: float, prompt_tokens: float, rates: Rates | None) -> float:
-    """Bytes of parts and merged file together; by an earlier run's where it is known."""
+def estimate_disk_bytes(trajectories: int, output_tokens: float, prompt_tokens: float, rates: Rates | None) -> float:
+    """Return the bytes of all part files and the merged file, by an earlier run's figures if known."""
     each = rates.bytes_per_trajectory if rates else None
     return 2 * trajectories * (each or BYTES_PER_TOKEN * output_tokens + prompt_tokens / 8 + 40)
 

@@ -1,6 +1,6 @@
-"""Looks at the GPUs of the machines, through the command of their driver (nvidia-smi).
+"""Find the GPUs of machines with the driver's own command, nvidia-smi.
 
-Owns only the looking. A machine without that command has GPUs of a kind that is not known.
+Without that command, a machine's GPUs are unknown.
 """
 
 from __future__ import annotations
@@ -16,65 +16,65 @@ from rollout_ray.sizing.hardware import Gpu
 log = logging.getLogger(__name__)
 
 COMMAND = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-LONGEST_S = 30.0  # that one machine may take to answer
+TIMEOUT_S = 30.0  # time limit of the command on one machine
 
 
-def look_ahead() -> None:
-    """Has this machine's GPUs looked at while the caller goes on: the command takes a host of H200s 1.3 s."""
-    _look_once()
+def start_query() -> None:
+    """Query this machine's GPUs in the background. The command takes 1.3 s on a host with H200s."""
+    _query_once()
 
 
-def all_here() -> list[Gpu]:
-    """The GPUs of this machine; none where they cannot be told. A process looks once."""
-    return _look_once().result()
+def local_gpus() -> list[Gpu]:
+    """Return this machine's GPUs, or an empty list if they are unknown. A process queries once."""
+    return _query_once().result()
 
 
 def alike() -> bool:
-    """Whether the GPUs of this machine are all of one kind, as far as can be told."""
-    return len({gpu.name for gpu in all_here()}) <= 1
+    """Return whether all known GPUs of this machine are of one kind."""
+    return len({gpu.name for gpu in local_gpus()}) <= 1
 
 
 @cache
-def _look_once() -> Future[list[Gpu]]:
-    return ThreadPoolExecutor(1, "look at the GPUs").submit(_look)
+def _query_once() -> Future[list[Gpu]]:
+    return ThreadPoolExecutor(1, "query-gpus").submit(_query)
 
 
-def _look() -> list[Gpu]:
+def _query() -> list[Gpu]:
     try:
-        answer = subprocess.run(COMMAND, capture_output=True, text=True, timeout=LONGEST_S, check=True).stdout
+        answer = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
         rows = [line.rsplit(",", 1) for line in answer.splitlines() if line.strip()]
         return [Gpu(name.strip(), int(mib) / 1024) for name, mib in rows]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        log.info("the GPUs could not be looked at (%s)", error)
+        log.info("nvidia-smi reports no GPUs (%s)", error)
         return []
 
 
 def smallest(gpus: Iterable[Gpu | None]) -> Gpu | None:
-    """The one with the least memory of those that are known."""
+    """Return the known GPU with the least memory."""
     return min((gpu for gpu in gpus if gpu), key=lambda gpu: gpu.memory_gib, default=None)
 
 
 def _smallest_here() -> Gpu | None:
-    return smallest(all_here())
+    return smallest(local_gpus())
 
 
-def smallest_of(nodes: Sequence[str]) -> Gpu | None:
-    """The GPU with the least memory of the nodes with these Ray ids; None where it cannot be told."""
+def smallest_on_nodes(nodes: Sequence[str]) -> Gpu | None:
+    """Return the GPU with the least memory on the nodes with these Ray ids, or None if unknown."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    look = ray.remote(num_cpus=0, max_retries=0)(_smallest_here)
+    query = ray.remote(num_cpus=0, max_retries=0)(_smallest_here)
     calls = [
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        query.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
         for node in nodes
         if node != here
     ]
     found = [_smallest_here()] if here in nodes else []
     for call in calls:
         try:
-            found.append(ray.get(call, timeout=2 * LONGEST_S))
+            found.append(ray.get(call, timeout=2 * TIMEOUT_S))
         except ray.exceptions.RayError as error:  # the node has gone, or Ray cannot start a process there
-            log.info("a node's GPUs could not be looked at (%s)", type(error).__name__)
+            log.info("A node's GPUs are unknown (%s)", type(error).__name__)
             found.append(None)
     return smallest(found)

@@ -1,7 +1,7 @@
-"""Which GPUs there are, and how a model is laid over them: GPUs a replica, and what an engine decodes at once.
+"""Choose the layout of a model over GPUs: GPUs a replica, and sequences an engine decodes at once.
 
-Owns the table of GPU kinds and that choice, which a run and `rollout plan` share. It looks at no machine
-(rollout_ray/sizing/gpus.py does) and starts nothing.
+`rollout` and `rollout plan` share this choice and the table of GPU kinds.
+gpus.py finds the GPUs of machines.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ from rollout_ray.models.model_size import ModelSize
 
 GIB = 2**30
 DEFAULT_SEQS, DEFAULT_BATCHED_TOKENS = 1024, 16384
-CPU_SEQS = 256  # what an engine without GPUs decodes at once where max_num_seqs is unset
-CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, graphs and NCCL's buffers of a GPU
-PROMPT_TOKENS = 1024  # that a prompt has at most, for the choices here
-SHARE_OF_LENGTH = 8  # most sequences are far shorter than the longest, and few are at their end at once
+CPU_SEQS = 256  # sequences that an engine without GPUs decodes at once if max_num_seqs is unset
+CONTEXT_BYTES = int(1.5 * GIB)  # CUDA context, graphs and NCCL buffers of a GPU
+PROMPT_TOKENS = 1024  # assumed longest prompt
+SHARE_OF_LENGTH = 8  # most sequences are far shorter than the longest, and few reach their end at once
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as its driver names it."""
+    """One GPU with its driver's name for it."""
 
     name: str
     memory_gib: float
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of GPU: its name, memory in GiB, memory bandwidth in TB/s and dense bf16 TFLOP/s (the makers' data sheets, or
-    `guessed`), and the most sequences and batched tokens of a step that pay on it."""
+class GpuKind:
+    """A kind of GPU, with the figures of its data sheet.
+
+    bandwidth: Memory bandwidth in TB/s.
+    tflops: Dense bf16 TFLOP/s.
+    max_num_seqs, max_num_batched_tokens: Largest useful batch and step.
+    guessed: The figures are not from a data sheet.
+    """
 
     name: str
     memory_gib: float
@@ -44,43 +49,51 @@ class Kind:
 
     @property
     def fewest_seqs(self) -> int:
-        """Half the batch from which on a step computes for longer than it reads the weights (2 bytes and 2 FLOP each):
-        with room for fewer sequences, a replica over twice the GPUs is faster than two replicas."""
+        """Return half the batch at which a step's computation takes as long as reading the weights.
+
+        A weight has 2 bytes and takes 2 FLOP. With fewer sequences in memory, one replica over twice
+        the GPUs is faster than two replicas.
+        """
         return int(self.tflops / self.bandwidth / 2)
 
 
-# Measured on the H200 only (7B, 4,000 x 256 tokens: 512/1,024/1,536/2,048 sequences 25.5/27.3/27.7/27.8 thousand tokens/s
-# and two seconds more of start for each doubling; 8k/16k/32k batched tokens 27.5/27.3/26.9). Smaller GPUs get shorter
-# steps, since the activations of a step take memory that their KV cache needs.
-KINDS = (
-    Kind("B200", 180, 8.0, 2250),
-    Kind("H200", 140, 4.8, 989),
-    Kind("H100 NVL", 94, 3.9, 835),
-    Kind("H100 PCIe", 80, 2.0, 756),
-    Kind("H100", 80, 3.35, 989),
-    Kind("H800 PCIe", 80, 2.0, 756),
-    Kind("H800", 80, 3.35, 989),
-    Kind("H20", 95, 4.0, 148),
-    Kind("A100 80GB", 80, 2.0, 312, max_num_batched_tokens=8192),
-    Kind("A100", 40, 1.56, 312, 512, 8192),
-    Kind("A800", 80, 2.0, 312, max_num_batched_tokens=8192),
-    Kind("L40S", 45, 0.86, 362, 512, 8192),
-    Kind("L40", 45, 0.86, 181, 512, 8192),
-    Kind("A40", 45, 0.7, 150, 512, 8192),
-    Kind("A10G", 22, 0.6, 70, 256, 4096),
-    Kind("A10", 22, 0.6, 125, 256, 4096),
-    Kind("L4", 22, 0.3, 121, 256, 4096),
-    Kind("4090", 24, 1.0, 165, 256, 4096),
-    Kind("5090", 32, 1.8, 210, 256, 4096),
+# Measured on the H200 only, with a 7B model and 4,000 x 256 tokens. 512/1,024/1,536/2,048 sequences reach
+# 25.5/27.3/27.7/27.8 thousand tokens/s, and each doubling adds two seconds of start. 8k/16k/32k batched tokens reach
+# 27.5/27.3/26.9. Smaller GPUs get shorter steps, because a step's activations take memory from the KV cache.
+GPU_KINDS = (
+    GpuKind("B200", 180, 8.0, 2250),
+    GpuKind("H200", 140, 4.8, 989),
+    GpuKind("H100 NVL", 94, 3.9, 835),
+    GpuKind("H100 PCIe", 80, 2.0, 756),
+    GpuKind("H100", 80, 3.35, 989),
+    GpuKind("H800 PCIe", 80, 2.0, 756),
+    GpuKind("H800", 80, 3.35, 989),
+    GpuKind("H20", 95, 4.0, 148),
+    GpuKind("A100 80GB", 80, 2.0, 312, max_num_batched_tokens=8192),
+    GpuKind("A100", 40, 1.56, 312, 512, 8192),
+    GpuKind("A800", 80, 2.0, 312, max_num_batched_tokens=8192),
+    GpuKind("L40S", 45, 0.86, 362, 512, 8192),
+    GpuKind("L40", 45, 0.86, 181, 512, 8192),
+    GpuKind("A40", 45, 0.7, 150, 512, 8192),
+    GpuKind("A10G", 22, 0.6, 70, 256, 4096),
+    GpuKind("A10", 22, 0.6, 125, 256, 4096),
+    GpuKind("L4", 22, 0.3, 121, 256, 4096),
+    GpuKind("4090", 24, 1.0, 165, 256, 4096),
+    GpuKind("5090", 32, 1.8, 210, 256, 4096),
 )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model over GPUs: `tensor_parallel_size` GPUs a replica, and per GPU the GiB of weights and of KV cache.
-    `kv_tokens` is what a replica's whole KV cache holds; the numbers are None where the model's size is unknown. `engine`
-    is the config's engine with what it left open filled in, `reason` says why in words, and `unknown` what had to be known
-    to choose the GPUs a replica, where one is assumed for want of it."""
+    """A model's layout over GPUs. Numbers are None if the model's size is unknown.
+
+    tensor_parallel_size: GPUs a replica.
+    engine: The config's engine section with all choices filled in.
+    reason: The choice in words.
+    weights_gib, kv_gib: GiB a GPU for weights and KV cache.
+    kv_tokens: Tokens in a replica's whole KV cache.
+    unknown: The missing fact if one GPU a replica is an assumption.
+    """
 
     tensor_parallel_size: int
     engine: EngineConfig
@@ -91,94 +104,104 @@ class Layout:
     unknown: str | None = None
 
 
-def kind_of(gpu: Gpu) -> Kind:
-    """The kind that a GPU's name and memory say; for one that the table lacks, a cautious kind of its memory."""
+def gpu_kind(gpu: Gpu) -> GpuKind:
+    """Return the kind with this name and memory, or a cautious guess from the memory."""
     name = gpu.name.upper().replace("-", " ")
-    for kind in KINDS:
+    for kind in GPU_KINDS:
         words = kind.name.upper().split()
         if set(words) <= set(name.split()) and gpu.memory_gib > 0.85 * kind.memory_gib:
             return kind
     large = gpu.memory_gib >= 70
-    return Kind(gpu.name, gpu.memory_gib, 1.0, 150, 1024 if large else 256, 8192 if large else 4096, guessed=True)
+    return GpuKind(gpu.name, gpu.memory_gib, 1.0, 150, 1024 if large else 256, 8192 if large else 4096, guessed=True)
 
 
-def named(text: str) -> tuple[int, int, Kind]:
-    """How many nodes of how many GPUs of which kind `2x8xH100` says; one node is left out. Raises PlacementError where the
-    table has no such kind."""
+def parse_gpus(text: str) -> tuple[int, int, GpuKind]:
+    """Parse `2x8xH100` into nodes, GPUs a node, and their kind. The number of nodes is optional.
+
+    Raises:
+        PlacementError: The table has no such kind, or a number is wrong.
+    """
     *counts, name = text.split("x")
     wanted = name.upper().replace("-", " ").replace("_", " ").strip()
-    kind = next((k for k in KINDS if wanted in (k.name.upper(), k.name.upper().replace(" ", ""))), None)
+    kind = next((k for k in GPU_KINDS if wanted in (k.name.upper(), k.name.upper().replace(" ", ""))), None)
     if kind is None or len(counts) not in (1, 2) or not all(count.isdigit() and int(count) for count in counts):
         raise PlacementError(
-            f"'{text}' names no GPUs; give their number and one of {', '.join(k.name for k in KINDS)}, such as 8xH100 or, "
-            "for two nodes, 2x8xH100"
+            f"'{text}' is not a number and a known kind of GPU. Give a number and one of "
+            f"{', '.join(k.name for k in GPU_KINDS)}, such as 8xH100, or 2x8xH100 for two nodes."
         )
     return (int(counts[0]) if len(counts) == 2 else 1), int(counts[-1]), kind
 
 
 def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_a_node: int) -> Layout:
-    """How the config's model is laid over nodes with `gpus_of_a_node` GPUs like `gpu`: the fewest GPUs a replica that
-    leave room for a batch that keeps them computing, so that there are as many replicas as can be. What the config sets
-    stays.
+    """Choose the layout of the config's model over nodes with `gpus_of_a_node` GPUs like `gpu`.
 
-    Raises PlacementError where no number of them holds the model.
+    A replica gets the fewest GPUs that hold the model and a batch large enough to keep them
+    computing, so the number of replicas is the largest. Values that the config sets stay.
+
+    Raises:
+        PlacementError: The model fits no number of these GPUs.
     """
     engine = config.engine
-    kind = kind_of(gpu) if gpu else None
+    kind = gpu_kind(gpu) if gpu else None
     if size is None or gpu is None or kind is None:
         degree = engine.tensor_parallel_size or 1
-        unknown = None if engine.tensor_parallel_size else "the model's size" if gpu else "the GPUs' memory"
-        why = f"{unknown} is not known here" if unknown else "as asked for"
-        settled = _settled(config, degree, kind, None)
-        return Layout(degree, settled, f"{degree} GPU(s) a replica: {why}", unknown=unknown)
+        unknown = None if engine.tensor_parallel_size else "The model's size" if gpu else "The GPUs' memory"
+        why = f"{unknown[0].lower()}{unknown[1:]} is unknown" if unknown else "as configured"
+        completed = _complete(config, degree, kind, None)
+        return Layout(degree, completed, f"{degree} GPU(s) a replica: {why}", unknown=unknown)
     if engine.tensor_parallel_size:
-        return _laid_over(config, size, gpu, kind, engine.tensor_parallel_size, "as asked for")
+        return _layout(config, size, gpu, kind, engine.tensor_parallel_size, "as configured")
     degrees = [n for n in (1, 2, 4, 8, 16) if n <= gpus_of_a_node and _divide(size, n)]
-    options = [_laid_over(config, size, gpu, kind, degree, "") for degree in degrees]
+    options = [_layout(config, size, gpu, kind, degree, "") for degree in degrees]
     longest = longest_sequence(config, size)
-    enough = [o for o in options if (o.kv_tokens or 0) >= max(longest, kind.fewest_seqs * _middling(config, longest))]
+    batch_tokens = kind.fewest_seqs * _tokens_held(config, longest)
+    enough = [o for o in options if (o.kv_tokens or 0) >= max(longest, batch_tokens)]
     possible = [o for o in options if (o.kv_tokens or 0) >= longest]
     if not possible:
         raise PlacementError(
-            f"the model's {size.weight_bytes / GIB:.0f} GiB of weights and one sequence of {longest} tokens do not fit "
-            f"into {degrees[-1]} GPU(s) of {gpu.memory_gib:.0f} GiB; take larger or more GPUs of a node, a shorter "
-            "--max_model_len, or quantized weights"
+            f"The model's {size.weight_bytes / GIB:.0f} GiB of weights and one sequence of {longest} tokens do not fit "
+            f"into {degrees[-1]} GPU(s) of {gpu.memory_gib:.0f} GiB. Use larger or more GPUs a node, a shorter "
+            "--max_model_len, or quantized weights."
         )
     chosen = enough[0] if enough else possible[-1]
     fewer = [o for o in options if o.tensor_parallel_size < chosen.tensor_parallel_size]
-    why = "the fewest that hold the model and a batch worth its step" if fewer else "the model fits one"
-    return _laid_over(config, size, gpu, kind, chosen.tensor_parallel_size, why)
+    why = "the fewest that hold the model and a useful batch" if fewer else "the model fits one"
+    return _layout(config, size, gpu, kind, chosen.tensor_parallel_size, why)
 
 
 def _divide(size: ModelSize, degree: int) -> bool:
-    """Whether the heads can be spread over so many GPUs: the heads of keys and values may also be copied to several."""
+    """Return whether so many GPUs can share the heads. Heads of keys and values may be copied to several GPUs."""
     whole = size.kv_heads % degree == 0 or degree % size.kv_heads == 0
     return size.heads % degree == 0 and whole
 
 
-def _laid_over(config: RunConfig, size: ModelSize, gpu: Gpu, kind: Kind, degree: int, why: str) -> Layout:
-    """The layout over `degree` GPUs, whatever room it leaves."""
-    settled = _settled(config, degree, kind, None)
-    tokens, seqs = settled.max_num_batched_tokens or 0, settled.max_num_seqs or 0
-    # Activations of a step, and the logits that sampling works on, in float32 and twice over.
+def _layout(config: RunConfig, size: ModelSize, gpu: Gpu, kind: GpuKind, degree: int, why: str) -> Layout:
+    """Return the layout over `degree` GPUs, even if the KV cache is too small."""
+    completed = _complete(config, degree, kind, None)
+    tokens, seqs = completed.max_num_batched_tokens or 0, completed.max_num_seqs or 0
+    # A step's activations, and two float32 copies of the logits for sampling.
     working = CONTEXT_BYTES + 2 * tokens * size.width // degree + 8 * seqs * size.vocabulary
     weights = size.weight_bytes / degree
-    room = config.engine.gpu_memory_utilization * gpu.memory_gib * GIB - weights - working
-    kv_tokens = max(0, int(room * min(degree, size.kv_heads) / size.kv_bytes_per_token))
+    kv_bytes = config.engine.gpu_memory_utilization * gpu.memory_gib * GIB - weights - working
+    kv_tokens = max(0, int(kv_bytes * min(degree, size.kv_heads) / size.kv_bytes_per_token))
     reason = (
         f"{degree} GPU(s) a replica: {why}; of {gpu.memory_gib:.0f} GiB a GPU, weights take {weights / GIB:.1f} and the KV "
-        f"cache {max(0.0, room) / GIB:.1f}, room for {kv_tokens:,} tokens"
+        f"cache {max(0.0, kv_bytes) / GIB:.1f}, which holds {kv_tokens:,} tokens"
     )
-    engine = _settled(config, degree, kind, kv_tokens // _middling(config, longest_sequence(config, size)))
-    return Layout(degree, engine, reason, weights / GIB, max(0.0, room) / GIB, kv_tokens)
+    engine = _complete(config, degree, kind, kv_tokens // _tokens_held(config, longest_sequence(config, size)))
+    return Layout(degree, engine, reason, weights / GIB, max(0.0, kv_bytes) / GIB, kv_tokens)
 
 
-def _settled(config: RunConfig, degree: int, kind: Kind | None, room: int | None) -> EngineConfig:
-    """The engine's config with what it left open filled in; `room` is how many middling sequences the KV cache holds."""
+def _complete(config: RunConfig, degree: int, kind: GpuKind | None, cached_seqs: int | None) -> EngineConfig:
+    """Return the engine's config with all choices filled in.
+
+    Args:
+        cached_seqs: Sequences of average length that the KV cache holds. None: unknown.
+    """
     engine = config.engine
     most = kind.max_num_seqs if kind else DEFAULT_SEQS
-    if room is not None:
-        most = max(8, min(most, room // 8 * 8))
+    if cached_seqs is not None:
+        most = max(8, min(most, cached_seqs // 8 * 8))
     tokens = kind.max_num_batched_tokens if kind else DEFAULT_BATCHED_TOKENS
     return engine.model_copy(
         update={
@@ -190,7 +213,7 @@ def _settled(config: RunConfig, degree: int, kind: Kind | None, room: int | None
 
 
 def longest_sequence(config: RunConfig, size: ModelSize | None) -> int:
-    """max_model_len in tokens, as the engine will have it."""
+    """Return the engine's max_model_len in tokens."""
     wanted = config.engine.max_model_len or default_max_model_len(config)
     limit = size.max_position_embeddings if size else None
     if config.engine.max_model_len or not limit:
@@ -198,7 +221,7 @@ def longest_sequence(config: RunConfig, size: ModelSize | None) -> int:
     return min(wanted, limit) if wanted else limit
 
 
-def _middling(config: RunConfig, longest: int) -> int:
-    """Tokens that a sequence of the arms holds in the KV cache, on an average over its life."""
+def _tokens_held(config: RunConfig, longest: int) -> int:
+    """Return the tokens that a sequence holds in the KV cache, averaged over its life."""
     output = max(arm.max_tokens for arm in resolve_arms(config))
     return max(1, min(longest, PROMPT_TOKENS + output) // SHARE_OF_LENGTH)

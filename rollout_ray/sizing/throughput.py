@@ -1,6 +1,6 @@
-"""How fast engines may be expected to be: from the data sheet of a GPU, or from what a run has measured.
+"""Estimate the speed of engines from a GPU's data sheet or from an earlier run.
 
-Owns the arithmetic and says where each figure comes from. It measures nothing itself.
+Each estimate names its source. This module measures nothing.
 """
 
 from __future__ import annotations
@@ -10,23 +10,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout_ray.models.model_size import ModelSize
-from rollout_ray.sizing.hardware import Kind
+from rollout_ray.sizing.hardware import GpuKind
 
-GPU_START_S = 35.0  # an engine's start with what it compiles in the cache: 26 to 41 s on H200 hosts
-# Shares of the data sheet that a 7B model reaches on an H200 (vLLM 0.26, 1,024 sequences, profiled): a decoding step takes
-# 32 ms, of which 51% multiply matrices and 33% read keys and values.
+GPU_START_S = 35.0  # an engine's start with a warm compile cache: 26 to 41 s on H200 hosts
+# Shares of the data sheet that a 7B model reaches on an H200 (profiled: vLLM 0.26, 1,024 sequences). A decoding step takes
+# 32 ms: 51% is matrix multiplication and 33% reads keys and values.
 COMPUTE_SHARE, READ_SHARE = 0.7, 0.9
 TAIL_LOST = 0.25
-STEP_S = 0.001  # of a step that no GPU work hides
-# An all-reduce of the tensor parallel ranks, fitted to a 7B on 2 and 8 H200s without NVLink multicast.
+STEP_S = 0.001  # part of a step during which the GPU waits
+# Time of an all-reduce between tensor parallel ranks, fitted to a 7B on 2 and 8 H200s without NVLink multicast.
 REDUCE_S_PER_RANK, REDUCE_BYTES_PER_S = 30e-6, 100e9
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What is expected of the engines: `tokens_per_second` of output of one replica with a full batch (None: not known),
-    seconds until the first of them can decode, seconds at the end of a run with ever fewer sequences, and mean output
-    tokens by arm (an arm that is missing: not known). `source` says in words where it comes from."""
+    """Expected speed of the engines.
+
+    tokens_per_second: Output of one replica with a full batch. None: unknown.
+    start_seconds: Time until the first engine decodes.
+    tail_seconds: Time lost at the end of a run, when batches shrink.
+    source: Source of these figures, in words.
+    mean_tokens: Mean output tokens by arm. A missing arm is unknown.
+    """
 
     tokens_per_second: float | None
     start_seconds: float
@@ -37,12 +42,19 @@ class Rates:
 
 
 def from_data_sheet(
-    size: ModelSize, kind: Kind, degree: int, sequences: int, prompt_tokens: float, output_tokens: float
+    size: ModelSize, kind: GpuKind, degree: int, sequences: int, prompt_tokens: float, output_tokens: float
 ) -> Rates:
-    """Of a replica over `degree` GPUs that decodes `sequences` at once, each of so many prompt and output tokens on an
-    average: the weights and the keys and values are read once a step (with more ranks than heads of them, their copies
-    too), every token costs two operations a weight, and the ranks sum up twice a layer (a roofline, Williams, Waterman and
-    Patterson, CACM 2009, with the shares that are reached)."""
+    """Estimate the speed of one replica with a roofline.
+
+    A step reads the weights and all keys and values once. With more ranks than heads of keys and
+    values, it also reads their copies. Every token costs two operations a weight, and the ranks
+    reduce twice a layer. Source: Williams, Waterman and Patterson, CACM 2009, with measured shares.
+
+    Args:
+        degree: GPUs of the replica.
+        sequences: Sequences decoded at once.
+        prompt_tokens, output_tokens: Averages a sequence.
+    """
     flops = degree * kind.tflops * 1e12 * COMPUTE_SHARE
     read = degree * kind.bandwidth * 1e12 * READ_SHARE
     copies = degree / min(degree, size.kv_heads)
@@ -57,7 +69,11 @@ def from_data_sheet(
 
 
 def from_run(finished: Mapping[str, Any], bytes_per_trajectory: float | None, source: str) -> Rates | None:
-    """Of the summary in the `finished` event of a run; None where that run has generated nothing."""
+    """Return the rates of an earlier run, or None if it generated nothing.
+
+    Args:
+        finished: Summary in the run's `finished` event.
+    """
     account = finished.get("account") or {}
     engines = (account.get("engines") or {}).values()
     generation, tail = account.get("generation_seconds") or 0.0, account.get("tail_seconds") or 0.0
@@ -65,7 +81,7 @@ def from_run(finished: Mapping[str, Any], bytes_per_trajectory: float | None, so
     served = sum(engine["decoding_seconds"] + engine["idle_seconds"] for engine in engines)
     if not (tokens and generation and served):
         return None
-    # Over the tail the batch empties: half of that time is lost where speed follows the batch, none where it does not.
+    # The batch shrinks during the tail. Half of that time is lost if speed follows the batch size, and none otherwise.
     lost = TAIL_LOST * tail
     busy = served * (1 - lost / generation)
     mean = {name: arm["mean_tokens"] for name, arm in finished["arms"].items() if arm["trajectories"]}
