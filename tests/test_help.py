@@ -8,6 +8,7 @@ import typing
 import pytest
 
 import rollout_ray
+from rollout_ray.cli.commands import COMMANDS
 from rollout_ray.cli.main import main
 from rollout_ray.config.loading import FLAGS
 from rollout_ray.config.schema import RunConfig, leaf_fields
@@ -22,6 +23,10 @@ def help_page(capsys: pytest.CaptureFixture[str]) -> str:
 def test_every_flag_is_there_once(help_page: str) -> None:
     flags = re.findall(r"^  --(\w+)", help_page.partition("exit codes:")[2], re.MULTILINE)
     assert sorted(flags) == sorted(FLAGS)
+
+
+def test_every_command_is_there(help_page: str) -> None:
+    assert set(re.findall(r"^  rollout ([\w-]+)", help_page, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_the_flags_of_the_simulated_engine_come_last_under_a_heading_of_their_own(help_page: str) -> None:
