@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,13 @@ def test_every_column_is_explained() -> None:
 def test_the_readme_is_short_and_links_every_page() -> None:
     assert len(README.splitlines()) <= 200
     assert {page.name for page in DOCS.glob("*.md")} == set(re.findall(r"rollout_ray/docs/([\w-]+\.md)", README))
+
+
+def test_the_architecture_lists_the_packages_in_the_order_of_their_layers() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [[name.strip() for name in re.split(r"[|:]", layer)] for layer in contract["layers"]]
+    table = PAGES["architecture"].read_text().partition("## Packages")[2].partition("\n## ")[0]
+    listed = iter(Path(name).stem for name in re.findall(r"^\| `([\w/.]+)` \|", table, re.MULTILINE))
+    for layer in layers:
+        assert {name for _, name in zip(layer, listed, strict=False)} == set(layer)
+    assert not list(listed)
