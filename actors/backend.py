@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import Arm, FinishReason, Prompt, SampleSpec
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
 
@@ -57,7 +57,7 @@ class Backend(Protocol):
 
     def stats(self) -> EngineStats: ...
 
-    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None: ...
+    def begin(self, run: ResolvedRun) -> None: ...
 
     def update_weights(self, path: str) -> None: ...
 

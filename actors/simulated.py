@@ -17,34 +17,35 @@ from collections import deque
 from collections.abc import Sequence
 
 from rollout_ray.actors.backend import BackendInfo, Finished
-from rollout_ray.config.schema import DEMO_MODEL, RunConfig
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.core.errors import Refused
 from rollout_ray.core.records import Arm, Prompt, SampleSpec
+from rollout_ray.models.paths import DEMO_FOLDER
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
-MAX_NUM_SEQS = 256
 STEP_SECONDS = 0.01
 
 
 class SimulatedBackend:
     """Draws `sim_tokens_per_second` over a full batch; a smaller batch is as much slower. Lengths are exponential."""
 
-    def __init__(self, config: RunConfig, name: str) -> None:
-        simulated = config.engine.simulated
+    def __init__(self, spec: LaunchSpec) -> None:
+        simulated = spec.run.config.engine.simulated
         self._simulated = simulated
-        if (config.engine.max_num_seqs or MAX_NUM_SEQS) > simulated.sim_memory_seqs:
+        max_num_seqs = spec.limits.max_num_seqs
+        if max_num_seqs > simulated.sim_memory_seqs:
             raise MemoryError(f"the simulated engine has memory for {simulated.sim_memory_seqs} sequences")
-        max_num_seqs = config.engine.max_num_seqs or MAX_NUM_SEQS
         self._seconds_per_token = max_num_seqs / simulated.sim_tokens_per_second
-        if name == "engine-0":
+        if spec.name == "engine-0":
             self._seconds_per_token *= simulated.sim_straggler
         self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, settings={"backend": "simulated"})
         self._waiting: deque[tuple[str, str, int, int]] = deque()  # key, text, tokens, tokens of the prompt
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
         self._hangs = False
         self._stats = EngineStats()
-        self._weights = config.model.model_path
-        self._faults = random.Random(f"{name} {os.getpid()}")
+        self._weights = spec.run.policy.path
+        self._faults = random.Random(f"{spec.name} {os.getpid()}")
         time.sleep(simulated.sim_start_seconds)
 
     def info(self) -> BackendInfo:
@@ -57,7 +58,7 @@ class SimulatedBackend:
         """There is no prefix cache, and room for every sequence."""
         return self._stats
 
-    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+    def begin(self, run: ResolvedRun) -> None:
         """Takes no more from a run than its requests."""
 
     def update_weights(self, path: str) -> None:
@@ -80,7 +81,7 @@ class SimulatedBackend:
         self._hangs = self._hangs or self._faults.random() < self._simulated.sim_hang_rate
         if self._faults.random() < self._simulated.sim_error_rate:
             raise Refused("the simulated engine refused the request")
-        rng = random.Random(seed if self._weights == DEMO_MODEL else f"{seed} {self._weights}")
+        rng = random.Random(seed if self._weights == DEMO_FOLDER else f"{seed} {self._weights}")
         length = min(spec.arm.max_tokens, max(1, round(rng.expovariate(1 / self._simulated.sim_mean_tokens))))
         text = f"Step 1: think {'so ' * min(length, 50)}\nAnswer: {rng.randint(1, 9)}"
         self._waiting.append((key, text, length, len(tokens)))

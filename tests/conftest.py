@@ -21,6 +21,7 @@ from rollout_ray import RunConfig
 from rollout_ray.actors.engine.process import forking
 from rollout_ray.actors.vllm_backend.arguments import environment
 from rollout_ray.data.demo_questions import generate_problems
+from rollout_ray.models.resolved_run import resolve
 
 T = TypeVar("T")
 
@@ -156,7 +157,7 @@ def local_ray() -> Iterator[None]:
     pool are forked from, as where such a run starts its own Ray."""
     import ray
 
-    with forking(environment(RunConfig(), gpus=0, threads=2)):
+    with forking(environment(resolve(RunConfig()), gpus=0, threads=2)):
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()

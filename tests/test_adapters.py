@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout_ray import RolloutPool, RunConfig, collect
-from rollout_ray.api.collect import check_adapters
-from rollout_ray.config.arms import resolve_arms
 from rollout_ray.core.errors import ConfigError, LedgerError
 from rollout_ray.models.adapters import Capacity, capacity, check_adapter
 from rollout_ray.models.paths import model_folder
+from rollout_ray.models.resolved_run import resolve
 from tests.conftest import demo_rows
 from tests.test_collect import trajectories
 
@@ -175,7 +174,7 @@ def test_an_adapter_that_was_trained_to_be_asked_otherwise_is_drawn_with_what_on
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     tokenizer.save_pretrained(tmp_path / "own")
     same = greedy(tmp_path / "same", {"a": str(tmp_path / "own")})
-    check_adapters(same, resolve_arms(same))
+    assert list(resolve(same).adapters) == [str(tmp_path / "own")]
     tokenizer.chat_template = "{{ messages[0]['content'] }} Answer:"
     tokenizer.save_pretrained(tmp_path / "own")
     message = rf"saved with another chat template than {re.escape(str(DEMO))} has; give --tokenizer_path"

@@ -18,8 +18,9 @@ import psutil
 from rollout_ray.actors.engine.process import server_here
 from rollout_ray import RunConfig
 from rollout_ray.driver.prewarm import prewarm
+from rollout_ray.models.resolved_run import resolve
 from tests.processes import servers
-with prewarm(RunConfig.model_validate({sections})):
+with prewarm(resolve(RunConfig.model_validate({sections}))):
     found = [server.environ()["VLLM_ENABLE_V1_MULTIPROCESSING"] for server in servers(psutil.Process())]
     print(json.dumps([server_here() is not None, found]))
 """

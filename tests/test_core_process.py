@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import ray
 
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.actors.engine.actor import EngineActor
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.worker import Worker
 from rollout_ray.core.errors import EngineError
+from rollout_ray.models.resolved_run import resolve
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
 from tests.processes import ENGINES, children, later_workers, servers
 from tests.test_collect import When
@@ -93,7 +96,8 @@ def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
 def test_an_actor_without_a_server_starts_one_that_ends_with_it(cfg: RunConfig) -> None:
     """As on a cluster's other machines."""
     engines = later_workers(ENGINES)
-    actor = ray.remote(EngineActor).remote("engine-0", cfg, 0, 1, {"VLLM_ENABLE_V1_MULTIPROCESSING": OWN_PROCESS})
+    spec = LaunchSpec.of(resolve(cfg), gpus=0, threads=1)
+    actor = ray.remote(EngineActor).remote(replace(spec, environment={"VLLM_ENABLE_V1_MULTIPROCESSING": OWN_PROCESS}))
     ray.get(actor.start.remote())
     (pid,) = engines()
     core = core_of(psutil.Process(pid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.actor import EngineActor
 from rollout_ray.actors.engine.engine import Exchange
-from rollout_ray.config.arms import resolve_arms
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest, sample_specs
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.paths import model_folder
+from rollout_ray.models.resolved_run import resolve
 from rollout_ray.telemetry.engine_stats import EngineStats
 from tests.conftest import OWN_PROCESS, demo_rows
 
@@ -34,18 +36,19 @@ def config(**sections: Any) -> RunConfig:
 
 def start(cfg: RunConfig, name: str = "engine-0", own_process: str = "0") -> Any:
     environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": own_process}
-    return ray.remote(EngineActor).options(num_cpus=1).remote(name, cfg, 0, 1, environment)
+    spec = replace(LaunchSpec.of(resolve(cfg), gpus=0, threads=1, name=name), environment=environment)
+    return ray.remote(EngineActor).options(num_cpus=1).remote(spec)
 
 
 def ready(actor: Any, cfg: RunConfig) -> BackendInfo:
     """Starts the engine and has it take up a run."""
     ray.get(actor.start.remote())
-    info: BackendInfo = ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
+    info: BackendInfo = ray.get(actor.begin.remote(resolve(cfg)))
     return info
 
 
 def request(ordinal: int, question: Question, cfg: RunConfig, scorer_index: int = 0) -> RolloutRequest:
-    return RolloutRequest(ordinal, scorer_index, question, 0, len(sample_specs(resolve_arms(cfg))))
+    return RolloutRequest(ordinal, scorer_index, question, 0, len(sample_specs(resolve(cfg).arms)))
 
 
 def exchange(actor: Any, *arguments: Any, num_scorers: int = 1) -> tuple[Exchange, list[list[Generated]]]:
@@ -169,7 +172,7 @@ def test_what_a_run_left_never_reaches_the_next(local_ray: None, own_process: st
         assert exchange(actor, left, 0.0, 0.0)[0].unfinished > 0
         if update:
             assert ray.get(actor.update_weights.remote(update)) > 0
-        ray.get(actor.begin.remote(cfg, resolve_arms(cfg)))
+        ray.get(actor.begin.remote(resolve(cfg)))
         found = exchange_all(actor, [request(0, questions[0], cfg)])
         assert set(found) == {0}
         assert [c.full_text for c in found[0]] == [c.full_text for c in expected]

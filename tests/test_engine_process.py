@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray.actors.engine.engine import Engine, Exchange
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.out_of_memory import NoMemory
 from rollout_ray.actors.engine.process import EngineLost, EngineProcess, Order, fork_engine, forking, server_here
-from rollout_ray.config.arms import resolve_arms
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Question, RolloutRequest
-from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.resolved_run import resolve
 from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, simulated_greedy
 from tests.processes import ENGINES, servers, workers
 
@@ -151,7 +151,7 @@ def test_a_server_stays_until_its_engines_have_ended_and_takes_no_more() -> None
 
 
 def order(**needs: str) -> Order:
-    make = partial(Engine, "engine-0", CFG, 0, 1, Policy("demo", "demo"))
+    make = partial(Engine, LaunchSpec.of(resolve(CFG), gpus=0, threads=1))
     return Order({"OMP_NUM_THREADS": "1", **needs}, dict(os.environ), "/", sys.path, make)
 
 
@@ -164,8 +164,7 @@ def forked(server: str) -> EngineProcess:
 def test_it_answers_as_an_engine_does(server: str) -> None:
     engine = forked(server)
     assert engine.call("start").settings == {"backend": "simulated"}
-    arms = resolve_arms(CFG)
-    engine.call("begin", CFG, arms)
+    engine.call("begin", resolve(CFG))
     requests = [RolloutRequest(i, 0, Question(f"q{i}", "how many", None), 0, 1) for i in range(5)]
     done: set[tuple[int, int]] = set()
     answer: Exchange
@@ -179,7 +178,7 @@ def test_it_answers_as_an_engine_does(server: str) -> None:
 def test_what_an_engine_raises_is_raised_here(server: str) -> None:
     engine = forked(server)
     with pytest.raises(RuntimeError, match="engine engine-0 was given work before it was started"):
-        engine.call("begin", CFG, ())
+        engine.call("begin", resolve(CFG))
     raising = fork_engine(Order({}, {}, "/", sys.path, _Raising), server)
     assert raising
     for error in (ConfigError("no adapter"), NoMemory("none left", keep_share=True)):

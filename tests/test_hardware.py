@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.model_size import size_of
+from rollout_ray.models.resolved_run import resolve
 from rollout_ray.ray_cluster.placement import Node, choose_placement
 from rollout_ray.sizing.hardware import GIB, GPU_KINDS, Gpu, gpu_kind, lay_out, parse_gpus
 from rollout_ray.sizing.throughput import from_data_sheet
 from tests.test_model_size import MODELS
 
+RUN = resolve(RunConfig())
 H200 = Gpu("NVIDIA H200", 140.4)
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6)
 A100_80 = Gpu("NVIDIA A100-SXM4-80GB", 80.0)
@@ -45,12 +47,12 @@ RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", 24.0)
     ],
 )
 def test_a_replica_takes_the_fewest_gpus_that_hold_the_model(model: str, gpu: Gpu, of_a_node: int, degree: int) -> None:
-    layout = lay_out(RunConfig(), size_of(MODELS[model], RunConfig()), gpu, of_a_node)
-    assert layout.tensor_parallel_size == layout.engine.tensor_parallel_size == degree, layout.reason
+    layout = lay_out(RUN, size_of(MODELS[model], RunConfig()), gpu, of_a_node)
+    assert layout.tensor_parallel_size == degree, layout.reason
 
 
 def test_a_latent_is_counted_on_every_gpu() -> None:
-    layout = lay_out(RunConfig(), size_of(MODELS["DeepSeek-V3"], RunConfig()), H200, 8)
+    layout = lay_out(RUN, size_of(MODELS["DeepSeek-V3"], RunConfig()), H200, 8)
     assert layout.kv_tokens is not None and 5e5 < layout.kv_tokens < 7e5
     assert layout.kv_gib is not None and layout.kv_tokens * 61 * 576 * 2 <= layout.kv_gib * GIB
 
@@ -69,13 +71,15 @@ def test_a_step_also_reads_copies_of_keys_and_values() -> None:
 @pytest.mark.parametrize(("model", "gpu", "of_a_node"), [("70B", H100, 1), ("70B", RTX_4090, 4), ("32B", L40S, 1)])
 def test_a_model_that_fits_no_node_is_refused_with_remedies(model: str, gpu: Gpu, of_a_node: int) -> None:
     with pytest.raises(PlacementError, match=r"GiB of weights .* do not fit into \d GPU\(s\) of \d+ GiB\. Use larger"):
-        lay_out(RunConfig(), size_of(MODELS[model], RunConfig()), gpu, of_a_node)
+        lay_out(RUN, size_of(MODELS[model], RunConfig()), gpu, of_a_node)
 
 
 def test_configured_values_stay() -> None:
     engine = {"tensor_parallel_size": 8, "max_num_seqs": 100, "max_num_batched_tokens": 2048}
-    layout = lay_out(RunConfig.model_validate({"engine": engine}), size_of(MODELS["7B"], RunConfig()), H200, 8)
-    assert layout.engine.model_dump(include=set(engine)) == engine
+    run = resolve(RunConfig.model_validate({"engine": engine}))
+    layout = lay_out(run, size_of(MODELS["7B"], RunConfig()), H200, 8)
+    assert layout.tensor_parallel_size == 8
+    assert (layout.limits.max_num_seqs, layout.limits.max_num_batched_tokens) == (100, 2048)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +87,8 @@ def test_configured_values_stay() -> None:
     [(H200, 1024, 16384), (H100, 1024, 16384), (A100_80, 1024, 8192), (A100_40, 512, 8192), (RTX_4090, 200, 4096)],
 )
 def test_a_7b_model_gets_the_batch_that_its_gpu_has_room_for(gpu: Gpu, seqs: int, tokens: int) -> None:
-    engine = lay_out(RunConfig(), size_of(MODELS["7B"], RunConfig()), gpu, 8).engine
-    assert (engine.max_num_seqs, engine.max_num_batched_tokens) == (seqs, tokens)
+    limits = lay_out(RUN, size_of(MODELS["7B"], RunConfig()), gpu, 8).limits
+    assert (limits.max_num_seqs, limits.max_num_batched_tokens) == (seqs, tokens)
 
 
 def test_every_kind_is_found_by_its_name() -> None:
@@ -117,15 +121,15 @@ def test_every_kind_is_found_by_its_name() -> None:
 
 
 def test_unknown_gpus_give_one_gpu_a_replica_and_a_reason() -> None:
-    layout = lay_out(RunConfig(), size_of(MODELS["70B"], RunConfig()), None, 8)
+    layout = lay_out(RUN, size_of(MODELS["70B"], RunConfig()), None, 8)
     assert layout.tensor_parallel_size == 1 and "the GPUs' memory is unknown" in layout.reason
-    assert "the model's size is unknown" in lay_out(RunConfig(), None, H100, 8).reason
+    assert "the model's size is unknown" in lay_out(RUN, None, H100, 8).reason
 
 
 def test_a_placement_follows_the_layout() -> None:
     size = size_of(MODELS["70B"], RunConfig())
-    placement = choose_placement([Node(8, 0), Node(64, 8), Node(64, 2)], RunConfig(), H100, size)
-    assert (placement.replicas, placement.gpus, placement.engine.tensor_parallel_size) == (2, 4, 4)
+    placement = choose_placement([Node(8, 0), Node(64, 8), Node(64, 2)], RUN, H100, size)
+    assert (placement.replicas, placement.gpus) == (2, 4)
     assert "weights take 32.9" in placement.note
 
 
@@ -141,13 +145,13 @@ def test_a_layout_always_fits_the_gpus_memory(model: str, memory: float, of_a_no
     size = size_of(MODELS[model], config)
     assert size is not None
     try:
-        layout = lay_out(config, size, Gpu("NVIDIA A100", memory), of_a_node)
+        layout = lay_out(resolve(config), size, Gpu("NVIDIA A100", memory), of_a_node)
     except PlacementError:
         return
     degree = layout.tensor_parallel_size
     assert degree <= of_a_node and size.heads % degree == 0
     assert layout.kv_tokens is not None and layout.kv_gib is not None and layout.weights_gib is not None
-    assert layout.kv_tokens >= (longest or 2048) and layout.engine.max_num_seqs
+    assert layout.kv_tokens >= (longest or 2048) and layout.limits.max_num_seqs
     heads_of_a_gpu = max(1, size.kv_heads / degree)
     assert heads_of_a_gpu == int(heads_of_a_gpu)
     assert layout.kv_tokens * size.kv_bytes_per_token * heads_of_a_gpu / size.kv_heads <= layout.kv_gib * GIB

@@ -10,6 +10,7 @@ import pytest
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.models.model_size import ModelSize, model_size, size_of
+from rollout_ray.models.resolved_run import resolve
 
 MODELS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "model_configs.json").read_text())
 
@@ -53,7 +54,7 @@ def test_a_hybrid_without_a_list_of_layers_is_recognized(keys: dict[str, Any], c
 
 
 def at(folder: Path, **engine: Any) -> ModelSize | None:
-    return model_size(RunConfig.model_validate({"model": {"model_path": str(folder)}, "engine": engine}))
+    return model_size(resolve(RunConfig.model_validate({"model": {"model_path": str(folder)}, "engine": engine})))
 
 
 GEMMA_3_4B = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
@@ -125,7 +126,7 @@ def test_a_quantized_model_is_sized_without_its_weights(model: str, quantized: d
 
 
 def test_the_shipped_model_has_the_size_of_its_file() -> None:
-    size = model_size(RunConfig())
+    size = model_size(resolve(RunConfig()))
     file = Path(__file__).parent.parent / "rollout_ray" / "demo_model" / "model.safetensors"
     assert size is not None and size.weight_bytes == file.stat().st_size
     assert size.parameters * 2 == pytest.approx(size.weight_bytes, rel=0.01)
@@ -136,7 +137,7 @@ def test_a_dtype_or_a_quantization_changes_the_size(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
 
     def weights(engine: dict[str, Any]) -> int:
-        size = model_size(RunConfig.model_validate({"model": {"model_path": str(tmp_path)}, "engine": engine}))
+        size = model_size(resolve(RunConfig.model_validate({"model": {"model_path": str(tmp_path)}, "engine": engine})))
         assert size is not None
         return size.weight_bytes
 

@@ -6,6 +6,7 @@ import pytest
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
+from rollout_ray.models.resolved_run import resolve
 from rollout_ray.ray_cluster.placement import Node, choose_placement, live_nodes, scorers_for
 
 
@@ -15,7 +16,7 @@ def choose(
     config = RunConfig.model_validate(
         {"engine": {"tensor_parallel_size": tp, "backend": backend}, "resources": {"replicas": replicas}}
     )
-    placement = choose_placement(nodes, config)
+    placement = choose_placement(nodes, resolve(config))
     return placement.replicas, placement.gpus, placement.threads
 
 
@@ -55,7 +56,9 @@ def test_what_does_not_fit_is_said_and_not_waited_for(
 
 
 def test_without_gpus_it_says_that_it_runs_on_the_cpu() -> None:
-    assert choose_placement([Node(2, 0)], RunConfig()).note == "no GPU here: 2 engine(s) on the CPU, 1 thread(s) each"
+    assert (
+        choose_placement([Node(2, 0)], resolve(RunConfig())).note == "no GPU here: 2 engine(s) on the CPU, 1 thread(s) each"
+    )
 
 
 def test_simulated_engines_need_no_machine() -> None:

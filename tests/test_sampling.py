@@ -10,11 +10,11 @@ import ray
 from ray.exceptions import RayTaskError
 from transformers import AutoTokenizer
 
-from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Completion, Question
 from rollout_ray.models.paths import model_folder
+from rollout_ray.models.resolved_run import resolve
 from rollout_ray.scoring.extraction import extract_answer
 from tests.conftest import demo_rows
 from tests.test_engine import exchange_all, request, start
@@ -47,7 +47,7 @@ def engine(local_ray: None) -> Iterator[Any]:
 
 def draw(engine: Any, cfg: RunConfig) -> list[tuple[Completion, ...]]:
     """The completions of each question, in the order of the arms."""
-    ray.get(engine.begin.remote(cfg, resolve_arms(cfg)))
+    ray.get(engine.begin.remote(resolve(cfg)))
     answers = exchange_all(engine, [request(number, question, cfg) for number, question in enumerate(QUESTIONS)])
     return [answers[number] for number in range(len(QUESTIONS))]
 
@@ -119,7 +119,7 @@ def test_what_would_be_refused_or_ignored_ends_the_run_before_anything_is_drawn(
 ) -> None:
     cfg = config([{"name": "fine"}, {"name": "odd", **arm}])
     with pytest.raises(RayTaskError, match=message) as raised:
-        ray.get(engine.begin.remote(cfg, resolve_arms(cfg)))
+        ray.get(engine.begin.remote(resolve(cfg)))
     assert isinstance(raised.value.cause, ConfigError)
     assert draw(engine, config([{"name": "fine"}]))
 

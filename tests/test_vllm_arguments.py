@@ -11,12 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout_ray import RunConfig
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment, graph_sizes
 from rollout_ray.core.errors import ConfigError
+from rollout_ray.models.resolved_run import ResolvedRun, resolve
 
 
-def config(**engine: Any) -> RunConfig:
-    return RunConfig.model_validate({"engine": {"max_model_len": 512} | engine})
+def run(**engine: Any) -> ResolvedRun:
+    return resolve(RunConfig.model_validate({"engine": {"max_model_len": 512} | engine}))
+
+
+def arguments_of(run: ResolvedRun, gpus: int = 0) -> dict[str, Any]:
+    return engine_arguments(LaunchSpec.of(run, gpus=gpus, threads=1))
 
 
 @given(most=st.integers(1, 5000))
@@ -29,18 +35,18 @@ def test_a_batch_of_any_size_has_a_graph_near_its_own(most: int) -> None:
 
 
 def test_graphs_named_by_the_user_are_not_ours() -> None:
-    ours = engine_arguments(config(max_num_seqs=512), gpus=1)
+    ours = arguments_of(run(max_num_seqs=512), gpus=1)
     assert ours["cudagraph_capture_sizes"] == graph_sizes(512)
-    theirs = engine_arguments(config(extra={"max_cudagraph_capture_size": 64}), gpus=1)
+    theirs = arguments_of(run(extra={"max_cudagraph_capture_size": 64}), gpus=1)
     assert theirs["max_cudagraph_capture_size"] == 64 and "cudagraph_capture_sizes" not in theirs
 
 
 def test_deterministic_asks_for_batch_invariant_kernels_which_only_gpus_have() -> None:
-    cfg = config(deterministic=True)
-    assert environment(cfg, gpus=1, threads=1)["VLLM_BATCH_INVARIANT"] == "1"
-    assert "VLLM_BATCH_INVARIANT" not in environment(config(), gpus=1, threads=1)
+    invariant = run(deterministic=True)
+    assert environment(invariant, gpus=1, threads=1)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in environment(run(), gpus=1, threads=1)
     with pytest.raises(ConfigError, match="deterministic needs a GPU"):
-        engine_arguments(cfg, gpus=0)
+        arguments_of(invariant)
 
 
 def test_the_hub_is_left_alone_where_all_that_is_needed_is_here(tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_the_hub_is_left_alone_where_all_that_is_needed_is_here(tmp_path: Path) 
         ("org/model", None, {}),
     ):
         cfg = RunConfig.model_validate({"model": {"model_path": path, "tokenizer_path": tokenizer}})
-        given = environment(cfg, gpus=0, threads=1)
+        given = environment(resolve(cfg), gpus=0, threads=1)
         assert {name: value for name, value in given.items() if name in offline} == expected
 
 
@@ -79,7 +85,7 @@ def test_a_cpu_engine_gets_a_kv_cache_for_a_quarter_of_its_longest_batch(
     cfg = RunConfig.model_validate(
         {"model": {"model_path": str(tmp_path)}, "engine": {"max_model_len": 512, "max_num_seqs": 64, "dtype": dtype}}
     )
-    assert engine_arguments(cfg, gpus=0)["kv_cache_memory_bytes"] == 64 * 512 // 4 * bytes_per_token
+    assert arguments_of(resolve(cfg))["kv_cache_memory_bytes"] == 64 * 512 // 4 * bytes_per_token
 
 
 def test_a_hybrid_on_the_cpu_has_room_for_states_and_for_its_longest_sequence(tmp_path: Path) -> None:
@@ -88,5 +94,5 @@ def test_a_hybrid_on_the_cpu_has_room_for_states_and_for_its_longest_sequence(tm
     for longest, needed in ((512, 2**30), (2**20, 2 * 2**20 * 2 * 3 * 2 * 64 * 2)):
         engine = {"max_model_len": longest, "max_num_seqs": 1}
         cfg = RunConfig.model_validate({"model": {"model_path": str(tmp_path)}, "engine": engine})
-        arguments = engine_arguments(cfg, gpus=0)
+        arguments = arguments_of(resolve(cfg))
         assert arguments["kv_cache_memory_bytes"] == needed and arguments["enable_prefix_caching"] is False

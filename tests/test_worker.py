@@ -15,10 +15,13 @@ from tests.conftest import HANG_S, ROOT
 START = """
 import os
 from rollout_ray.actors.vllm_backend.backend import VllmBackend
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.config.schema import RunConfig
+from rollout_ray.models.resolved_run import resolve
 
 engine = {"enforce_eager": False, "max_model_len": 512}
-VllmBackend(RunConfig.model_validate({"engine": engine}), gpus=0, threads=2)
+run = resolve(RunConfig.model_validate({"engine": engine}))
+VllmBackend(LaunchSpec.of(run, gpus=0, threads=2))
 print(os.environ["TRITON_CACHE_DIR"])
 """
 

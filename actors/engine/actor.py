@@ -10,21 +10,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.engine import Engine, Exchange
-from rollout_ray.actors.engine.keepalive import Keepalive, end_process
+from rollout_ray.actors.engine.keepalive import end_process
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.logs import redirect_output
 from rollout_ray.actors.engine.process import EngineProcess, Order, fork_engine, fork_engine_apart
 from rollout_ray.actors.vllm_backend.arguments import environment as variables
 from rollout_ray.actors.vllm_backend.arguments import has_own_process
-from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import Arm, Generated, RolloutRequest
+from rollout_ray.core.records import Generated, RolloutRequest
 from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.resolved_run import ResolvedRun
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,25 @@ class Card:
 
 class EngineActor:
     """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
-    time; between two runs also `update_weights`. `policy` says which weights the config names, `server` where a process can
-    be had on this machine that has imported vLLM."""
+    time; between two runs also `update_weights`."""
 
-    def __init__(
-        self,
-        name: str,
-        config: RunConfig,
-        gpus: int,
-        threads: int,
-        environment: Mapping[str, str],
-        log_file: str | None = None,
-        policy: Policy | None = None,
-        keepalive: Keepalive | None = None,
-        note: Any = None,
-        server: str | None = None,
-    ) -> None:
-        os.environ.update(environment)
-        output = redirect_output(log_file) if log_file else None
-        self._policy = policy or Policy(config.model.model_path, config.model.model_path)
-        self._make = partial(Engine, name, config, gpus, threads, self._policy, output)
+    def __init__(self, spec: LaunchSpec) -> None:
+        os.environ.update(spec.environment)
+        output = redirect_output(spec.log_file) if spec.log_file else None
+        self._spec, self._policy = spec, spec.run.policy
+        self._make = partial(Engine, spec, output)
         self._needs: dict[str, str] | None = None
-        if config.engine.backend == "vllm" and sys.platform == "linux":
-            self._needs = variables(config, gpus=gpus, threads=threads)
-        self._server, self._cores_apart = server, has_own_process(gpus)
-        self._name, self._log_file, self._note = name, log_file, note
+        if spec.run.config.engine.backend == "vllm" and sys.platform == "linux":
+            self._needs = variables(spec.run, gpus=spec.gpus, threads=spec.threads)
+        self._cores_apart = has_own_process(spec.gpus)
         self._info: BackendInfo | None = None
         self._engine: Callable[..., Any] | None = None
-        if keepalive:
-            keepalive.watch(end_process)
+        if spec.keepalive:
+            spec.keepalive.watch(end_process)
 
     def __repr__(self) -> str:
         """What Ray's dashboard and logs call it."""
-        return self._name
+        return self._spec.name
 
     def start(self) -> BackendInfo:
         """Loads the engine, once. Raises NoMemory where memory was short, else RuntimeError with the backend's words."""
@@ -104,22 +91,22 @@ class EngineActor:
         if self._needs is None:
             return None
         order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), sys.path, self._make)
-        process = fork_engine(order, self._server) if self._server else None
+        process = fork_engine(order, self._spec.server) if self._spec.server else None
         return process or (fork_engine_apart(order) if self._cores_apart else None)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if self._engine is None:
-            raise RuntimeError(f"engine {self._name} was given work before it was started")
+            raise RuntimeError(f"engine {self._spec.name} was given work before it was started")
         return self._engine(method, *arguments)
 
     def card(self) -> Card:
         """What another job must know before it takes this engine over."""
-        return Card(self._info, self._policy, self._log_file, self._note)
+        return Card(self._info, self._policy, self._spec.log_file, self._spec.note)
 
-    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> BackendInfo:
+    def begin(self, run: ResolvedRun) -> BackendInfo:
         """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the engine cannot serve
         an arm, and what broke it, where it is broken."""
-        self._call("begin", config, arms)
+        self._call("begin", run)
         assert self._info is not None
         return self._info
 

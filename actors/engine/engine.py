@@ -19,13 +19,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from rollout_ray.actors.backend import Backend, BackendInfo, Finished
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.logs import Log, is_second_hand
 from rollout_ray.actors.engine.out_of_memory import as_start_failure
 from rollout_ray.actors.engine.work_units import ChunkTable, Waiting
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import (
-    Arm,
     ChunkKey,
     Completion,
     Cut,
@@ -36,6 +35,7 @@ from rollout_ray.core.records import (
     sampling_seed,
 )
 from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats, IdleClock
 
 log = logging.getLogger(__name__)
@@ -78,14 +78,11 @@ class Exchange:
 
 class Engine:
     """One engine. `start` is called once, `begin` for each run, and then `exchange` again and again, one call at a time;
-    between two runs also `update_weights`. `policy` says which weights the config names, `output` where this process
-    writes what it says."""
+    between two runs also `update_weights`. `output` is the file that this process writes to."""
 
-    def __init__(
-        self, name: str, config: RunConfig, gpus: int, threads: int, policy: Policy, output: Log | None = None
-    ) -> None:
-        self._name, self._config, self._gpus, self._threads = name, config, gpus, threads
-        self._policy, self._log = policy, output
+    def __init__(self, spec: LaunchSpec, output: Log | None = None) -> None:
+        self._spec, self._log = spec, output
+        self._name, self._policy, self._run_seed = spec.name, spec.run.policy, spec.run.config.sampling.seed
         self._samples: tuple[SampleSpec, ...] = ()
         self._backend: Backend | None = None
         self._task: tuple[Callable[[], None], Future[None]] | None = None
@@ -113,15 +110,15 @@ class Engine:
             threading.Thread(target=work, name=f"{self._name} {work.__name__}", daemon=True).start()
         return backend.info()
 
-    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+    def begin(self, run: ResolvedRun) -> None:
         """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the backend cannot serve
         an arm, and what broke the engine, where it is broken."""
         backend = self._ready()
         backend.check()
         self.drop()
-        self._in_loop(lambda: backend.begin(config, arms))
-        self._config, self._samples = config, sample_specs(arms)
-        opening = {arm.name: backend.opening(arm) for arm in arms}
+        self._in_loop(lambda: backend.begin(run))
+        self._run_seed, self._samples = run.config.sampling.seed, sample_specs(run.arms)
+        opening = {arm.name: backend.opening(arm) for arm in run.arms}
         self._chunks.openings = tuple(opening[spec.arm.name] for spec in self._samples)
 
     def drop(self) -> None:
@@ -155,13 +152,13 @@ class Engine:
         outcome.result()
 
     def _load(self) -> Backend:
-        if self._config.engine.backend == "simulated":
+        if self._spec.run.config.engine.backend == "simulated":
             from rollout_ray.actors.simulated import SimulatedBackend
 
-            return SimulatedBackend(self._config, self._name)
+            return SimulatedBackend(self._spec)
         from rollout_ray.actors.vllm_backend.backend import VllmBackend
 
-        return VllmBackend(self._config, gpus=self._gpus, threads=self._threads)
+        return VllmBackend(self._spec)
 
     def exchange(
         self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
@@ -333,7 +330,7 @@ class Engine:
     def _submit(self, backend: Backend, waiting: Waiting) -> bool:
         """Whether the backend took the request; a refusal finishes it."""
         spec = self._samples[waiting.number]
-        seed = sampling_seed(self._config.sampling.seed, waiting.question_id, spec.arm.name, spec.sample)
+        seed = sampling_seed(self._run_seed, waiting.question_id, spec.arm.name, spec.sample)
         try:
             backend.add(waiting.key, waiting.prompt, spec, seed)
         except Refused as refused:

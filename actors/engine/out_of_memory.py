@@ -6,9 +6,9 @@ Owns the words by which vLLM and PyTorch say so, and the steps down. It retries 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
-from rollout_ray.config.schema import RunConfig
-from rollout_ray.sizing.hardware import CPU_SEQS, DEFAULT_SEQS
+from rollout_ray.sizing.hardware import EngineLimits
 
 MOST_STEPS = 3  # each halves what is decoded at once, so the last asks for an eighth
 SHARE_STEP = 0.75
@@ -40,16 +40,18 @@ def as_start_failure(text: str) -> Exception:
     return RuntimeError(text)
 
 
-def smaller(config: RunConfig, step: int, *, gpus: int, keep_share: bool) -> RunConfig:
-    """The config of an engine with `gpus` GPUs, step number `step` (1 ..) down."""
-    engine = config.engine
-    usual = DEFAULT_SEQS if gpus else CPU_SEQS
-    less = {"max_num_seqs": max(1, (engine.max_num_seqs or usual) >> step)}
-    if engine.max_num_batched_tokens:
-        less["max_num_batched_tokens"] = max(256, engine.max_num_batched_tokens >> step)
-    shares: dict[str, float] = {}
-    if not keep_share:
-        shares["gpu_memory_utilization"] = round(engine.gpu_memory_utilization * SHARE_STEP**step, 3)
-        if engine.kv_cache_gib:
-            shares["kv_cache_gib"] = engine.kv_cache_gib / 2**step
-    return config.model_copy(update={"engine": engine.model_copy(update={**less, **shares})})
+def smaller(limits: EngineLimits, step: int, *, keep_share: bool) -> EngineLimits:
+    """Return the limits of an engine at step number `step` (1 ..) down."""
+    tokens = limits.max_num_batched_tokens
+    less = replace(
+        limits,
+        max_num_seqs=max(1, limits.max_num_seqs >> step),
+        max_num_batched_tokens=max(256, tokens >> step) if tokens else None,
+    )
+    if keep_share:
+        return less
+    return replace(
+        less,
+        gpu_memory_utilization=round(limits.gpu_memory_utilization * SHARE_STEP**step, 3),
+        kv_cache_gib=limits.kv_cache_gib / 2**step if limits.kv_cache_gib else None,
+    )

@@ -8,25 +8,24 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from rollout_ray.config.schema import RunConfig
-from rollout_ray.models.paths import model_folder
+from rollout_ray.models.resolved_run import ResolvedRun
 
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 PYTORCH_PACKAGES = {"torchvision", "torchaudio"}  # without a build for the CPU in the usual index
 
 
-def checkpoint_config(config: RunConfig) -> Any:
+def checkpoint_config(run: ResolvedRun) -> Any:
     """The checkpoint's own config, as transformers reads it."""
     from vllm.transformers_utils.config import get_config
 
     return get_config(
-        model_folder(config.model.model_path),
-        trust_remote_code=config.model.trust_remote_code,
-        revision=config.model.revision,
+        run.model_path,
+        trust_remote_code=run.config.model.trust_remote_code,
+        revision=run.config.model.revision,
     )
 
 
-def register_classes(config: RunConfig) -> None:
+def register_classes(run: ResolvedRun) -> None:
     """Registers the model's class itself in place of its name. By the name alone vLLM starts a process that imports
     everything again to look at the class, which takes 14 s where it was never done on this machine.
 
@@ -34,7 +33,7 @@ def register_classes(config: RunConfig) -> None:
     """
     from vllm import ModelRegistry
 
-    for name, model in _classes(checkpoint_config(config)).items():
+    for name, model in _classes(checkpoint_config(run)).items():
         ModelRegistry.register_model(name, model)
 
 

@@ -11,14 +11,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.architecture import checkpoint_config, is_hybrid
-from rollout_ray.config import arms
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.models import adapters
 from rollout_ray.models.model_size import size_of
-from rollout_ray.models.paths import model_folder
-from rollout_ray.sizing.hardware import CPU_SEQS, DEFAULT_BATCHED_TOKENS, DEFAULT_SEQS
+from rollout_ray.models.resolved_run import ResolvedRun
 
 CPU_MAX_NUM_BATCHED_TOKENS = 4096
 UNKNOWN_KV_CACHE_BYTES = 2**30  # where a model's need is not known; it is not told for the states of a hybrid
@@ -35,12 +33,11 @@ def has_own_process(gpus: int) -> bool:
     return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if gpus else "0") != "0"
 
 
-def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]:
+def environment(run: ResolvedRun, *, gpus: int, threads: int) -> dict[str, str]:
     """Variables that the engine's process needs before vLLM is imported."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     default = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "true"}
-    named = [model_folder(config.model.model_path), config.model.tokenizer_path]
-    if all(Path(name).is_dir() for name in named if name):
+    if all(Path(name).is_dir() for name in (run.policy.path, run.tokenizer_path)):
         quiet |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     default["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if has_own_process(gpus) else "0"
     if gpus == 0:
@@ -56,26 +53,41 @@ def environment(config: RunConfig, *, gpus: int, threads: int) -> dict[str, str]
         # Several engines of a machine would each want all its cores for what little they compute there.
         default["OMP_NUM_THREADS"] = "1"
         needed = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}  # where vLLM sees that it must not, it spawns
-        if config.engine.deterministic:
+        if run.config.engine.deterministic:
             needed["VLLM_BATCH_INVARIANT"] = "1"
         if importlib.util.find_spec("flashinfer") is None:
             default["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return {**{k: v for k, v in default.items() if k not in os.environ}, **quiet, **needed}
 
 
-def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
-    """Keyword arguments of vLLM's EngineArgs, with every choice made that the config left open."""
-    engine, model = config.engine, config.model
-    on_gpu = gpus > 0
-    max_num_seqs = engine.max_num_seqs or (DEFAULT_SEQS if on_gpu else CPU_SEQS)
-    whole = checkpoint_config(config)
+def engine_arguments(spec: LaunchSpec) -> dict[str, Any]:
+    """Return the keyword arguments of vLLM's EngineArgs, with every choice made that the config left open.
+
+    Raises:
+        ConfigError: The config asks for what an engine on the CPU cannot do.
+    """
+    whole = checkpoint_config(spec.run)
     checkpoint = whole.get_text_config()
     limit: int | None = getattr(checkpoint, "max_position_embeddings", None)
-    max_model_len = engine.max_model_len or arms.default_max_model_len(config)
-    if max_model_len and limit and not engine.max_model_len:
+    max_model_len = spec.run.max_model_len
+    if max_model_len and limit and not spec.run.config.engine.max_model_len:
         max_model_len = min(max_model_len, limit)
+    arguments = _common_arguments(spec, max_model_len)
+    if spec.gpus:
+        arguments |= _gpu_arguments(spec, eager=arguments["enforce_eager"])
+    else:
+        hybrid = is_hybrid(whole)
+        tokens = spec.limits.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
+        longest = max_model_len or limit or tokens
+        arguments |= _cpu_arguments(spec, batched_tokens=max(tokens, longest), hybrid=hybrid)
+        arguments["kv_cache_memory_bytes"] = _cpu_kv_cache_bytes(spec, checkpoint, longest, hybrid)
+    return {name: value for name, value in (arguments | spec.run.config.engine.extra).items() if value is not None}
+
+
+def _common_arguments(spec: LaunchSpec, max_model_len: int | None) -> dict[str, Any]:
+    run, engine, model = spec.run, spec.run.config.engine, spec.run.config.model
     arguments: dict[str, Any] = {
-        "model": model_folder(model.model_path),
+        "model": run.policy.path,
         "tokenizer": model.tokenizer_path,
         "revision": model.revision,
         "trust_remote_code": model.trust_remote_code,
@@ -85,42 +97,48 @@ def engine_arguments(config: RunConfig, *, gpus: int) -> dict[str, Any]:
         # start, and files that a trainer does not save.
         "language_model_only": True,
         "max_model_len": max_model_len,
-        "tensor_parallel_size": max(1, gpus),
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "tensor_parallel_size": max(1, spec.gpus),
+        "gpu_memory_utilization": spec.limits.gpu_memory_utilization,
         "enable_prefix_caching": engine.enable_prefix_caching,
-        "max_num_seqs": max_num_seqs,
-        "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not on_gpu,
-        "seed": config.sampling.seed % 2**32,
+        "max_num_seqs": spec.limits.max_num_seqs,
+        "enforce_eager": engine.enforce_eager if engine.enforce_eager is not None else not spec.gpus,
+        "seed": run.config.sampling.seed % 2**32,
         "disable_log_stats": False,  # costs nothing that could be measured on an H200
         "worker_cls": WORKER,
-        **_lora_arguments(config, on_gpu),
+        **_lora_arguments(spec),
     }
-    if on_gpu:
-        arguments |= {
-            "max_num_batched_tokens": engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS,
-            "enable_chunked_prefill": engine.enable_chunked_prefill is not False,
-            "distributed_executor_backend": "mp" if gpus > 1 else "uni",
-        }
-        if not arguments["enforce_eager"] and not GRAPH_CHOICES & engine.extra.keys():
-            arguments["cudagraph_capture_sizes"] = graph_sizes(max_num_seqs)
-    else:
-        if engine.deterministic:
-            raise ConfigError("deterministic needs a GPU: vLLM has no batch-invariant kernels for the CPU; leave it unset")
-        # A seeded request whose prefill is chunked crashes the CPU engine, so a whole prompt must fit into one step.
-        if engine.enable_chunked_prefill:
-            raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
-        tokens = engine.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
-        longest = max_model_len or limit or tokens
-        hybrid = is_hybrid(whole)
-        if engine.enable_prefix_caching is None and hybrid:
-            arguments["enable_prefix_caching"] = False  # vLLM shares such states between chunks of a prefill only
-        arguments |= {
-            "max_num_batched_tokens": max(tokens, longest),
-            "kv_cache_memory_bytes": _cpu_kv_cache_bytes(config, checkpoint, max_num_seqs, longest, hybrid),
-            "enable_chunked_prefill": False,
-            "distributed_executor_backend": "uni",
-        }
-    return {name: value for name, value in (arguments | engine.extra).items() if value is not None}
+    if run.policy.version:  # engines whose weights were updated keep the tokenizer and the config of the first model
+        arguments |= {"tokenizer": run.tokenizer_path, "hf_config_path": run.model_path}
+    return arguments
+
+
+def _gpu_arguments(spec: LaunchSpec, *, eager: bool) -> dict[str, Any]:
+    engine = spec.run.config.engine
+    arguments: dict[str, Any] = {
+        "max_num_batched_tokens": spec.limits.max_num_batched_tokens,
+        "enable_chunked_prefill": engine.enable_chunked_prefill is not False,
+        "distributed_executor_backend": "mp" if spec.gpus > 1 else "uni",
+    }
+    if not eager and not GRAPH_CHOICES & engine.extra.keys():
+        arguments["cudagraph_capture_sizes"] = graph_sizes(spec.limits.max_num_seqs)
+    return arguments
+
+
+def _cpu_arguments(spec: LaunchSpec, *, batched_tokens: int, hybrid: bool) -> dict[str, Any]:
+    engine = spec.run.config.engine
+    if engine.deterministic:
+        raise ConfigError("deterministic needs a GPU: vLLM has no batch-invariant kernels for the CPU; leave it unset")
+    # A seeded request whose prefill is chunked crashes the CPU engine, so a whole prompt must fit into one step.
+    if engine.enable_chunked_prefill:
+        raise ConfigError("enable_chunked_prefill does not work on the CPU; leave it unset")
+    arguments: dict[str, Any] = {
+        "max_num_batched_tokens": batched_tokens,
+        "enable_chunked_prefill": False,
+        "distributed_executor_backend": "uni",
+    }
+    if engine.enable_prefix_caching is None and hybrid:
+        arguments["enable_prefix_caching"] = False  # vLLM shares such states between chunks of a prefill only
+    return arguments
 
 
 def graph_sizes(most: int) -> list[int]:
@@ -136,27 +154,27 @@ def graph_sizes(most: int) -> list[int]:
     return sorted(size for size in sizes if size <= most)
 
 
-def _lora_arguments(config: RunConfig, on_gpu: bool) -> dict[str, Any]:
-    room = adapters.capacity(adapters.adapters_of(arms.resolve_arms(config)))
+def _lora_arguments(spec: LaunchSpec) -> dict[str, Any]:
+    room = adapters.capacity(adapters.adapters_of(spec.run.arms))
     if not room.count:
         return {}
     # The CPU kernels give a request without adapter the one in the last place, so this place must stay empty.
-    places = room.count if on_gpu else room.count + 1
+    places = room.count if spec.gpus else room.count + 1
     return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
 
-def _cpu_kv_cache_bytes(config: RunConfig, checkpoint: Any, max_num_seqs: int, longest: int, hybrid: bool) -> int:
-    """Room for max_num_seqs sequences of a quarter of the `longest` (tokens), within 4 GiB; at least for one whole one.
+def _cpu_kv_cache_bytes(spec: LaunchSpec, checkpoint: Any, longest: int, hybrid: bool) -> int:
+    """Return room for max_num_seqs sequences of a quarter of `longest` tokens, within 4 GiB; at least for one whole one.
 
     vLLM would take most of the machine's memory and touch every page of it at start: 1.6 s a GiB.
     """
-    if config.engine.kv_cache_gib is not None:
-        return int(config.engine.kv_cache_gib * 2**30)
+    if spec.limits.kv_cache_gib is not None:
+        return int(spec.limits.kv_cache_gib * 2**30)
     # A family may have names of its own (n_layer) for what size_of asks for.
     written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
-    size = size_of(written, config)
+    size = size_of(written, spec.run.config)
     if size is None:
         return UNKNOWN_KV_CACHE_BYTES
     bytes_per_token = size.kv_bytes_per_token
-    many = min(max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
+    many = min(spec.limits.max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
     return max(many, 2 * longest * bytes_per_token, UNKNOWN_KV_CACHE_BYTES if hybrid else 0)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from rollout_ray.actors.backend import BackendInfo, Finished
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.architecture import register_classes
 from rollout_ray.actors.vllm_backend.arguments import WORKER, engine_arguments, environment, has_own_process
 from rollout_ray.actors.vllm_backend.core_process import end_cores_with_this_process
@@ -23,13 +24,13 @@ from rollout_ray.actors.vllm_backend.detokenizer import Output, TextDecoder
 from rollout_ray.actors.vllm_backend.imports import uncollected
 from rollout_ray.actors.vllm_backend.page_cache import read_ahead
 from rollout_ray.actors.vllm_backend.stats import VllmStats
-from rollout_ray.config.schema import RunConfig
+from rollout_ray.config.arm_schema import SamplingConfig
 from rollout_ray.config.templates import stored_template
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import Arm, Prompt, SampleSpec
 from rollout_ray.models import adapters
-from rollout_ray.models.paths import model_folder
 from rollout_ray.models.prompt_encoder import PromptEncoder
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
 log = logging.getLogger(__name__)
@@ -43,34 +44,54 @@ RESET_S = 30.0  # within which the prefix cache must have been emptied after an 
 class VllmBackend:
     """One vLLM replica. Construct it in the process that is to hold it: vLLM is imported then."""
 
-    def __init__(self, config: RunConfig, *, gpus: int, threads: int) -> None:
-        self._config, self._gpus = config, gpus
-        os.environ.update(environment(config, gpus=gpus, threads=threads))
-        if config.engine.load_format != "dummy":
-            read_ahead(model_folder(config.model.model_path))
+    def __init__(self, spec: LaunchSpec) -> None:
+        self._run = spec.run
+        os.environ.update(environment(spec.run, gpus=spec.gpus, threads=spec.threads))
+        if spec.run.config.engine.load_format != "dummy":
+            read_ahead(spec.run.policy.path)
         began = time.perf_counter()
-        with uncollected():
-            from vllm import SamplingParams
-            from vllm import exceptions as vllm_exceptions
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.envs import enable_envs_cache
-            from vllm.lora.request import LoRARequest
-            from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-            from vllm.v1.engine.llm_engine import LLMEngine
-        if has_own_process(gpus) and sys.platform == "linux":
+        self._import_vllm()
+        if has_own_process(spec.gpus) and sys.platform == "linux":
             end_cores_with_this_process()
         imported = time.perf_counter()
-        self._lora_request = LoRARequest
+        register_classes(spec.run)
+        arguments = engine_arguments(spec)
+        configured = time.perf_counter()
+        self._start(arguments)
         self._served: dict[tuple[str, str], Any] = {}  # path and fingerprint of an adapter -> LoRARequest
         self._loras: dict[str, Any] = {}  # the same by path alone
         self._last_lora = 0
+        self._parameters: dict[str, dict[str, Any]] = {}  # of each arm
+        self._vllm_decodes = True
+        self._info = BackendInfo(
+            max_num_seqs=arguments["max_num_seqs"],
+            core_apart=has_own_process(spec.gpus),
+            import_seconds=imported - began,
+            load_seconds=time.perf_counter() - imported,
+            phases={"import": imported - began, "config": configured - imported, **self._worker_phases(arguments)},
+            settings={k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
+            | {"max_model_len": self._max_model_len},
+        )
+
+    def _import_vllm(self) -> None:
+        """Import vLLM, and keep its classes that requests are made of."""
+        with uncollected():
+            from vllm import SamplingParams
+            from vllm import exceptions as vllm_exceptions
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+            from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401 - imported here, where the time is counted
+        self._lora_request = LoRARequest
         self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
         self._structured_outputs = StructuredOutputsParams
-        self._parameters: dict[str, dict[str, Any]] = {}  # of each arm
         self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
-        register_classes(config)
-        arguments = engine_arguments(config, gpus=gpus)
-        configured = time.perf_counter()
+
+    def _start(self, arguments: dict[str, Any]) -> None:
+        """Start vLLM's engine, and the encoder and decoder beside it."""
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.envs import enable_envs_cache
+        from vllm.v1.engine.llm_engine import LLMEngine
+
         self._stats = VllmStats(arguments["max_num_seqs"])
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=self._stats.loggers())
         # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
@@ -80,22 +101,12 @@ class VllmBackend:
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
-        template = config.model.chat_template
+        template = self._run.config.model.chat_template
         if template is None and getattr(tokenizer, "chat_template", "in code") is None:
-            template = stored_template(config.model.tokenizer_path or model_folder(config.model.model_path))
+            template = stored_template(self._run.tokenizer_path)
         self._encoder = PromptEncoder(tokenizer, self._max_model_len, template)
         fast = getattr(tokenizer, "backend_tokenizer", None)
         self._decoder = TextDecoder(fast) if fast is not None else None
-        self._vllm_decodes = True
-        self._info = BackendInfo(
-            max_num_seqs=arguments["max_num_seqs"],
-            core_apart=has_own_process(gpus),
-            import_seconds=imported - began,
-            load_seconds=time.perf_counter() - imported,
-            phases={"import": imported - began, "config": configured - imported, **self._worker_phases(arguments)},
-            settings={k: v for k, v in arguments.items() if isinstance(v, (bool, int, float, str))}
-            | {"max_model_len": self._max_model_len},
-        )
 
     def info(self) -> BackendInfo:
         return self._info
@@ -116,15 +127,15 @@ class VllmBackend:
     def stats(self) -> EngineStats:
         return self._stats.stats
 
-    def begin(self, config: RunConfig, arms: Sequence[Arm]) -> None:
+    def begin(self, run: ResolvedRun) -> None:
         """Takes up a run's arms. Raises ConfigError where vLLM cannot load an adapter or refuses an arm's sampling
         parameters, and where the chat template knows no variable of an arm's."""
-        self._config = config
+        arms, sampling = run.arms, run.config.sampling
         self._encoder.check(arms)
-        self._parameters = {arm.name: self._settled(arm) for arm in arms}
+        self._parameters = {arm.name: self._settled(arm, sampling) for arm in arms}
         # A stop string must be seen when it comes, which takes vLLM's own text; and it reads special tokens in its own way.
         changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
-        self._vllm_decodes = self._decoder is None or changed or bool(config.sampling.stop)
+        self._vllm_decodes = self._decoder is None or changed or bool(sampling.stop)
         wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
         for gone in self._served.keys() - wanted:
             self._engine.remove_lora(self._served.pop(gone).lora_int_id)
@@ -149,10 +160,9 @@ class VllmBackend:
                 raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
             time.sleep(0.05)
 
-    def _settled(self, arm: Arm) -> dict[str, Any]:
+    def _settled(self, arm: Arm, sampling: SamplingConfig) -> dict[str, Any]:
         """The sampling parameters of an arm, but for those that each request has for itself."""
         extra = dict(arm.extra_sampling)
-        sampling = self._config.sampling
         parameters: dict[str, Any] = {
             "temperature": arm.temperature,
             "top_p": arm.top_p,

@@ -21,11 +21,12 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.backend import VllmBackend
-from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import sample_specs, sampling_seed
 from rollout_ray.data.question_set import load_questions
+from rollout_ray.models.resolved_run import resolve
 
 
 def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
@@ -33,11 +34,11 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     values = workload["config"]
     config = RunConfig.model_validate({**values, "engine": {**values.get("engine", {}), **engine}})
     began = time.perf_counter()
-    backend = VllmBackend(config, gpus=workload["gpus"], threads=os.cpu_count() or 1)
+    run = resolve(config)
+    backend = VllmBackend(LaunchSpec.of(run, gpus=workload["gpus"], threads=os.cpu_count() or 1))
     ready = time.perf_counter()
-    arms = resolve_arms(config)
-    backend.begin(config, arms)
-    samples = sample_specs(arms)
+    backend.begin(run)
+    samples = sample_specs(run.arms)
     waiting = 0
     for question in load_questions(config.data.dataset, config.data).questions():
         prompts = {d.arm.prompt_variant: backend.encode(question.prompt, d.arm) for d in samples}

@@ -14,11 +14,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment
-from rollout_ray.config.arms import chat_messages, resolve_arms
+from rollout_ray.config.arms import chat_messages
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import sample_specs, sampling_seed
 from rollout_ray.driver.replica import FORWARDED
+from rollout_ray.models.resolved_run import ResolvedRun, resolve
 
 # What a reference with vLLM's own choices is still told: the model, and on the CPU the limits without which it fails.
 NEEDED = ("model", "load_format", "max_model_len")
@@ -64,7 +66,8 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     }
     config = RunConfig.model_validate(values)
     prompts = pq.read_table(job.questions).column("prompt").to_pylist()[: job.limit]
-    samples = sample_specs(resolve_arms(config))
+    run = resolve(config)
+    samples = sample_specs(run.arms)
     requests = [
         {
             "question": number,
@@ -82,15 +85,15 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
         for spec in samples
     ]
     cores = os.cpu_count() or 1
-    engine = engine_arguments(config, gpus=job.gpus)
+    engine = engine_arguments(LaunchSpec.of(run, gpus=job.gpus, threads=cores))
     for name in ("worker_cls", "disable_log_stats"):  # what we watch an engine by
         del engine[name]
     workload = {
         "config": values,
         "engine": engine,
         "engine_needed": {k: engine[k] for k in NEEDED + (() if job.gpus else NEEDED_ON_CPU) if k in engine},
-        "environment": _of_a_reference(config, job.gpus, cores),
-        "environment_shared": _of_a_reference(config, job.gpus, max(1, cores // job.replicas)),
+        "environment": _of_a_reference(run, job.gpus, cores),
+        "environment_shared": _of_a_reference(run, job.gpus, max(1, cores // job.replicas)),
         "forwarded": FORWARDED,
         "eager_questions": min(job.eager_questions, len(prompts)),
         "questions": len(prompts),
@@ -105,9 +108,9 @@ def write_workload(path: Path, job: Job) -> dict[str, Any]:
     return workload
 
 
-def _of_a_reference(config: RunConfig, gpus: int, threads: int) -> dict[str, str]:
+def _of_a_reference(run: ResolvedRun, gpus: int, threads: int) -> dict[str, str]:
     """The variables that ours would set, but for those that say how an engine starts: that is vLLM's to choose here."""
-    variables = environment(config, gpus=gpus, threads=threads)
+    variables = environment(run, gpus=gpus, threads=threads)
     if gpus:
         for ours in ("VLLM_ENABLE_STARTUP_PLAN", "VLLM_WORKER_MULTIPROC_METHOD", "OMP_NUM_THREADS"):
             variables.pop(ours, None)

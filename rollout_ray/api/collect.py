@@ -12,23 +12,20 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.core.errors import ConfigError, Interrupted
-from rollout_ray.core.records import SCHEMA_VERSION, Arm
+from rollout_ray.core.records import SCHEMA_VERSION
 from rollout_ray.data.question_set import GOLD_KEY, QuestionSet, load_questions
 from rollout_ray.driver.prewarm import prewarm
-from rollout_ray.models.adapters import adapters_of, check_adapter, check_wording, fingerprints
-from rollout_ray.models.checkpoints import Policy, model_fingerprint
-from rollout_ray.models.paths import check_model, cluster_address, model_folder
+from rollout_ray.driver.run_context import RunContext
+from rollout_ray.models.resolved_run import ResolvedRun, resolve
 from rollout_ray.report import plots
 from rollout_ray.report.html import write_report
-from rollout_ray.results.merge import merge
+from rollout_ray.results.merge import Merged, merge
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import describe
 from rollout_ray.scoring.scorer import load_reward
@@ -94,30 +91,27 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
     Raises ConfigError, DatasetError, PlacementError, EngineError, LedgerError or IncompleteError, and Interrupted where
     Ctrl-C or SIGTERM stopped it.
     """
-    return collect_on(None, dataset, cfg or RunConfig(), progress)
+    return collect_on(None, dataset, resolve(cfg or RunConfig()), progress)
 
 
-def collect_on(pool_resources: PoolResources | None, dataset: Any, cfg: RunConfig, progress: Progress | None) -> Rollouts:
-    """`collect` on the engines of a pool, which hold the weights that `cfg` names; None: on engines for this run."""
+def collect_on(pool_resources: PoolResources | None, dataset: Any, run: ResolvedRun, progress: Progress | None) -> Rollouts:
+    """`collect` on the engines of a pool, which hold the policy of the run; None: on engines for this run."""
     began = time.monotonic()
+    cfg = run.config
     dataset = cfg.data.dataset if dataset is None else dataset
     if dataset is None:
         raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
     _refuse_fleeting_output(cfg.output.output_dir)
-    check_model(cfg)
-    arms = resolve_arms(cfg)
-    check_adapters(cfg, arms)
     load_reward(cfg.scoring.reward)
-    with nullcontext() if pool_resources else prewarm(cfg):
-        policy = pool_resources.replica_set.policy if pool_resources else policy_of(cfg)
+    with nullcontext() if pool_resources else prewarm(run):
         questions = _questions(dataset, cfg.data)
-        run = RunDirectory(cfg.output.output_dir)
-        with run.lease():
+        directory = RunDirectory(cfg.output.output_dir)
+        with directory.lease():
             try:
-                return _collect(cfg, arms, questions, run, progress or progress_here(), began, pool_resources, policy)
+                return _collect(run, questions, directory, progress or progress_here(), pool_resources, began)
             except KeyboardInterrupt:
                 raise Interrupted(
-                    f"stopped; what is complete is in {run.uri}, and the same command goes on from there"
+                    f"stopped; what is complete is in {directory.uri}, and the same command goes on from there"
                 ) from None
 
 
@@ -134,82 +128,67 @@ def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
     return questions
 
 
-def policy_of(cfg: RunConfig) -> Policy:
-    """The weights that the config names, as they are now."""
-    folder = model_folder(cfg.model.model_path)
-    return Policy(folder, model_fingerprint(folder))
-
-
-def check_adapters(cfg: RunConfig, arms: Sequence[Arm]) -> None:
-    """Raises ConfigError where an adapter is missing or does not fit the model; on a cluster, where an adapter is not
-    seen from here, an engine says so."""
-    paths = adapters_of(arms)
-    if paths and cfg.engine.backend != "vllm":
-        raise ConfigError("the simulated engine has no adapters; leave lora_path unset")
-    for path in paths:
-        if os.path.isdir(path) or not cluster_address(cfg):
-            model = model_folder(cfg.model.model_path)
-            check_adapter(path, model)
-            if cfg.model.tokenizer_path is None and os.path.isdir(model):
-                check_wording(path, model, template_given=cfg.model.chat_template is not None)
-
-
 def _collect(
-    cfg: RunConfig,
-    arms: tuple[Arm, ...],
+    run: ResolvedRun,
     questions: QuestionSet,
-    run: RunDirectory,
+    directory: RunDirectory,
     progress: Progress,
-    began: float,
     pool_resources: PoolResources | None,
-    policy: Policy,
+    began: float,
 ) -> Rollouts:
     """The run itself, under the lease."""
-    identity = _identity(cfg, arms, questions, policy)
     versions = _versions()
-    facts = describe(cfg, arms, questions)
-    resumed = run.open(identity, _description(cfg, questions, facts, versions))
-    with EventLog(run) as events, ExitStack() as ray_too:
-        part_scan = run.scan_parts(set(questions.ids))
+    facts = describe(run.config, run.arms, questions)
+    identity = {**run.identity, "data.fingerprint": questions.fingerprint}
+    resumed = directory.open(identity, _description(run.config, questions, facts, versions))
+    with EventLog(directory) as events, ExitStack() as ray_too:
+        part_scan = directory.scan_parts(set(questions.ids))
         done = part_scan.done
         events.write("resumed" if resumed else "begun", questions=len(questions), done=len(done))
         for name, reason in part_scan.quarantined.items():
-            log.warning("%s %s; it is in parts/bad now, and its questions are drawn again", run.path(name), reason)
+            log.warning("%s %s; it is in parts/bad now, and its questions are drawn again", directory.path(name), reason)
             events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
-            starting = time.monotonic()
+            context = RunContext(questions, done, directory, events, progress, time.monotonic())
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 
-            ray_too.enter_context(connected(cfg))  # to the end: the file need not wait the seconds that Ray takes to stop
-            session = generate_missing(cfg, arms, questions, done, run, events, progress, policy, pool_resources, starting)
-        summary = Summary()
-        metadata = {
-            "schema_version": SCHEMA_VERSION,
-            "config_digest": cfg.digest(),
-            "model": cfg.model.model_path,
-            "model_fingerprint": policy.fingerprint,
-            "policy_version": policy.version,
-            **versions,
-            **facts,
-        }
-        samples = sum(arm.samples for arm in arms)
-        merged = merge(run, questions, cfg.output.layout, samples, metadata, summary.add)
-        summary.arms = {arm.name: summary.arms[arm.name] for arm in arms if arm.name in summary.arms}
+            # To the end: the file need not wait the seconds that Ray takes to stop.
+            ray_too.enter_context(connected(run.config))
+            session = generate_missing(run, context, pool_resources)
+        merged, summary = _merged(run, questions, directory, {**versions, **facts})
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
         summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began
         summary.account, summary.bound_by = session.account, bound_by(session.account, summary.total_seconds)
-        if merged.disagreeing:
-            log.warning(
-                "%d questions stand in two parts with different rows, as two drivers at once would leave them; the part "
-                "that was committed first counts",
-                merged.disagreeing,
-            )
         events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())
-    if cfg.output.report and cfg.output.layout != "responses":  # which holds no scores
-        log.info("the report is %s", write_report(merged.path, run=run).path)
-    return Rollouts(merged.path, summary, run)
+    if run.config.output.report and run.config.output.layout != "responses":  # which holds no scores
+        log.info("the report is %s", write_report(merged.path, run=directory).path)
+    return Rollouts(merged.path, summary, directory)
+
+
+def _merged(
+    run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, facts: dict[str, Any]
+) -> tuple[Merged, Summary]:
+    """Merge the part files, and sum up the merged rows."""
+    summary = Summary()
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "config_digest": run.config.digest(),
+        "model": run.config.model.model_path,
+        "model_fingerprint": run.policy.fingerprint,
+        "policy_version": run.policy.version,
+        **facts,
+    }
+    merged = merge(directory, questions, run.config.output.layout, run.samples_per_question, metadata, summary.add)
+    summary.arms = {arm.name: summary.arms[arm.name] for arm in run.arms if arm.name in summary.arms}
+    if merged.disagreeing:
+        log.warning(
+            "%d questions stand in two parts with different rows, as two drivers at once would leave them; the part "
+            "that was committed first counts",
+            merged.disagreeing,
+        )
+    return merged, summary
 
 
 def _refuse_fleeting_output(output_dir: str) -> None:
@@ -219,17 +198,6 @@ def _refuse_fleeting_output(output_dir: str) -> None:
             f"output_dir '{output_dir}' is relative, and Ray deletes a job's working directory after the job; give an "
             "absolute path on storage that every node shares, or a URI"
         )
-
-
-def _identity(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet, policy: Policy) -> dict[str, Any]:
-    """What a resume must share with the run that it goes on with."""
-    adapters = fingerprints(adapters_of(arms))
-    return {
-        **cfg.identity(),
-        "data.fingerprint": questions.fingerprint,
-        "model.fingerprint": policy.fingerprint,
-        **({"adapters.fingerprint": adapters} if adapters else {}),
-    }
 
 
 def _description(

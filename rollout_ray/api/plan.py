@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from rollout_ray.config.arms import chat_messages, resolve_arms
-from rollout_ray.config.schema import ModelConfig, RunConfig
+from rollout_ray.config.arms import chat_messages
+from rollout_ray.config.loading import with_fields
+from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError, DatasetError, Refused
 from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.models.model_size import ModelSize, model_size
-from rollout_ray.models.paths import check_model, model_folder
+from rollout_ray.models.resolved_run import ResolvedRun, resolve
 from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, scorers_for
 from rollout_ray.sizing.estimate import Plan, Prompts, count_part_files, estimate_disk_bytes, expected_output
 from rollout_ray.sizing.gpus import local_gpus, smallest
-from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, Layout, gpu_kind, lay_out, longest_sequence, parse_gpus
+from rollout_ray.sizing.hardware import Gpu, Layout, gpu_kind, lay_out, longest_sequence, parse_gpus
 from rollout_ray.sizing.throughput import Rates, from_data_sheet, from_run
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.progress import Progress
@@ -33,10 +33,22 @@ CHARACTERS_PER_TOKEN = 3.5
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
+@dataclass(frozen=True)
+class _EngineLoad:
+    """What one engine gets: requests, and mean tokens of a prompt and of an output."""
+
+    requests: int
+    prompt_tokens: float
+    output_tokens: float
+
+
 def make_plan(
-    cfg: RunConfig, on: str | None = None, earlier: str | None = None, probe: int | None = None,
+    cfg: RunConfig,
+    on: str | None = None,
+    earlier: str | None = None,
+    probe: int | None = None,
     progress: Progress | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The plan of a run of this config.
 
     `on` names GPUs (`8xH100`) in place of this machine's; `earlier` is the directory of a finished run whose speed and
@@ -46,31 +58,27 @@ def make_plan(
     """
     if cfg.data.dataset is None:
         raise ConfigError("no data set was given; name one with --dataset")
-    check_model(cfg)
-    arms = resolve_arms(cfg)
+    run = resolve(cfg)
     questions = load_questions(cfg.data.dataset, cfg.data)
-    samples = sum(arm.samples for arm in arms)
+    trajectories = len(questions) * run.samples_per_question
     nodes, gpu = _machines(on)
-    size = model_size(cfg)
-    placement = choose_placement(nodes, cfg, gpu, size)
-    layout = lay_out(cfg, size, gpu, max(node.gpus for node in nodes)) if placement.gpus else None
-    prompts = _prompts(cfg, arms, questions, size)
+    size = model_size(run)
+    placement = choose_placement(nodes, run, gpu, size)
+    layout = lay_out(run, size, gpu, max(node.gpus for node in nodes)) if placement.gpus else None
+    prompts = _prompts(run, questions, size)
     rates = _rates_of(earlier) if earlier else None
     if probe is not None:
-        rates = _probed(cfg, arms, questions, placement, probe, progress)
-    output, assumed = expected_output(arms, rates)
-    unknown_gpu = gpu.name if gpu and gpu_kind(gpu).guessed else None
-    if gpu and not unknown_gpu and layout and size and probe is None and (on or rates is None):
-        sheet = _data_sheet(
-            size, gpu, layout, placement, len(questions) * sum(a.samples for a in arms), prompts.mean, output
-        )
-        rates = replace(sheet, mean_tokens=rates.mean_tokens if rates else {})
+        rates = _probed(run, questions, placement, probe, progress)
+    output, assumed = expected_output(run.arms, rates)
+    if gpu and layout and size and probe is None and (on or rates is None):
+        load = _EngineLoad(-(-trajectories // placement.replicas), prompts.mean, output)
+        rates = _data_sheet(size, gpu, layout, load, rates)
     num_scorers = scorers_for(cfg, placement.replicas)
     plan = Plan(
         name=questions.source.name,
         questions=len(questions),
         graded=questions.gold_key is not None,
-        arms=arms,
+        arms=run.arms,
         prompts=prompts,
         engines=placement.replicas,
         gpus=placement.replicas * placement.gpus,
@@ -80,9 +88,9 @@ def make_plan(
         output_tokens=output,
         assumed=assumed,
         part_files=0,
-        disk_bytes=estimate_disk_bytes(len(questions) * samples, output, prompts.mean, rates),
+        disk_bytes=estimate_disk_bytes(trajectories, output, prompts.mean, rates),
         price_per_hour=cfg.resources.price_per_hour,
-        unknown_gpu=unknown_gpu,
+        unknown_gpu=gpu.name if gpu and gpu_kind(gpu).guessed else None,
     )
     return replace(plan, part_files=count_part_files(cfg, len(questions), num_scorers, plan.generation_seconds))
 
@@ -96,14 +104,19 @@ def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
     return [Node(len(os.sched_getaffinity(0)), len(here))], smallest(here)
 
 
-def _data_sheet(
-    size: ModelSize, gpu: Gpu, layout: Layout, placement: Placement, samples: int, prompt_tokens: float, output: float
-) -> Rates:
-    """By the data sheet, with as many sequences at once as places, requests and KV cache allow."""
-    held = max(1.0, prompt_tokens + output / 2)
+def _data_sheet(size: ModelSize, gpu: Gpu, layout: Layout, load: _EngineLoad, earlier: Rates | None) -> Rates | None:
+    """Return the rates of the GPU's data sheet, with the lengths of an earlier run.
+
+    The batch is as large as the limits, the requests and the KV cache allow. Returns `earlier` if the GPU is unknown.
+    """
+    if gpu_kind(gpu).guessed:
+        return earlier
+    held = max(1.0, load.prompt_tokens + load.output_tokens / 2)
     room = (layout.kv_tokens or 0) / held
-    batch = max(1, min(layout.engine.max_num_seqs or 1, int(room), -(-samples // placement.replicas)))
-    return from_data_sheet(size, gpu_kind(gpu), layout.tensor_parallel_size, batch, prompt_tokens, output)
+    batch = max(1, min(layout.limits.max_num_seqs, int(room), load.requests))
+    degree = layout.tensor_parallel_size
+    sheet = from_data_sheet(size, gpu_kind(gpu), degree, batch, load.prompt_tokens, load.output_tokens)
+    return replace(sheet, mean_tokens=earlier.mean_tokens if earlier else {})
 
 
 def _rates_of(run_dir: str) -> Rates:
@@ -120,8 +133,7 @@ def _rates_of(run_dir: str) -> Rates:
 
 
 def _probed(
-    cfg: RunConfig,
-    arms: Sequence[Arm],
+    run: ResolvedRun,
     questions: QuestionSet,
     placement: Placement,
     wanted: int,
@@ -130,13 +142,12 @@ def _probed(
     """What a run over some of the questions, evenly spread over the input, measures."""
     from rollout_ray.api.collect import collect
 
-    places = (placement.engine.max_num_seqs or CPU_SEQS) * placement.replicas
-    count = wanted or max(8, -(-3 * places // sum(arm.samples for arm in arms)))
+    places = placement.limits.max_num_seqs * placement.replicas
+    count = wanted or max(8, -(-3 * places // run.samples_per_question))
     rows = _spread(questions, count)
     with tempfile.TemporaryDirectory(prefix="rollout-probe-") as folder:
-        output = cfg.output.model_copy(update={"output_dir": folder})
-        data = cfg.data.model_copy(update={"limit": None, "lengths_from": None})
-        collect(rows, cfg.model_copy(update={"output": output, "data": data}), progress=progress)
+        probe = {"output": {"output_dir": folder}, "data": {"limit": None, "lengths_from": None}}
+        collect(rows, with_fields(run.config, probe), progress=progress)
         return replace(_rates_of(folder), source=f"a probe of {rows.num_rows} questions")
 
 
@@ -153,13 +164,13 @@ def _spread(questions: QuestionSet, count: int) -> pa.Table:
     return pa.Table.from_batches(batches)
 
 
-def _prompts(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet, size: ModelSize | None) -> Prompts:
+def _prompts(run: ResolvedRun, questions: QuestionSet, size: ModelSize | None) -> Prompts:
     """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, in every prompt variant."""
     step = max(1, len(questions) // MOST_TOKENIZED)
     some = [question for number, question in enumerate(questions.questions()) if number % step == 0]
-    variants = list({arm.prompt_variant: arm for arm in arms}.values())
-    limit = longest_sequence(cfg, size)
-    count = _counter(cfg)
+    variants = list({arm.prompt_variant: arm for arm in run.arms}.values())
+    limit = longest_sequence(run, size)
+    count = _counter(run)
     lengths = sorted(count(prompt, arm) for q in some if (prompt := _askable(q)) for arm in variants)
     too_long = sum(length >= limit for length in lengths)
     return Prompts(lengths, len(lengths), too_long, limit, exact=not isinstance(count, _Guess))
@@ -182,12 +193,13 @@ class _Guess:
 class _Tokens:
     """Counts tokens as an engine does."""
 
-    def __init__(self, folder: str, model: ModelConfig) -> None:
+    def __init__(self, run: ResolvedRun) -> None:
         from transformers import AutoTokenizer
 
         from rollout_ray.models.prompt_encoder import PromptEncoder
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        model = run.config.model
+        tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_path, trust_remote_code=model.trust_remote_code)
         self._encoder = PromptEncoder(tokenizer, 1 << 30, model.chat_template)
 
     def __call__(self, prompt: Prompt, arm: Arm) -> int:
@@ -197,7 +209,6 @@ class _Tokens:
             return 0  # it becomes an error row
 
 
-def _counter(cfg: RunConfig) -> _Guess | _Tokens:
-    folder = cfg.model.tokenizer_path or model_folder(cfg.model.model_path)
-    there = any(os.path.exists(os.path.join(folder, name)) for name in TOKENIZERS)
-    return _Tokens(folder, cfg.model) if there else _Guess()
+def _counter(run: ResolvedRun) -> _Guess | _Tokens:
+    there = any(os.path.exists(os.path.join(run.tokenizer_path, name)) for name in TOKENIZERS)
+    return _Tokens(run) if there else _Guess()

@@ -19,15 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rollout_ray.api.collect import Rollouts, check_adapters, collect_on, policy_of
-from rollout_ray.config.arms import default_max_model_len, resolve_arms
-from rollout_ray.config.loading import changed
+from rollout_ray.api.collect import Rollouts, collect_on
+from rollout_ray.config.arms import default_max_model_len
+from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.driver.prewarm import prewarm
-from rollout_ray.models.adapters import Capacity, adapters_of, capacity
-from rollout_ray.models.checkpoints import Policy, check_same_shape, model_fingerprint
-from rollout_ray.models.paths import check_model, cluster_address, model_folder
+from rollout_ray.models.adapters import Capacity, capacity
+from rollout_ray.models.checkpoints import Policy, check_same_shape
+from rollout_ray.models.paths import cluster_address, model_folder
+from rollout_ray.models.resolved_run import ResolvedRun, policy_at, resolve
 from rollout_ray.telemetry.progress import Progress
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ class RolloutPool:
         """Starts nothing. Raises ConfigError where the name, the model or an adapter cannot be."""
         if name is not None and not _NAME.fullmatch(name):
             raise ConfigError(f"a pool's name has up to 64 letters, digits and _ . -, which {name!r} has not; change it")
-        check_model(cfg)
-        check_adapters(cfg, resolve_arms(cfg))
-        self._cfg, self._name = cfg, name
+        self._run, self._cfg, self._name = resolve(cfg), cfg, name
         self._pool_resources: PoolResources | None = None
         self._named_pool: NamedPool | None = None
         self._stack = ExitStack()
@@ -92,7 +91,7 @@ class RolloutPool:
         `cfg` is the run's config, or sections and fields that differ from the pool's, such as {"output": {"output_dir":
         "runs/2"}}. Raises ConfigError where it needs other engines, and what `rollout_ray.collect` raises.
         """
-        run_cfg = cfg if isinstance(cfg, RunConfig) else changed(self._cfg.model_dump(exclude_unset=True), cfg or {})
+        run_cfg = cfg if isinstance(cfg, RunConfig) else with_fields(self._cfg, cfg or {})
         pool_resources = self._open()
         return collect_on(pool_resources, dataset, self._fitted(run_cfg, pool_resources.replica_set.policy), progress)
 
@@ -109,8 +108,8 @@ class RolloutPool:
             raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
         if self._cfg.engine.backend == "vllm":
             self._check_loadable()
-            check_same_shape(model_folder(self._cfg.model.model_path), path)
-        policy = Policy(path, model_fingerprint(path), replica_set.policy.version + 1)
+            check_same_shape(self._run.model_path, path)
+        policy = replace(policy_at(path), version=replica_set.policy.version + 1)
         seconds = replica_set.update_weights(policy)
         log.info("the engines hold the weights of %s, version %d, after %.1f s", path, policy.version, seconds)
         return policy.version
@@ -141,29 +140,29 @@ class RolloutPool:
         return self._pool_resources
 
     def _start(self) -> ReplicaSet:
-        self._stack.enter_context(prewarm(self._cfg))
+        self._stack.enter_context(prewarm(self._run))
         from rollout_ray.driver.replica_set import ReplicaSet
         from rollout_ray.ray_cluster.autoscaling import placed
         from rollout_ray.ray_cluster.connection import connected
 
-        policy = policy_of(self._cfg)
+        run = replace(self._run, policy=policy_at(self._run.model_path))  # the weights as they are now
         if self._name is None:
             self._stack.enter_context(connected(self._cfg))
             logs = tempfile.mkdtemp(prefix="rollout-pool-")
             self._stack.callback(shutil.rmtree, logs, ignore_errors=True)
-            replica_set = ReplicaSet(self._cfg, placed(self._cfg), policy, logs)
+            replica_set = ReplicaSet(run, placed(run), logs)
             self._stack.callback(replica_set.close)
             return replica_set
         named_pool = self._take()
-        placement = placed(self._cfg)
-        named_pool.note.update(_note(self._cfg, policy, placement))
+        placement = placed(run)
+        named_pool.note.update(_note(run, placement))
         found = named_pool.find(placement.replicas, self._cfg.resources.engine_hang_seconds)
         if found:
-            policy = next(iter(found.values())).card.policy
-            log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, policy.version)
+            run = replace(run, policy=next(iter(found.values())).card.policy)
+            log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, run.policy.version)
         logs = tempfile.mkdtemp(prefix=f"rollout-pool-{self._name}-")
         self._stack.callback(_remove_if_empty, logs)
-        return ReplicaSet(self._cfg, placement, policy, logs, named_pool, found)
+        return ReplicaSet(run, placement, logs, named_pool, found)
 
     def _take(self) -> NamedPool:
         """Connects, and makes this the only job that uses the named pool."""
@@ -192,32 +191,37 @@ class RolloutPool:
 
     # What the engines can serve
 
-    def _fitted(self, cfg: RunConfig, policy: Policy) -> RunConfig:
-        """The run's config with the weights that the engines hold, and their max_model_len where it sets none. Raises
-        ConfigError where it needs other engines."""
+    def _fitted(self, cfg: RunConfig, policy: Policy) -> ResolvedRun:
+        """Resolve a run with the weights that the engines hold, and their max_model_len where the run sets none.
+
+        Raises:
+            ConfigError: The run needs other engines.
+        """
         ours = _engine_fields(self._cfg)
-        if cfg.engine.max_model_len is None and default_max_model_len(cfg) != ours["engine.max_model_len"]:
-            limit = {"max_model_len": ours["engine.max_model_len"]}
-            cfg = cfg.model_copy(update={"engine": cfg.engine.model_copy(update=limit)})
-        theirs = {**_engine_fields(cfg), "engine.max_model_len": cfg.engine.max_model_len or ours["engine.max_model_len"]}
+        longest = ours["engine.max_model_len"]
+        theirs = {**_engine_fields(cfg), "engine.max_model_len": cfg.engine.max_model_len or longest}
         if model_folder(cfg.model.model_path) == policy.path:
             theirs["model.model_path"] = ours["model.model_path"]
         names = [name for name in ours if ours[name] != theirs[name]]
         if names:
             shown = "; ".join(f"{name} is {ours[name]!r} there and {theirs[name]!r} here" for name in names)
             raise ConfigError(f"the pool's engines cannot serve this run: {shown}. Give the pool's values, or another pool")
-        have, need = _adapter_capacity(self._cfg), _adapter_capacity(cfg)
+        given: dict[str, dict[str, Any]] = {}
+        if cfg.engine.max_model_len is None and default_max_model_len(cfg) != longest:
+            given["engine"] = {"max_model_len": longest}
+        if policy.version:
+            given["model"] = {"model_path": policy.path}
+        run = resolve(with_fields(cfg, given) if given else cfg, policy)
+        have, need = _adapter_capacity(self._run), _adapter_capacity(run)
         if not have.holds(need):
             raise ConfigError(
                 f"the run has {need.count} adapters of rank up to {need.rank}, and the pool's engines were started for "
                 f"{have.count} of rank up to {have.rank}; start the pool with a config that names such adapters"
             )
-        if not policy.version:
-            return cfg
-        return cfg.model_copy(update={"model": cfg.model.model_copy(update={"model_path": policy.path})})
+        return run
 
     def _check_loadable(self) -> None:
-        if _adapter_capacity(self._cfg).count:
+        if self._run.adapters:
             raise ConfigError("engines with adapters cannot take new weights; load a new adapter, by lora_path of the run")
         if self._cfg.engine.load_format not in ("auto", "safetensors", "hf"):
             raise ConfigError(
@@ -230,8 +234,8 @@ def _remove_if_empty(folder: str) -> None:
         os.rmdir(folder)
 
 
-def _adapter_capacity(cfg: RunConfig) -> Capacity:
-    return capacity(adapters_of(resolve_arms(cfg)))
+def _adapter_capacity(run: ResolvedRun) -> Capacity:
+    return capacity(list(run.adapters))
 
 
 def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
@@ -242,13 +246,14 @@ def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
     return {**{f"model.{k}": v for k, v in model.items()}, **{f"engine.{k}": v for k, v in engine.items()}}
 
 
-def _note(cfg: RunConfig, policy: Policy, placement: Placement) -> dict[str, Any]:
+def _note(run: ResolvedRun, placement: Placement) -> dict[str, Any]:
     """What engines must share with those that a job would start itself: the fields, the weights that the first of them
     were started with, their places, and this package's code, which their process holds."""
     where = {f"placement.{name}": value for name, value in vars(replace(placement, note="")).items() if name != "note"}
-    adapter_capacity = vars(_adapter_capacity(cfg))
+    adapter_capacity = vars(_adapter_capacity(run))
     code = {"rollout_ray": _code()}
-    return {**_engine_fields(cfg), "model.fingerprint": policy.fingerprint, "adapters": adapter_capacity, **where, **code}
+    weights = {"model.fingerprint": run.policy.fingerprint}
+    return {**_engine_fields(run.config), **weights, "adapters": adapter_capacity, **where, **code}
 
 
 def _code() -> str:

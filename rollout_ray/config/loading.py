@@ -63,6 +63,11 @@ def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(describe(error)) from None
 
 
+def with_fields(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """Return the config with the sections and fields `given` written over it. Raises ConfigError."""
+    return changed(config.model_dump(exclude_unset=True), given)
+
+
 def read_yaml(file: str | Path) -> dict[str, Any]:
     """The sections of a config file. Raises ConfigError where it is no YAML mapping, or a name stands twice in one."""
     try:

@@ -15,11 +15,11 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group_table
 
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.driver.replica import Replica, waits_for_placement
 from rollout_ray.driver.replica_set import HEARTBEAT_S, ReplicaSet
 from rollout_ray.driver.scheduler import Scheduler
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.placement import choose_placement, live_nodes
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.telemetry.run_view import EngineView
@@ -35,22 +35,22 @@ class Elastic:
 
     def __init__(
         self,
-        cfg: RunConfig,
+        run: ResolvedRun,
         replica_set: ReplicaSet,
         scheduler: Scheduler,
         views: dict[str, EngineView],
         events: EventLog,
         pool_resources: bool,
     ) -> None:
-        self._cfg, self._replica_set, self._scheduler, self._views, self._events = (
-            cfg,
+        self._run, self._replica_set, self._scheduler, self._views, self._events = (
+            run,
             replica_set,
             scheduler,
             views,
             events,
         )
         self._lets_go = replica_set.placement.scales and not pool_resources
-        self._grows = cfg.resources.replicas is None and not replica_set.placement.scales and not pool_resources
+        self._grows = run.config.resources.replicas is None and not replica_set.placement.scales and not pool_resources
         self._nodes = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
         self._idle_since: dict[str, float] = {}
         self._reminded = time.monotonic()
@@ -87,12 +87,12 @@ class Elastic:
 
     def _grow(self, nodes: list[dict[str, Any]]) -> None:
         """The run was to use what there is, and there is more now."""
-        settled = self._cfg.model_copy(update={"engine": self._replica_set.placement.engine})
+        gpus = self._replica_set.placement.gpus
         try:
-            placement = choose_placement(live_nodes(nodes), settled)
+            placement = choose_placement(live_nodes(nodes), self._run, degree=gpus or None)
         except PlacementError:  # a node that held engines has gone
             return
-        if placement.gpus == self._replica_set.placement.gpus:
+        if placement.gpus == gpus:
             for _ in range(placement.replicas - len(self._views)):
                 self._add()
 

@@ -13,38 +13,38 @@ from contextlib import contextmanager, nullcontext
 
 from rollout_ray.actors.engine.process import forking
 from rollout_ray.actors.vllm_backend.arguments import environment
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.paths import cluster_address
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.placement import Node, choose_placement
 from rollout_ray.sizing.gpus import COMMAND, start_query
 
 
 @contextmanager
-def prewarm(cfg: RunConfig) -> Iterator[None]:
+def prewarm(run: ResolvedRun) -> Iterator[None]:
     """Has begun what engines that may run on this machine will need."""
-    if cfg.engine.backend != "vllm":
+    if run.config.engine.backend != "vllm":
         yield
         return
     start_query()
-    needs = _engine_needs(cfg)
+    needs = _engine_needs(run)
     with forking(needs) if needs else nullcontext():
         yield
 
 
-def _engine_needs(cfg: RunConfig) -> dict[str, str] | None:
+def _engine_needs(run: ResolvedRun) -> dict[str, str] | None:
     """The variables that engines on this machine will need; None where it is not known that there will be any, and on
     macOS, which forbids a fork to much of what it offers."""
     if sys.platform != "linux":
         return None
     if shutil.which(COMMAND[0]) and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        return environment(cfg, gpus=1, threads=1)
-    if cluster_address(cfg) or _has_ray():
+        return environment(run, gpus=1, threads=1)
+    if cluster_address(run.config) or _has_ray():
         return None
     from ray._private.utils import get_num_cpus  # as the local Ray is going to count them
 
     try:
-        return environment(cfg, gpus=0, threads=choose_placement([Node(int(get_num_cpus()), 0)], cfg).threads)
+        return environment(run, gpus=0, threads=choose_placement([Node(int(get_num_cpus()), 0)], run).threads)
     except PlacementError:
         return None
 

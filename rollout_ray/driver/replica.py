@@ -16,11 +16,11 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rollout_ray.actors.engine.actor import EngineActor
+from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.process import EngineLost, server_here
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.redaction import without_secrets
 from rollout_ray.driver.named_pool import NamedPool
-from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.placement import Placement, is_pending
 
 # Variables of the driver's environment that an engine on another node needs too, but for secrets.
@@ -68,11 +68,9 @@ class Replica:
         return not self.call and not self.payloads
 
 
-def start(
-    replica: Replica, cfg: RunConfig, placement: Placement, policy: Policy, logs: str | None, named_pool: NamedPool | None
-) -> None:
-    """Starts an engine of this config in the slot, on a fresh actor in the slot's room; `policy` says which weights the
-    config names, and `logs` is the folder for its output."""
+def start(replica: Replica, run: ResolvedRun, placement: Placement, logs: str | None, named_pool: NamedPool | None) -> None:
+    """Starts an engine of this run in the slot, on a fresh actor in the slot's room, with the placement's limits; `logs` is
+    the folder for its output."""
     options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
     if replica.placement_group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
@@ -84,22 +82,19 @@ def start(
         keepalive, note = named_pool.keepalive, named_pool.note
     forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
     replica.log = f"{logs}/{replica.name}.log" if logs else None
-    replica.actor = (
-        ray.remote(EngineActor)
-        .options(**options)
-        .remote(
-            replica.name,
-            cfg,
-            placement.gpus,
-            placement.threads,
-            forwarded,
-            replica.log,
-            policy,
-            keepalive,
-            note,
-            server_here(),
-        )
+    spec = LaunchSpec(
+        name=replica.name,
+        run=run,
+        gpus=placement.gpus,
+        threads=placement.threads,
+        limits=placement.limits,
+        environment=forwarded,
+        log_file=replica.log,
+        keepalive=keepalive,
+        note=note,
+        server=server_here(),
     )
+    replica.actor = ray.remote(EngineActor).options(**options).remote(spec)
     replica.call, replica.started, replica.begun, replica.adopted = [replica.actor.start.remote()], False, False, False
     replica.refused, replica.node, replica.leaving, replica.asked_at = None, "", False, time.monotonic()
 

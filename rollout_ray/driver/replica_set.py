@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -18,14 +19,15 @@ from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.engine import Exchange
 from rollout_ray.actors.engine.logs import last_lines
 from rollout_ray.actors.engine.out_of_memory import MOST_STEPS, NoMemory, smaller
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import EngineError
-from rollout_ray.core.records import Arm, RolloutRequest
+from rollout_ray.core.records import RolloutRequest
 from rollout_ray.driver.named_pool import Found, NamedPool
 from rollout_ray.driver.replica import Replica, end, reason_of, start, was_killed
-from rollout_ray.driver.weights import holding, load_weights
+from rollout_ray.driver.weights import load_weights
 from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.placement import Placement, is_pending, release, reserve
+from rollout_ray.sizing.hardware import EngineLimits
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.telemetry.run_view import EngineView
 
@@ -39,24 +41,22 @@ LOG_LINES = 6
 class ReplicaSet:
     """All engine slots. A slot that dies is filled again up to `max_engine_deaths` times in a row without a result.
 
-    `policy` is the weights that the engines hold, `logs` the folder for their output; a `tenancy` has engines of a named
-    pool, those that were `found` among them.
+    `policy` is the weights that the engines hold, at first those of `run`; `logs` the folder for their output; a `tenancy`
+    has engines of a named pool, those that were `found` among them.
     """
 
     def __init__(
         self,
-        cfg: RunConfig,
+        run: ResolvedRun,
         placement: Placement,
-        policy: Policy,
         logs: str | None,
         named_pool: NamedPool | None = None,
         found: Mapping[str, Found] | None = None,
     ) -> None:
-        self._cfg = cfg.model_copy(update={"engine": placement.engine})
-        self.placement, self.policy, self._logs, self._named_pool = placement, policy, logs, named_pool
-        self._arms: tuple[Arm, ...] = ()
+        self._launched, self._cfg = run, run.config
+        self.placement, self.policy, self._logs, self._named_pool = placement, run.policy, logs, named_pool
         self._num_scorers = 1
-        self._run_cfg = cfg
+        self._run = run
         self._views: Mapping[str, EngineView] = {}
         self._events: EventLog | None = None
         self._news: list[tuple[str, dict[str, Any]]] = []
@@ -77,18 +77,10 @@ class ReplicaSet:
 
     # Runs
 
-    def attach(
-        self, cfg: RunConfig, arms: Sequence[Arm], num_scorers: int, views: Mapping[str, EngineView], events: EventLog
-    ) -> None:
+    def attach(self, run: ResolvedRun, num_scorers: int, views: Mapping[str, EngineView], events: EventLog) -> None:
         """Serves this run of so many lanes from now on. Slots that stand empty are filled; the others' engines take the
         run up, whatever they had in hand. Engines that died meanwhile are found out by that."""
-        self._run_cfg, self._arms, self._num_scorers, self._views, self._events = (
-            cfg,
-            tuple(arms),
-            num_scorers,
-            views,
-            events,
-        )
+        self._run, self._num_scorers, self._views, self._events = run, num_scorers, views, events
         self.deaths = 0
         for event, fields in self._news:
             events.write(event, **fields)
@@ -128,8 +120,8 @@ class ReplicaSet:
 
     def _fill(self, replica: Replica) -> Replica:
         """Starts an engine in the slot, on a fresh actor."""
-        cfg = holding(self._smaller(replica) if replica.shrunk else self._cfg, self.policy)
-        start(replica, cfg, self.placement, self.policy, self._logs, self._named_pool)
+        placement = replace(self.placement, limits=self._limits(replica))
+        start(replica, replace(self._launched, policy=self.policy), placement, self._logs, self._named_pool)
         self._show(replica, "starting")
         return replica
 
@@ -147,7 +139,7 @@ class ReplicaSet:
 
     def _begin(self, replica: Replica) -> None:
         replica.progress_at, replica.steps = time.monotonic(), 0
-        replica.call = [replica.actor.begin.remote(self._run_cfg, self._arms)]
+        replica.call = [replica.actor.begin.remote(self._run)]
         self._show(replica, "starting")
 
     def _show(self, replica: Replica, state: str, unfinished: int = 0) -> None:
@@ -270,7 +262,7 @@ class ReplicaSet:
     def _shrink(self, replica: Replica, error: NoMemory) -> None:
         replica.shrunk += 1
         replica.keep_share = error.keep_share
-        less = self._smaller(replica).engine
+        less = self._limits(replica)
         settings = {"max_num_seqs": less.max_num_seqs, "gpu_memory_utilization": less.gpu_memory_utilization}
         log.warning(
             "%s could not allocate its memory and is tried again with %s: %s",
@@ -279,8 +271,9 @@ class ReplicaSet:
         self._note("engine_shrunk", engine=replica.name, error=str(error), **settings)
         self._refill(replica)
 
-    def _smaller(self, replica: Replica) -> RunConfig:
-        return smaller(self._cfg, replica.shrunk, gpus=self.placement.gpus, keep_share=replica.keep_share)
+    def _limits(self, replica: Replica) -> EngineLimits:
+        limits = self.placement.limits
+        return smaller(limits, replica.shrunk, keep_share=replica.keep_share) if replica.shrunk else limits
 
     def _last_words(self, replica: Replica, error: Exception) -> str:
         """The error and, where a process ended without a word of its own, the end of its log."""

@@ -17,14 +17,13 @@ import ray
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from rollout_ray.actors.scorer import Receipt, ScorerActor
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import RolloutError
-from rollout_ray.core.records import Arm, RolloutRequest
+from rollout_ray.core.records import RolloutRequest
 from rollout_ray.driver.replica import reason_of
+from rollout_ray.driver.run_context import RunContext
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.autoscaling import beside_the_driver
 from rollout_ray.ray_cluster.placement import Placement
-from rollout_ray.storage.event_log import EventLog
-from rollout_ray.storage.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +79,17 @@ class Scorers:
 
     def __init__(
         self,
-        cfg: RunConfig,
-        arms: tuple[Arm, ...],
-        run: RunDirectory,
-        events: EventLog,
+        run: ResolvedRun,
+        context: RunContext,
         placement: Placement,
         num_scorers: int,
         idle: IdleScorers | None,
     ) -> None:
-        self._cfg, self._arms, self._run, self._events, self._placement = cfg, arms, run, events, placement
-        self._idle = idle if cfg.scoring.reward is None else None  # the user's function may be another by the next run
+        self._run, self._cfg, self._placement = run, run.config, placement
+        self._directory, self._events = context.directory, context.events
+        self._idle = (
+            idle if run.config.scoring.reward is None else None
+        )  # the user's function may be another by the next run
         self.most_unscored = MOST_UNSCORED
         self._scorers = [self._start(scorer_index) for scorer_index in range(num_scorers)]
 
@@ -99,7 +99,7 @@ class Scorers:
             place = beside_the_driver() if self._placement.scales else "DEFAULT"
             actor = ray.remote(ScorerActor).options(num_cpus=0, scheduling_strategy=place).remote(scorer_index)
         scorer = Scorer(scorer_index, actor, deaths=deaths)
-        scorer.calls[actor.begin.remote(self._run, self._cfg, self._arms)] = None, 0
+        scorer.calls[actor.begin.remote(self._directory, self._cfg, self._run.arms)] = None, 0
         if self._placement.gpus:  # else the engines' own start needs the cores
             actor.prepare.remote()
         return scorer

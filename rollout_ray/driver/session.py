@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +19,17 @@ from ray.exceptions import RayError, RayTaskError
 
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.engine import Exchange
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import BudgetSpent, ConfigError, IncompleteError, Interrupted
-from rollout_ray.core.records import Arm, Completion, Generated, RolloutRequest
-from rollout_ray.data.question_set import QuestionSet
+from rollout_ray.core.records import Completion, Generated, RolloutRequest
 from rollout_ray.driver.elastic import Elastic
 from rollout_ray.driver.replica import Replica, reason_of
 from rollout_ray.driver.replica_set import HEARTBEAT_S, ReplicaSet
+from rollout_ray.driver.run_context import RunContext
 from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.driver.scorer_pool import IdleScorers, Scorer, Scorers
-from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.autoscaling import placed
 from rollout_ray.ray_cluster.placement import draining_nodes, scorers_for
-from rollout_ray.storage.event_log import EventLog
-from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.early_warnings import EarlyWarnings
 from rollout_ray.telemetry.metrics import RunMetrics
 from rollout_ray.telemetry.progress import Progress
@@ -53,35 +50,26 @@ class PoolResources:
     scorers: IdleScorers
 
 
-def generate_missing(
-    cfg: RunConfig,
-    arms: Sequence[Arm],
-    questions: QuestionSet,
-    done: Set[str],
-    run: RunDirectory,
-    events: EventLog,
-    progress: Progress,
-    policy: Policy,
-    pool_resources: PoolResources | None,
-    began: float,
-) -> Summary:
-    """Draws, scores and commits every question that is not in `done`; returns what this session did. Where nothing is
-    `lent`, engines that hold `policy` are started, and ended afterwards. The caller is connected to Ray; the budget and the
-    time of starting count from `began` (monotonic clock, s), when it set about that.
+def generate_missing(run: ResolvedRun, context: RunContext, pool_resources: PoolResources | None) -> Summary:
+    """Generate, score and commit every question that is not done, and return what this session did.
+
+    Without a pool's resources, this starts engines that hold the run's policy, and ends them. The caller is connected
+    to Ray.
 
     Raises PlacementError, EngineError, LedgerError, and Interrupted on Ctrl-C or, as BudgetSpent, at the budget's end.
     """
     with ExitStack() as own:
         replica_set, idle = (pool_resources.replica_set, pool_resources.scorers) if pool_resources else (None, None)
         if replica_set is None:
-            placement = placed(cfg, (len(questions) - len(done)) * sum(arm.samples for arm in arms))
-            replica_set = ReplicaSet(cfg, placement, policy, str(run.local("logs")) if run.is_local else None)
+            placement = placed(run, context.missing * run.samples_per_question)
+            directory = context.directory
+            replica_set = ReplicaSet(run, placement, str(directory.local("logs")) if directory.is_local else None)
             own.callback(replica_set.close)
-        session = _Session(cfg, arms, questions, done, run, events, replica_set, idle)
-        session.view.began = began
+        session = _Session(run, context, replica_set, idle)
+        session.view.began = context.began
         try:
-            with progress:
-                session.run(progress)
+            with context.progress:
+                session.run(context.progress)
         except (KeyboardInterrupt, BudgetSpent) as stop:
             if pool_resources is None:
                 replica_set.close()  # what they draw now nobody waits for
@@ -97,38 +85,37 @@ def generate_missing(
 class _Session:
     """One session's engines and scorers, and the loop over their answers."""
 
-    def __init__(
-        self,
-        cfg: RunConfig,
-        arms: Sequence[Arm],
-        questions: QuestionSet,
-        done: Set[str],
-        run: RunDirectory,
-        events: EventLog,
-        replica_set: ReplicaSet,
-        idle: IdleScorers | None,
-    ) -> None:
-        self._cfg, self._arms, self._run, self._events, self._replica_set = cfg, tuple(arms), run, events, replica_set
-        placement = replica_set.placement
+    def __init__(self, run: ResolvedRun, context: RunContext, replica_set: ReplicaSet, idle: IdleScorers | None) -> None:
+        self._cfg, self._directory, self._events, self._replica_set = (
+            run.config,
+            context.directory,
+            context.events,
+            replica_set,
+        )
+        placement, events = replica_set.placement, context.events
         log.info(placement.note)
         events.write("placed", note=placement.note)
-        num_scorers = scorers_for(cfg, placement.replicas)
-        samples = sum(arm.samples for arm in arms)
-        self._missing = len(questions) - len(done)
+        num_scorers = scorers_for(run.config, placement.replicas)
+        samples = run.samples_per_question
+        self._missing = context.missing
         self._scheduler = Scheduler(
-            questions.questions(done), self._missing, samples, num_scorers=num_scorers, expected_engines=placement.replicas
+            context.questions.questions(context.done),
+            self._missing,
+            samples,
+            num_scorers=num_scorers,
+            expected_engines=placement.replicas,
         )
         self.view = RunView(
-            total=len(questions), before=len(done), total_samples=self._missing * samples,
+            total=len(context.questions), before=len(context.done), total_samples=self._missing * samples,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
         )  # fmt: skip
         self._next_look = 0.0
-        self._early, self._metrics = EarlyWarnings(), RunMetrics(run.uri)
-        replica_set.attach(cfg, arms, num_scorers, self.view.engines, events)
+        self._early, self._metrics = EarlyWarnings(), RunMetrics(context.directory.uri)
+        replica_set.attach(run, num_scorers, self.view.engines, events)
         self._elastic = Elastic(
-            cfg, replica_set, self._scheduler, self.view.engines, events, pool_resources=idle is not None
+            run, replica_set, self._scheduler, self.view.engines, events, pool_resources=idle is not None
         )
-        self._scorers = Scorers(cfg, self._arms, run, events, placement, num_scorers, idle)
+        self._scorers = Scorers(run, context, placement, num_scorers, idle)
 
     # The loop
 
@@ -307,7 +294,7 @@ class _Session:
     def stopped(self, *, spent: bool) -> Interrupted:
         """What a session that ends before its work raises, once it is saved."""
         view, budget = self.view, self._cfg.resources.budget
-        done = f"{view.before + view.committed} of {view.total} questions in {self._run.uri}"
+        done = f"{view.before + view.committed} of {view.total} questions in {self._directory.uri}"
         self._events.write("stopped", spent=spent, committed=view.committed, account=view.account().to_dict())
         if spent:
             return BudgetSpent(f"the budget of {budget} is spent with {done}; the same command goes on for as long again")

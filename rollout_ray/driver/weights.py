@@ -1,4 +1,4 @@
-"""How engines get the weights of a policy: in their config where they start, in place where they run.
+"""How engines that run get the weights of a policy: in place.
 
 Owns neither the choice of a policy (pool.py) nor what becomes of an engine that cannot load it (fleet.py).
 """
@@ -10,28 +10,10 @@ from typing import Any
 
 import ray
 
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.driver.replica import Replica, end, waits_for_placement
 from rollout_ray.models.checkpoints import Policy
-from rollout_ray.models.paths import model_folder
 
 LOOK_S = 1.0
-
-
-def holding(cfg: RunConfig, policy: Policy) -> RunConfig:
-    """The config of an engine that starts with these weights; tokenizer, config and defaults stay the first model's, as
-    in engines whose weights were updated."""
-    if not policy.version:
-        return cfg
-    first = model_folder(cfg.model.model_path)
-    model = {"model_path": policy.path, "tokenizer_path": cfg.model.tokenizer_path or first}
-    extra = {"hf_config_path": first, **cfg.engine.extra}
-    return cfg.model_copy(
-        update={
-            "model": cfg.model.model_copy(update=model),
-            "engine": cfg.engine.model_copy(update={"extra": extra}),
-        }
-    )
 
 
 def load_weights(

@@ -15,7 +15,7 @@ from typing import Any
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.models.checkpoints import WEIGHTS, weight_files
-from rollout_ray.models.paths import model_folder
+from rollout_ray.models.resolved_run import ResolvedRun
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "awq": 0.56, "gptq": 0.56, "bitsandbytes": 0.56}  # of a weight, with scales
@@ -43,10 +43,11 @@ class ModelSize:
     max_position_embeddings: int | None = None
 
 
-def model_size(config: RunConfig) -> ModelSize | None:
-    """The size of the config's model; None where it is no local folder (nor in the local cache), or of a kind that this
+def model_size(run: ResolvedRun) -> ModelSize | None:
+    """The size of the run's model; None where it is no local folder (nor in the local cache), or of a kind that this
     module cannot count."""
-    folder = _folder(config)
+    config = run.config
+    folder = _folder(run)
     if folder is None:
         return None
     try:
@@ -166,15 +167,15 @@ def _feed_forward(text: dict[str, Any], layers: int, hidden: int, inner: int) ->
     return layers * (of_one * (experts + always) + hidden * experts), layers * (of_one * (met + always) + hidden * experts)
 
 
-def _folder(config: RunConfig) -> Path | None:
+def _folder(run: ResolvedRun) -> Path | None:
     """The model's folder; of a hub id, that in the local cache, which is looked at without the network."""
-    path = model_folder(config.model.model_path)
+    path = run.model_path
     if os.path.isdir(path):
         return Path(path)
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(path, "config.json", revision=config.model.revision)
+        found = try_to_load_from_cache(path, "config.json", revision=run.config.model.revision)
     except ValueError:  # no hub id
         return None
     return Path(found).parent if isinstance(found, str) else None

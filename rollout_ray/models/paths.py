@@ -8,10 +8,12 @@ from pathlib import Path
 from rollout_ray.config.schema import DEMO_MODEL, RunConfig
 from rollout_ray.core.errors import ConfigError
 
+DEMO_FOLDER = str(Path(__file__).resolve().parent.parent / "demo_model")
+
 
 def model_folder(model_path: str) -> str:
     """The folder or hub id to load for `model_path`."""
-    return str(Path(__file__).resolve().parent.parent / "demo_model") if model_path == DEMO_MODEL else model_path
+    return DEMO_FOLDER if model_path == DEMO_MODEL else model_path
 
 
 def cluster_address(config: RunConfig) -> str | None:

@@ -19,25 +19,26 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.model_size import model_size
+from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, live_nodes
 from rollout_ray.sizing.gpus import smallest, smallest_on_nodes
-from rollout_ray.sizing.hardware import CPU_SEQS, Gpu, parse_gpus
+from rollout_ray.sizing.hardware import Gpu, parse_gpus
 
 log = logging.getLogger(__name__)
 
 HEAD = "node:__internal_head__"  # a resource that only the head has
 
 
-def placed(cfg: RunConfig, samples: int | None = None) -> Placement:
+def placed(run: ResolvedRun, samples: int | None = None) -> Placement:
     """How many engines the nodes are to hold: those that are up, and on an autoscaling cluster those that may come.
 
     Where `resources.replicas` is unset and nodes may come, a run of `draws` draws asks for no more engines than would get
     a full batch each, in whole nodes; the nodes that are up are used in any case. Raises PlacementError where the nodes,
     at most, cannot hold what was asked for.
     """
+    cfg = run.config
     nodes = [node for node in ray.nodes() if node["Alive"]]
     up = live_nodes(nodes)
     config = _autoscaling_config(nodes)
@@ -47,18 +48,18 @@ def placed(cfg: RunConfig, samples: int | None = None) -> Placement:
         with_gpus = [node["NodeID"] for node in nodes if node["Resources"].get("GPU")]
         known = [smallest_on_nodes(with_gpus) if with_gpus else None, gpu_to_come(config)]
         gpu = smallest(known)
-        model = model_size(cfg) if gpu else None
+        model = model_size(run) if gpu else None
     if not coming:
-        return choose_placement(up, cfg, gpu, model)
+        return choose_placement(up, run, gpu, model)
     at_most = [*live_nodes([node for node in nodes if HEAD in node["Resources"]]), *coming]
-    placement = choose_placement(at_most, cfg, gpu, model)
+    placement = choose_placement(at_most, run, gpu, model)
     if placement.replicas > (capacity := _capacity(at_most, placement.gpus)):
         raise PlacementError(
             f"{placement.replicas} engines were asked for and the autoscaler's nodes hold {capacity} at most; lower "
             "--replicas, or raise max_workers"
         )
     if cfg.resources.replicas is None and samples is not None:
-        batch = placement.engine.max_num_seqs or CPU_SEQS
+        batch = placement.limits.max_num_seqs
         of_a_node = max(1, _capacity(coming[:1], placement.gpus))  # a node costs the same whatever of it is used
         worth = max(_capacity(up, placement.gpus), math.ceil(samples / batch / of_a_node) * of_a_node)
         placement = replace(placement, replicas=min(placement.replicas, worth))

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rollout_ray.config.schema import EngineConfig, RunConfig
+from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.model_size import ModelSize
-from rollout_ray.sizing.hardware import Gpu, lay_out
+from rollout_ray.models.resolved_run import ResolvedRun
+from rollout_ray.sizing.hardware import EngineLimits, Gpu, lay_out, usual_limits
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -34,8 +35,8 @@ class Node:
 class Placement:
     """`replicas` engines with `gpus` GPUs and `threads` CPU threads each; `note` says in words why.
 
-    `engine` is the config's, with what it left open settled for these machines; `cpus` is what Ray books for an engine,
-    which need not be the threads that it uses. Where the cluster `scales`, nodes for some of the engines may be still to
+    `limits` are an engine's on these machines; `cpus` is what Ray books for an engine, which need not be the threads that
+    it uses. Where the cluster `scales`, nodes for some of the engines may be still to
     come.
     """
 
@@ -43,20 +44,25 @@ class Placement:
     gpus: int
     threads: int
     note: str
-    engine: EngineConfig
+    limits: EngineLimits
     cpus: int = 1
     scales: bool = False
 
 
 def choose_placement(
-    nodes: Sequence[Node], config: RunConfig, gpu: Gpu | None = None, model: ModelSize | None = None
+    nodes: Sequence[Node],
+    run: ResolvedRun,
+    gpu: Gpu | None = None,
+    model: ModelSize | None = None,
+    degree: int | None = None,
 ) -> Placement:
-    """How many engines to run, of a model of that size on nodes whose smallest GPU is `gpu`; None: not known. Raises
-    PlacementError where the nodes cannot hold what was asked for."""
+    """How many engines to run, of a model of that size on nodes whose smallest GPU is `gpu`; None: not known. `degree`
+    fixes the GPUs of a replica. Raises PlacementError where the nodes cannot hold what was asked for."""
+    config = run.config
     wanted, size = config.resources.replicas, config.engine.tensor_parallel_size or 1
     cpus = sum(node.cpus for node in nodes)
     if config.engine.backend == "simulated":
-        return Placement(wanted or CPU_REPLICAS, 0, 1, "simulated engines", config.engine, cpus=0)
+        return Placement(wanted or CPU_REPLICAS, 0, 1, "simulated engines", usual_limits(config.engine, 0), cpus=0)
     if not any(node.gpus for node in nodes):
         if size > 1:
             raise PlacementError(
@@ -67,8 +73,8 @@ def choose_placement(
         replicas = wanted or min(CPU_REPLICAS, cpus)
         threads = max(1, min(node.cpus for node in nodes if node.cpus) * len(nodes) // replicas)
         note = f"no GPU here: {replicas} engine(s) on the CPU, {threads} thread(s) each"
-        return Placement(replicas, 0, threads, note, config.engine)
-    layout = lay_out(config, model, gpu, max(node.gpus for node in nodes))
+        return Placement(replicas, 0, threads, note, usual_limits(config.engine, 0))
+    layout = lay_out(run, model, gpu, max(node.gpus for node in nodes), degree)
     size = layout.tensor_parallel_size
     room = sum(node.gpus // size for node in nodes)
     have = ", ".join(str(node.gpus) for node in nodes)
@@ -82,7 +88,7 @@ def choose_placement(
         )
     replicas = wanted or room
     note = f"{replicas} engine(s) of {size} GPU(s) each, the nodes have {have}; {layout.reason}"
-    return Placement(replicas, size, 1, note, layout.engine)
+    return Placement(replicas, size, 1, note, layout.limits)
 
 
 def scorers_for(config: RunConfig, replicas: int) -> int:

@@ -122,9 +122,9 @@ class Plan:
         if self.layout and self.layout.kv_tokens is not None:
             lines.append(f"memory      {self.layout.reason}")
         if self.layout:
-            engine = self.layout.engine
+            limits = self.layout.limits
             lines.append(
-                f"batch       {engine.max_num_seqs} sequences, at most {engine.max_num_batched_tokens} tokens a step"
+                f"batch       {limits.max_num_seqs} sequences, at most {limits.max_num_batched_tokens} tokens a step"
             )
         how = "assumed: half of max_tokens" if self.assumed else "measured"
         lines.append(f"output      {self.output_tokens:,.0f} tokens on average ({how})")
@@ -174,7 +174,7 @@ class Plan:
                 "--tensor_parallel_size, or download the model's config.json."
             )
         tokens = self.trajectories * self.output_tokens
-        capacity = self.engines * ((self.layout.engine.max_num_seqs if self.layout else None) or 1)
+        capacity = self.engines * (self.layout.limits.max_num_seqs if self.layout else 1)
         if self.layout and tokens and self.trajectories < capacity / 2:
             found.append(
                 f"{self.trajectories:,} trajectories fill {self.trajectories / capacity:.0%} of the engines' batches. "

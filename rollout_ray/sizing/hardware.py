@@ -6,12 +6,12 @@ gpus.py finds the GPUs of machines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rollout_ray.config.arms import default_max_model_len, resolve_arms
-from rollout_ray.config.schema import EngineConfig, RunConfig
+from rollout_ray.config.schema import EngineConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.model_size import ModelSize
+from rollout_ray.models.resolved_run import ResolvedRun
 
 GIB = 2**30
 DEFAULT_SEQS, DEFAULT_BATCHED_TOKENS = 1024, 16384
@@ -84,11 +84,37 @@ GPU_KINDS = (
 
 
 @dataclass(frozen=True)
+class EngineLimits:
+    """How much one engine takes on at once, and of its memory.
+
+    max_num_seqs: Most sequences that the engine decodes at once.
+    max_num_batched_tokens: Most tokens in one step. None leaves it to the backend.
+    gpu_memory_utilization: Share of each GPU's memory, in (0, 1].
+    kv_cache_gib: KV cache of an engine on the CPU, in GiB. None sizes it by the batch.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int | None
+    gpu_memory_utilization: float
+    kv_cache_gib: float | None = None
+
+
+def usual_limits(engine: EngineConfig, gpus: int) -> EngineLimits:
+    """Return the limits that the config sets, and the usual ones for those that it leaves unset."""
+    return EngineLimits(
+        max_num_seqs=engine.max_num_seqs or (DEFAULT_SEQS if gpus else CPU_SEQS),
+        max_num_batched_tokens=engine.max_num_batched_tokens or (DEFAULT_BATCHED_TOKENS if gpus else None),
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_gib=engine.kv_cache_gib,
+    )
+
+
+@dataclass(frozen=True)
 class Layout:
     """A model's layout over GPUs. Numbers are None if the model's size is unknown.
 
     tensor_parallel_size: GPUs a replica.
-    engine: The config's engine section with all choices filled in.
+    limits: The limits of one engine.
     reason: The choice in words.
     weights_gib, kv_gib: GiB a GPU for weights and KV cache.
     kv_tokens: Tokens in a replica's whole KV cache.
@@ -96,7 +122,7 @@ class Layout:
     """
 
     tensor_parallel_size: int
-    engine: EngineConfig
+    limits: EngineLimits
     reason: str
     weights_gib: float | None = None
     kv_gib: float | None = None
@@ -132,29 +158,32 @@ def parse_gpus(text: str) -> tuple[int, int, GpuKind]:
     return (int(counts[0]) if len(counts) == 2 else 1), int(counts[-1]), kind
 
 
-def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_a_node: int) -> Layout:
-    """Choose the layout of the config's model over nodes with `gpus_of_a_node` GPUs like `gpu`.
+def lay_out(
+    run: ResolvedRun, size: ModelSize | None, gpu: Gpu | None, gpus_of_a_node: int, degree: int | None = None
+) -> Layout:
+    """Choose the layout of the run's model over nodes with `gpus_of_a_node` GPUs like `gpu`.
 
     A replica gets the fewest GPUs that hold the model and a batch large enough to keep them
     computing, so the number of replicas is the largest. Values that the config sets stay.
+    `degree` fixes the GPUs a replica.
 
     Raises:
         PlacementError: The model fits no number of these GPUs.
     """
-    engine = config.engine
+    engine = run.config.engine
+    degree = degree or engine.tensor_parallel_size
     kind = gpu_kind(gpu) if gpu else None
     if size is None or gpu is None or kind is None:
-        degree = engine.tensor_parallel_size or 1
-        unknown = None if engine.tensor_parallel_size else "The model's size" if gpu else "The GPUs' memory"
+        unknown = None if degree else "The model's size" if gpu else "The GPUs' memory"
         why = f"{unknown[0].lower()}{unknown[1:]} is unknown" if unknown else "as configured"
-        completed = _complete(config, degree, kind, None)
-        return Layout(degree, completed, f"{degree} GPU(s) a replica: {why}", unknown=unknown)
-    if engine.tensor_parallel_size:
-        return _layout(config, size, gpu, kind, engine.tensor_parallel_size, "as configured")
+        degree = degree or 1
+        return Layout(degree, _limits(engine, kind, None), f"{degree} GPU(s) a replica: {why}", unknown=unknown)
+    if degree:
+        return _layout(run, size, gpu, kind, degree, "as configured")
     degrees = [n for n in (1, 2, 4, 8, 16) if n <= gpus_of_a_node and _divide(size, n)]
-    options = [_layout(config, size, gpu, kind, degree, "") for degree in degrees]
-    longest = longest_sequence(config, size)
-    batch_tokens = kind.fewest_seqs * _tokens_held(config, longest)
+    options = [_layout(run, size, gpu, kind, degree, "") for degree in degrees]
+    longest = longest_sequence(run, size)
+    batch_tokens = kind.fewest_seqs * _tokens_held(run, longest)
     enough = [o for o in options if (o.kv_tokens or 0) >= max(longest, batch_tokens)]
     possible = [o for o in options if (o.kv_tokens or 0) >= longest]
     if not possible:
@@ -166,7 +195,7 @@ def lay_out(config: RunConfig, size: ModelSize | None, gpu: Gpu | None, gpus_of_
     chosen = enough[0] if enough else possible[-1]
     fewer = [o for o in options if o.tensor_parallel_size < chosen.tensor_parallel_size]
     why = "the fewest that hold the model and a useful batch" if fewer else "the model fits one"
-    return _layout(config, size, gpu, kind, chosen.tensor_parallel_size, why)
+    return _layout(run, size, gpu, kind, chosen.tensor_parallel_size, why)
 
 
 def _divide(size: ModelSize, degree: int) -> bool:
@@ -175,53 +204,52 @@ def _divide(size: ModelSize, degree: int) -> bool:
     return size.heads % degree == 0 and whole
 
 
-def _layout(config: RunConfig, size: ModelSize, gpu: Gpu, kind: GpuKind, degree: int, why: str) -> Layout:
+def _layout(run: ResolvedRun, size: ModelSize, gpu: Gpu, kind: GpuKind, degree: int, why: str) -> Layout:
     """Return the layout over `degree` GPUs, even if the KV cache is too small."""
-    completed = _complete(config, degree, kind, None)
-    tokens, seqs = completed.max_num_batched_tokens or 0, completed.max_num_seqs or 0
+    engine = run.config.engine
+    limits = _limits(engine, kind, None)
+    tokens, seqs = limits.max_num_batched_tokens or 0, limits.max_num_seqs
     # A step's activations, and two float32 copies of the logits for sampling.
     working = CONTEXT_BYTES + 2 * tokens * size.width // degree + 8 * seqs * size.vocabulary
     weights = size.weight_bytes / degree
-    kv_bytes = config.engine.gpu_memory_utilization * gpu.memory_gib * GIB - weights - working
+    kv_bytes = engine.gpu_memory_utilization * gpu.memory_gib * GIB - weights - working
     kv_tokens = max(0, int(kv_bytes * min(degree, size.kv_heads) / size.kv_bytes_per_token))
     reason = (
         f"{degree} GPU(s) a replica: {why}; of {gpu.memory_gib:.0f} GiB a GPU, weights take {weights / GIB:.1f} and the KV "
         f"cache {max(0.0, kv_bytes) / GIB:.1f}, which holds {kv_tokens:,} tokens"
     )
-    engine = _complete(config, degree, kind, kv_tokens // _tokens_held(config, longest_sequence(config, size)))
-    return Layout(degree, engine, reason, weights / GIB, max(0.0, kv_bytes) / GIB, kv_tokens)
+    limits = _limits(engine, kind, kv_tokens // _tokens_held(run, longest_sequence(run, size)))
+    return Layout(degree, limits, reason, weights / GIB, max(0.0, kv_bytes) / GIB, kv_tokens)
 
 
-def _complete(config: RunConfig, degree: int, kind: GpuKind | None, cached_seqs: int | None) -> EngineConfig:
-    """Return the engine's config with all choices filled in.
+def _limits(engine: EngineConfig, kind: GpuKind | None, cached_seqs: int | None) -> EngineLimits:
+    """Return the limits of an engine on GPUs of a kind.
 
     Args:
         cached_seqs: Sequences of average length that the KV cache holds. None: unknown.
     """
-    engine = config.engine
     most = kind.max_num_seqs if kind else DEFAULT_SEQS
     if cached_seqs is not None:
         most = max(8, min(most, cached_seqs // 8 * 8))
     tokens = kind.max_num_batched_tokens if kind else DEFAULT_BATCHED_TOKENS
-    return engine.model_copy(
-        update={
-            "tensor_parallel_size": degree,
-            "max_num_seqs": engine.max_num_seqs or most,
-            "max_num_batched_tokens": engine.max_num_batched_tokens or max(tokens, engine.max_num_seqs or most),
-        }
+    seqs = engine.max_num_seqs or most
+    return replace(
+        usual_limits(engine, gpus=1),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens or max(tokens, seqs),
     )
 
 
-def longest_sequence(config: RunConfig, size: ModelSize | None) -> int:
+def longest_sequence(run: ResolvedRun, size: ModelSize | None) -> int:
     """Return the engine's max_model_len in tokens."""
-    wanted = config.engine.max_model_len or default_max_model_len(config)
+    wanted = run.max_model_len
     limit = size.max_position_embeddings if size else None
-    if config.engine.max_model_len or not limit:
+    if run.config.engine.max_model_len or not limit:
         return wanted or limit or DEFAULT_BATCHED_TOKENS
     return min(wanted, limit) if wanted else limit
 
 
-def _tokens_held(config: RunConfig, longest: int) -> int:
+def _tokens_held(run: ResolvedRun, longest: int) -> int:
     """Return the tokens that a sequence holds in the KV cache, averaged over its life."""
-    output = max(arm.max_tokens for arm in resolve_arms(config))
+    output = max(arm.max_tokens for arm in run.arms)
     return max(1, min(longest, PROMPT_TOKENS + output) // SHARE_OF_LENGTH)
