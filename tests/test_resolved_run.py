@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import FrozenInstanceError, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from rollout_ray import RunConfig
 from rollout_ray.actors.engine.engine import Engine
-from rollout_ray.actors.engine.launch import LaunchSpec
+from rollout_ray.actors.engine.launch import LaunchSpec, forwarded_environment
 from rollout_ray.actors.engine.out_of_memory import smaller
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.models.checkpoints import Policy
@@ -82,3 +84,26 @@ def test_new_weights_keep_the_tokenizer_and_the_config_of_the_first_model(tmp_pa
     arguments = engine_arguments(LaunchSpec.of(run, gpus=0, threads=1))
     assert arguments["model"] == str(tmp_path)
     assert arguments["tokenizer"] == arguments["hf_config_path"] == DEMO_FOLDER
+
+
+def test_an_engine_gets_the_driver_s_variables_but_for_those_of_one_host() -> None:
+    settings = {
+        "VLLM_CACHE_ROOT": "/shared/vllm",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+        "NCCL_NVLS_ENABLE": "0",
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "HF_HOME": "/shared/hub",
+    }
+    of_the_driver = ("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "VLLM_PORT", "VLLM_RPC_BASE_PATH", "VLLM_DP_RANK", "VLLM_DP_SIZE")
+    of_the_driver += ("VLLM_DP_MASTER_IP", "VLLM_DP_MASTER_PORT", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_RAY_BUNDLE_INDICES")
+    of_the_driver += ("VLLM_GPU_NIC_PCIE_MAPPING", "NCCL_HOSTID", "PATH", "HOME")
+    secret = {"HF_HUB_TOKEN": "hf_abcdefghijklmnopqrstuvwxyzabcdefgh"}
+    assert forwarded_environment(settings | dict.fromkeys(of_the_driver, "1") | secret) == settings
+
+
+def test_no_variable_of_this_vllm_with_an_address_goes_to_engines() -> None:
+    names = Path(find_spec("vllm").origin or "").with_name("envs.py").read_text()  # type: ignore[union-attr]
+    found = set(re.findall(r'^ +"(VLLM_\w+)":', names, re.MULTILINE))
+    left = {name for name in forwarded_environment(dict.fromkeys(found, "1")) if re.search("HOST|_IPS?$|PORT$", name)}
+    assert "VLLM_HOST_IP" in found and len(found) > 100 and left == set()

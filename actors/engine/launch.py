@@ -7,8 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout_ray.actors.engine.keepalive import Keepalive
+from rollout_ray.core.redaction import without_secrets
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.sizing.hardware import EngineLimits, usual_limits
+
+# Variables of the driver that an engine on another node needs too, by the beginnings of their names.
+FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
+# A variable with one of these words in its name holds an address, a port, a rank or a device of one host or process, such
+# as VLLM_HOST_IP. An engine takes it from its own node, where the node's Ray was started with it.
+OF_ONE_HOST = frozenset(("HOST", "HOSTID", "IP", "IPS", "PORT", "RANK", "RPC", "DP", "INDICES", "MAPPING"))
+
+
+def forwarded_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the driver that its engines get: no secrets, and none that belong to one host."""
+    named = {name: value for name, value in variables.items() if name.startswith(FORWARDED)}
+    return without_secrets({name: value for name, value in named.items() if not OF_ONE_HOST.intersection(name.split("_"))})
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rollout_ray.actors.engine.launch import LaunchSpec
+from rollout_ray.actors.engine.launch import FORWARDED, LaunchSpec
 from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import sample_specs, sampling_seed
-from rollout_ray.driver.replica import FORWARDED
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 
 # What a reference with vLLM's own choices is still told: the model, and on the CPU the limits without which it fails.

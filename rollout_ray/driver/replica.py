@@ -16,16 +16,11 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rollout_ray.actors.engine.actor import EngineActor
-from rollout_ray.actors.engine.launch import LaunchSpec
+from rollout_ray.actors.engine.launch import LaunchSpec, forwarded_environment
 from rollout_ray.actors.engine.process import EngineLost, server_here
-from rollout_ray.core.redaction import without_secrets
 from rollout_ray.driver.named_pool import NamedPool
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.placement import Placement, is_pending
-
-# Variables of the driver's environment that an engine on another node needs too, but for secrets.
-FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
-
 
 PROCESS_S = 10.0  # within which an actor that has room has a process
 
@@ -80,7 +75,6 @@ def start(replica: Replica, run: ResolvedRun, placement: Placement, logs: str | 
     if named_pool:
         options |= named_pool.options(replica.name)
         keepalive, note = named_pool.keepalive, named_pool.note
-    forwarded = without_secrets({k: v for k, v in os.environ.items() if k.startswith(FORWARDED)})
     replica.log = f"{logs}/{replica.name}.log" if logs else None
     spec = LaunchSpec(
         name=replica.name,
@@ -88,7 +82,7 @@ def start(replica: Replica, run: ResolvedRun, placement: Placement, logs: str | 
         gpus=placement.gpus,
         threads=placement.threads,
         limits=placement.limits,
-        environment=forwarded,
+        environment=forwarded_environment(os.environ),
         log_file=replica.log,
         keepalive=keepalive,
         note=note,
