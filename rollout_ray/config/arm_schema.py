@@ -5,10 +5,11 @@ The arms of the presets are in arms.py, the other sections in schema.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rollout_ray.config.free_values import ExtraSampling, TemplateArguments
 
 ArmSet = Literal["regime-w", "regime-w-probes", "samples", "greedy", "custom"]
 ProbeRole = Literal["A", "A'", "CF1"]
@@ -17,36 +18,11 @@ Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """Base of every part of the config: unknown fields are refused, values do not change once set."""
+    """Base of every section: it refuses unknown fields and numbers that are not finite, and does not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
-
-
-# What a run decides or keeps no trace of, and so cannot be among what is passed on.
-_OF_THE_SAMPLING = frozenset(
-    (
-        "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed", "n", "best_of",
-        "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs", "repetition_detection",
-        "detokenize", "output_kind", "stream_interval", "skip_clone",
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True, allow_inf_nan=False
     )
-)  # fmt: skip
-_OF_THE_TEMPLATE = frozenset(
-    (
-        "conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message",
-        "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
-    )
-)  # fmt: skip
-
-
-def _without(names: Collection[str], values: Mapping[str, Any] | None) -> Any:
-    if values and (ours := sorted(names & values.keys())):
-        raise ValueError(f"{', '.join(ours)} cannot stand here: a run has a field for it, or sets it itself; leave it out")
-    return values
-
-
-ExtraSampling = Annotated[dict[str, Any], AfterValidator(lambda values: _without(_OF_THE_SAMPLING, values))]
-TemplateArguments = Annotated[dict[str, Any], AfterValidator(lambda values: _without(_OF_THE_TEMPLATE, values))]
 
 
 class ArmConfig(Section):

@@ -5,6 +5,7 @@ Owns how a budget is written and what it allows. Who stops the run is the driver
 
 from __future__ import annotations
 
+import math
 import re
 
 _TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -28,6 +29,8 @@ def seconds_of(budget: str, price_per_hour: float | None = None) -> float:
         seconds = sum(float(part or 0) * unit for part, unit in zip(time.groups(), (3600, 60, 1), strict=True))
     else:
         raise ValueError(f"'{budget}' is no budget; give a time such as 30m or 2h, or money such as $20")
+    if not math.isfinite(seconds):
+        raise ValueError(f"the budget {budget[:20]}... is too long to count; give less, or leave it out")
     if not seconds:
         raise ValueError(f"the budget {budget} allows nothing; give more than zero, or leave it out")
     return seconds

@@ -15,11 +15,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import ValidationError
 
 from rollout_ray.config.help import plain
 from rollout_ray.config.schema import RunConfig, leaf_fields
+from rollout_ray.config.yaml_file import parse_value, read_yaml
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import shorten
 
@@ -66,51 +66,6 @@ def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
 def with_fields(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
     """Return the config with the sections and fields `given` written over it. Raises ConfigError."""
     return changed(config.model_dump(exclude_unset=True), given)
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The sections of a config file. Raises ConfigError where it is no YAML mapping, or a name stands twice in one."""
-    try:
-        content = _Once(Path(file).read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise ConfigError(
-            f"the config file {file} cannot be read: {error.strerror}; give the path of a YAML file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config file {file} is not YAML: {_problem(error)}; correct it there") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"the config file {file} holds a {type(content).__name__} where sections are needed; write 'sampling:' and "
-            "the like, with fields below them"
-        )
-    return content
-
-
-class _Once(yaml.SafeLoader):
-    """Refuses a name that stands twice in a mapping; of its values YAML's own loader would keep the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Before `<<` is resolved, since what that brings in may be given again.
-        mapping = super().compose_mapping_node(anchor)
-        names = set()
-        for key, value in mapping.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
-                continue
-            if key.value in names:
-                remedy = "join the two" if isinstance(value, yaml.CollectionNode) else "keep one of them"
-                name, line = shorten(key.value, 60), key.start_mark.line + 1
-                raise ConfigError(f"'{name}' stands twice, in line {line}; {remedy}")
-            names.add(key.value)
-        return mapping
-
-
-def _problem(error: Exception) -> str:
-    """What is wrong with a YAML file, and where."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-    return " ".join(str(error).split())
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -180,10 +135,7 @@ def _named(source: str, text: str) -> dict[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f'{source} takes name=value, or JSON such as {{"name": 1}}, not {shorten(text, 60)}')
-    try:
-        return {name: yaml.safe_load(value)}
-    except yaml.YAMLError:
-        return {name: value}
+    return {name: parse_value(value)}
 
 
 def _entries(source: str, text: str, *, strings: bool) -> list[Any]:
@@ -224,14 +176,23 @@ def describe(error: ValidationError) -> str:
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             sentences.append(f"{place} is not a field{_hint(place)}")
+        elif problem["type"] == "invalid_key":
+            sentences.append(f"{place} is a name that is not text; write it in quotes")
         elif problem["type"] == "value_error":
             sentences.append(f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"]))
         else:
             message = re.sub(r"^\w+ should", "must", problem["msg"].partition(", unable to ")[0])
-            given = shorten(json.dumps(problem["input"], default=str), 60)
+            given = shorten(_as_json(problem["input"]), 60)
             remedy = f"give --{place.rpartition('.')[2]} such a value" if place in _FIELDS else "correct it there"
             sentences.append(f"{place} {message}, not {given}; {remedy}")
     return "; ".join(sentences)
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except TypeError:  # a name that is not text
+        return repr(value)
 
 
 def _hint(place: str) -> str:

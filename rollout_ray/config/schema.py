@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from rollout_ray.config.arm_schema import ArmsConfig, SamplingConfig, Section, TemplateArguments
+from rollout_ray.config.arm_schema import ArmsConfig, SamplingConfig, Section
 from rollout_ray.config.budget import seconds_of
+from rollout_ray.config.free_values import FreeValues, TemplateArguments
 from rollout_ray.core.redaction import secret_names
 
 DEMO_MODEL = "demo"
@@ -137,7 +138,7 @@ class EngineConfig(Section):
         "seed may give another text in another batch.",
     )
     load_format: str = Field("auto", description="How vLLM loads the weights; dummy makes random ones.")
-    extra: dict[str, Any] = Field(
+    extra: FreeValues = Field(
         default_factory=dict, description="Further engine arguments of vLLM, passed on unchanged."
     )
     simulated: SimulatedConfig = SimulatedConfig()
@@ -169,9 +170,8 @@ class RewardConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_in(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {**REWARD_PRESETS.get(data.get("reward_preset", "regime-w"), {}), **data}
-        return data
+        preset = data.get("reward_preset", "regime-w") if isinstance(data, dict) else None
+        return {**REWARD_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> Self:

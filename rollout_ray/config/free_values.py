@@ -1,0 +1,63 @@
+"""Define the types of free fields: dicts whose names the config does not know, and that go to vLLM or to a template.
+
+Invariant: their values survive JSON, because the config is stored as JSON and hashed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+# Sampling parameters that the run controls. Users may not override them.
+_RUN_SAMPLING = frozenset(
+    (
+        *("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed", "n"),
+        *("best_of", "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs", "repetition_detection"),
+        *("detokenize", "output_kind", "stream_interval", "skip_clone"),
+    )
+)
+# Arguments of apply_chat_template that the run controls.
+_RUN_TEMPLATE = frozenset(
+    (
+        *("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        "tokenizer_kwargs",
+    )
+)
+
+
+def _check_names(reserved: frozenset[str], values: dict[str, Any]) -> dict[str, Any]:
+    if ours := sorted(reserved & values.keys()):
+        raise ValueError(f"{', '.join(ours)} cannot stand here: a run has a field for it, or sets it itself; leave it out")
+    return values
+
+
+def _check_json(values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        _check_value(name, value)
+    return values
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raise ValueError, with the dotted name of the value, if JSON cannot hold it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, which is not a finite number; give a finite one")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{name} has the name {key!r}, which is not text; write it in quotes")
+            _check_value(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            _check_value(f"{name}.{number}", inner)
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        kind = type(value).__name__
+        raise ValueError(f"{name} has the type {kind}, which JSON cannot hold; give text, a number or a list")
+
+
+FreeValues = Annotated[dict[str, Any], AfterValidator(_check_json)]
+ExtraSampling = Annotated[FreeValues, AfterValidator(lambda values: _check_names(_RUN_SAMPLING, values))]
+TemplateArguments = Annotated[FreeValues, AfterValidator(lambda values: _check_names(_RUN_TEMPLATE, values))]
