@@ -21,6 +21,7 @@ import yaml
 
 from rollout_ray.cluster.lambda_api import LambdaClient, check_key_for_head
 from rollout_ray.cluster.lambda_config import (
+    FORMER_MODULE,
     MODULE,
     NodeSettings,
     ProviderSettings,
@@ -60,6 +61,8 @@ def check_file(path: str) -> list[str]:
         return [
             f"cluster {config['cluster_name']}: head {provider.get('head_ip')}, {len(workers)} worker machines of your own"
         ]
+    if provider.get("module") == FORMER_MODULE:
+        raise ConfigError(f"provider.module is {FORMER_MODULE}, which has moved; write {MODULE}")
     if provider.get("type") != "external" or provider.get("module") != MODULE:
         raise ConfigError(f"{path} is for another provider; this checks type local, and type external with module {MODULE}")
     check_cluster_name(str(config["cluster_name"]))

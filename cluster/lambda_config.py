@@ -19,6 +19,7 @@ from rollout_ray.cluster.lambda_api import API_URL, KEY_FILE
 from rollout_ray.cluster.lambda_pace import LAUNCH_INTERVAL_S, REQUEST_INTERVAL_S
 from rollout_ray.core.errors import ConfigError
 
+FORMER_MODULE = "cluster.lambda_provider.LambdaNodeProvider"  # in the YAML of version 0.1.0
 MODULE = "rollout_ray.cluster.lambda_provider.LambdaNodeProvider"
 # A cluster's name begins its instances' names, which Lambda limits to 64 characters, and names a file.
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")

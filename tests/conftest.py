@@ -58,6 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+def python_named_modules(folder: Path) -> Path:
+    """Fill a user's folder with modules that have the names of Python's own, and return it. None can be imported."""
+    for name in ("json", "logging", "numbers", "queue", "random", "resource", "secrets", "socket", "types", "typing"):
+        (folder / f"{name}.py").write_text(f"raise ImportError('{name}.py of the user was imported')")
+    return folder
+
+
 def demo_rows(count: int, seed: int = 1) -> list[dict[str, str]]:
     """Questions that the demo model was not trained on, as an input."""
     problems = itertools.islice(generate_problems(seed, "test"), count)

@@ -3,6 +3,7 @@ behind, whichever is killed. Real vLLM on the CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -26,7 +27,7 @@ from rollout_ray.actors.engine.process import EngineLost, EngineProcess, Order, 
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Question, RolloutRequest
 from rollout_ray.models.resolved_run import resolve
-from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, simulated_greedy
+from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, python_named_modules, simulated_greedy
 from tests.processes import ENGINES, servers, workers
 
 QUESTIONS = 30
@@ -125,9 +126,12 @@ def test_nothing_outlives_a_driver_that_was_killed_and_a_run_goes_on_without_a_s
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that is started in a folder with modules of the user's own that have the names of Python's."""
     before = server_here()
-    with forking({"OMP_NUM_THREADS": "1"}):
+    with contextlib.ExitStack() as stack:
+        with contextlib.chdir(python_named_modules(tmp_path_factory.mktemp("folder"))):
+            stack.enter_context(forking({"OMP_NUM_THREADS": "1"}))
         address = server_here()
         assert address and address != before
         yield address

@@ -129,8 +129,10 @@ def forking(needs: Mapping[str, str]) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(_WAITING)
+        # -P: until sys.path is set, `-c` alone would import the user's own json.py from the working directory.
+        python = [sys.executable, "-P", "-c"]
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM.format(listener.fileno()), json.dumps([str(entry) for entry in sys.path])],
+            [*python, _PROGRAM.format(listener.fileno()), json.dumps([str(entry) for entry in sys.path])],
             env={**os.environ, **compiled_modules(), **needs},
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,  # by whose end the server learns that this process has ended

@@ -59,14 +59,16 @@ class Child:
             else:
                 raise GradingError(
                     f"the process that compares answers did not start in {STARTS} attempts; see what "
-                    f"`{sys.executable} -m rollout_ray.scoring.sympy_worker {self._timeout_s} {self._memory_mib}` prints, "
+                    f"`{sys.executable} -P -m rollout_ray.scoring.sympy_worker {self._timeout_s} {self._memory_mib}` prints, "
                     "and raise scoring.grader_memory_mib where memory is what it lacks"
                 )
         return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "rollout_ray.scoring.sympy_worker", str(self._timeout_s), str(self._memory_mib)]
-        path = os.pathsep.join(entry for entry in sys.path if entry)
+        # -P: `-m` alone would import the user's own numbers.py or types.py from the working directory.
+        worker = [sys.executable, "-P", "-m", "rollout_ray.scoring.sympy_worker"]
+        command = [*worker, str(self._timeout_s), str(self._memory_mib)]
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment = without_secrets(os.environ) | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)

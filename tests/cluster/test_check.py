@@ -111,6 +111,11 @@ def test_the_shipped_yaml_is_good_and_its_price_is_told(check: Check) -> None:
             "one of far, rollouts, or create it",
         ),
         (
+            {("provider", "module"): "cluster.lambda_provider.LambdaNodeProvider"},
+            "provider.module is cluster.lambda_provider.LambdaNodeProvider, which has moved; "
+            "write rollout_ray.cluster.lambda_provider.LambdaNodeProvider",
+        ),
+        (
             {("provider", "regoin"): "us-east-1"},
             "provider.regoin is not a key of the Lambda provider; is region meant?",
         ),
