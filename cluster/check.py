@@ -6,13 +6,9 @@ Owns the comparison of the YAML with Ray's schema and with what Lambda offers no
 from __future__ import annotations
 
 import argparse
-import copy
-import io
-import logging
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -127,14 +123,12 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _ray_accepts(path: str, config: dict[str, Any]) -> None:
-    """Ray's own schema and rules, as `ray up` applies them."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    """Raise ConfigError if the file breaks Ray's own schema or rules."""
+    from rollout_ray.ray_cluster.ray_internals import check_cluster_config  # imports Ray
 
-    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     try:
-        with redirect_stdout(io.StringIO()):  # it warns of mounts that are files
-            validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # of whatever kind: it is about the file
+        check_cluster_config(config)
+    except Exception as error:  # of any class: it is about the file
         raise ConfigError(f"{path}: Ray does not accept it: {str(error).splitlines()[0]}; correct it there") from error
 
 

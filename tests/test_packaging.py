@@ -147,6 +147,7 @@ def test_the_grading_process_imports_nothing_from_the_working_directory(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(packages)
+    monkeypatch.syspath_prepend(packages)  # as Ray does in its workers
     child = Child(5, 2000)
     assert child.compare("\\sqrt{8}", "2\\sqrt{2}") == "correct"
     child.kill()

@@ -23,6 +23,7 @@ from rollout_ray.actors.engine.logs import redirect_output
 from rollout_ray.actors.engine.process import EngineProcess, Order, fork_engine, fork_engine_apart
 from rollout_ray.actors.vllm_backend.arguments import environment as variables
 from rollout_ray.actors.vllm_backend.arguments import has_own_process
+from rollout_ray.core.import_path import library_first
 from rollout_ray.core.records import Generated, RolloutRequest
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.resolved_run import ResolvedRun
@@ -90,7 +91,7 @@ class EngineActor:
         its own, which is forked from such a process only, of another server. None where the engine is to be here."""
         if self._needs is None:
             return None
-        order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), sys.path, self._make)
+        order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), library_first(sys.path), self._make)
         process = fork_engine(order, self._spec.server) if self._spec.server else None
         return process or (fork_engine_apart(order) if self._cores_apart else None)
 

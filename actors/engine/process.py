@@ -33,6 +33,7 @@ from rollout_ray.actors.engine.engine import Engine
 from rollout_ray.actors.engine.out_of_memory import NoMemory
 from rollout_ray.actors.vllm_backend.imports import compiled_modules, uncollected
 from rollout_ray.core.errors import RolloutError
+from rollout_ray.core.import_path import library_first
 from rollout_ray.sizing.gpus import alike
 
 _IMPORT = "from rollout_ray.actors.engine.process import _serve"
@@ -132,7 +133,7 @@ def forking(needs: Mapping[str, str]) -> Iterator[str]:
         # -P: until sys.path is set, `-c` alone would import the user's own json.py from the working directory.
         python = [sys.executable, "-P", "-c"]
         process = subprocess.Popen(
-            [*python, _PROGRAM.format(listener.fileno()), json.dumps([str(entry) for entry in sys.path])],
+            [*python, _PROGRAM.format(listener.fileno()), json.dumps(library_first(sys.path))],
             env={**os.environ, **compiled_modules(), **needs},
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,  # by whose end the server learns that this process has ended

@@ -20,7 +20,7 @@ from rollout_ray.actors.engine.actor import Card
 from rollout_ray.actors.engine.keepalive import NAMESPACE, Keepalive, KeepaliveActor
 from rollout_ray.core.errors import ConfigError, EngineError
 from rollout_ray.models.checkpoints import Policy
-from rollout_ray.ray_cluster.placement import is_pending
+from rollout_ray.ray_cluster.ray_internals import is_pending
 
 TAKE_S = 30.0  # within which Ray notices that the last job is gone
 

@@ -41,10 +41,10 @@ def _engine_needs(run: ResolvedRun) -> dict[str, str] | None:
         return environment(run, gpus=1, threads=1)
     if cluster_address(run.config) or _has_ray():
         return None
-    from ray._private.utils import get_num_cpus  # as the local Ray is going to count them
+    from rollout_ray.ray_cluster.ray_internals import cpus_of_this_machine  # imports Ray
 
     try:
-        return environment(run, gpus=0, threads=choose_placement([Node(int(get_num_cpus()), 0)], run).threads)
+        return environment(run, gpus=0, threads=choose_placement([Node(cpus_of_this_machine(), 0)], run).threads)
     except PlacementError:
         return None
 

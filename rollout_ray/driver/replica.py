@@ -20,7 +20,8 @@ from rollout_ray.actors.engine.launch import LaunchSpec, forwarded_environment
 from rollout_ray.actors.engine.process import EngineLost, server_here
 from rollout_ray.driver.named_pool import NamedPool
 from rollout_ray.models.resolved_run import ResolvedRun
-from rollout_ray.ray_cluster.placement import Placement, is_pending
+from rollout_ray.ray_cluster.placement import Placement
+from rollout_ray.ray_cluster.ray_internals import is_pending
 
 PROCESS_S = 10.0  # within which an actor that has room has a process
 

@@ -26,7 +26,8 @@ from rollout_ray.driver.replica import Replica, end, reason_of, start, was_kille
 from rollout_ray.driver.weights import load_weights
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.resolved_run import ResolvedRun
-from rollout_ray.ray_cluster.placement import Placement, is_pending, release, reserve
+from rollout_ray.ray_cluster.placement import Placement, release, reserve
+from rollout_ray.ray_cluster.ray_internals import is_pending
 from rollout_ray.sizing.hardware import EngineLimits
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.telemetry.run_view import EngineView

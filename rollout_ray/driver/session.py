@@ -29,7 +29,8 @@ from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.driver.scorer_pool import IdleScorers, Scorer, Scorers
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.autoscaling import placed
-from rollout_ray.ray_cluster.placement import draining_nodes, scorers_for
+from rollout_ray.ray_cluster.placement import scorers_for
+from rollout_ray.ray_cluster.ray_internals import draining_nodes
 from rollout_ray.telemetry.early_warnings import EarlyWarnings
 from rollout_ray.telemetry.metrics import RunMetrics
 from rollout_ray.telemetry.progress import Progress

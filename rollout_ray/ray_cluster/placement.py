@@ -118,17 +118,3 @@ def release(room: PlacementGroup | None) -> None:
 
     if room is not None:
         remove_placement_group(room)
-
-
-def is_pending(actor: Any) -> bool:
-    """Whether the process of an actor has not begun: it waits for room, or is just being started."""
-    from ray._private.state import state  # no public call tells it without the dashboard
-
-    return bool(state.actor_table(actor._actor_id.hex()).get("State") in ("DEPENDENCIES_UNREADY", "PENDING_CREATION"))
-
-
-def draining_nodes() -> frozenset[str]:
-    """Ids of the nodes that Ray was told to drain, because they are idle or about to be reclaimed."""
-    from ray._private.state import state  # no public call tells it to a client
-
-    return frozenset(state.get_draining_nodes())

@@ -13,6 +13,7 @@ import time
 from typing import Literal
 
 from rollout_ray.core.errors import GradingError
+from rollout_ray.core.import_path import library_first
 from rollout_ray.core.redaction import without_secrets
 
 Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
@@ -57,21 +58,23 @@ class Child:
                     break
                 self.kill()
             else:
+                words = " ".join(self._command())
                 raise GradingError(
-                    f"the process that compares answers did not start in {STARTS} attempts; see what "
-                    f"`{sys.executable} -P -m rollout_ray.scoring.sympy_worker {self._timeout_s} {self._memory_mib}` prints, "
-                    "and raise scoring.grader_memory_mib where memory is what it lacks"
+                    f"the process that compares answers did not start in {STARTS} attempts; see what `{words}` prints, and "
+                    "raise scoring.grader_memory_mib where memory is what it lacks"
                 )
         return self._process
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # -P: `-m` alone would import the user's own numbers.py or types.py from the working directory.
+    def _command(self) -> list[str]:
+        # -P: `-m` alone would import the user's own types.py from the working directory.
         worker = [sys.executable, "-P", "-m", "rollout_ray.scoring.sympy_worker"]
-        command = [*worker, str(self._timeout_s), str(self._memory_mib)]
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        return [*worker, str(self._timeout_s), str(self._memory_mib)]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(library_first(sys.path))
         environment = without_secrets(os.environ) | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
+        return subprocess.Popen(self._command(), stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
 
     def _ask(self, process: subprocess.Popen[bytes], line: bytes) -> bytes | Literal["timeout", "error"] | None:
         assert process.stdin
