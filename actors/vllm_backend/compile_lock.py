@@ -1,19 +1,18 @@
-"""Who compiles: of the engines of a machine that need the same code at the same time, one, while the others wait for it.
+"""Let one engine of a machine compile a model's code while the others wait for it.
 
-Owns the lock, which the kernel frees with its process, and the mark that says it was done; both lie in the cache whose
-content they are about, so that clearing it clears them. What is compiled is worker.py's.
+The lock and the mark "compiled" lie in the cache that they are about, so clearing the cache clears them. The kernel frees
+the lock of a process that dies.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +21,9 @@ LOOK_S = 0.1
 
 
 class CompileLock:
-    """Where `leads` is set, the body of the `with` statement is to make what others wait for."""
+    """A context whose body compiles. `leads` is whether the others wait for it."""
 
-    def __init__(self, mark: Path, lock: int | None = None) -> None:
+    def __init__(self, mark: Path, lock: BaseFileLock | None = None) -> None:
         self._mark, self._lock = mark, lock
         self.leads = lock is not None
 
@@ -35,36 +34,34 @@ class CompileLock:
         if self._lock is not None:
             if kind is None:
                 self._mark.touch()
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
 
 def acquire_compile_lock(cache: str, what: str, longest_wait_s: float = LONGEST_WAIT_S) -> CompileLock:
-    """Returns once this process is the one to make `what` in the folder `cache`, or another has made it, or
-    `longest_wait_s` have passed. Raises OSError where the folder cannot be written."""
+    """Return once this process leads, another has compiled `what`, or `longest_wait_s` have passed.
+
+    Args:
+        cache: vLLM's cache folder.
+        what: Names the code: the GPU, and the hash of vLLM's config.
+        longest_wait_s: Seconds to wait for another engine.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
     folder = Path(cache) / "rollout_ray"
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.blake2b(what.encode(), digest_size=12).hexdigest()
     mark = folder / f"{name}.compiled"
     if mark.exists():
         return CompileLock(mark)
-    lock = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-    deadline = time.monotonic() + longest_wait_s
-    while not _locked(lock):
-        if time.monotonic() > deadline:
-            log.warning("another engine has been compiling for %.0f s; this one compiles for itself", longest_wait_s)
-            os.close(lock)
-            return CompileLock(mark)
-        time.sleep(LOOK_S)
+    lock = FileLock(folder / f"{name}.lock", timeout=longest_wait_s, poll_interval=LOOK_S, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        log.warning("another engine has been compiling for %.0f s; this one compiles for itself", longest_wait_s)
+        return CompileLock(mark)
     if mark.exists():
-        os.close(lock)
+        lock.release()
         return CompileLock(mark)
     return CompileLock(mark, lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,1 +1,1 @@
-"""Parts of one's own, one example each: arms, a reward, a prompt template, a chat template. rollout_ray/docs describes them."""
+"""Examples of your own arms, reward, prompt template and chat template. The pages in rollout_ray/docs describe them."""
