@@ -6,7 +6,6 @@ engines. A run itself is collect.py's, an engine's life fleet.py's, the names on
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rollout_ray.api.code_hash import package_hash
 from rollout_ray.api.collect import Rollouts, collect_on
 from rollout_ray.config.arms import default_max_model_len
 from rollout_ray.config.loading import with_fields
@@ -251,17 +251,6 @@ def _note(run: ResolvedRun, placement: Placement) -> dict[str, Any]:
     were started with, their places, and this package's code, which their process holds."""
     where = {f"placement.{name}": value for name, value in vars(replace(placement, note="")).items() if name != "note"}
     adapter_capacity = vars(_adapter_capacity(run))
-    code = {"rollout_ray": _code()}
+    code = {"rollout_ray": package_hash()}
     weights = {"model.fingerprint": run.policy.fingerprint}
     return {**_engine_fields(run.config), **weights, "adapters": adapter_capacity, **where, **code}
-
-
-def _code() -> str:
-    """A hash of the package's sources."""
-    digest = hashlib.blake2b(digest_size=8)
-    folders = os.walk(Path(__file__).resolve().parent.parent, followlinks=True)  # actors is a link in a checkout
-    for file in sorted(
-        os.path.join(folder, name) for folder, _, names in folders for name in names if name.endswith(".py")
-    ):
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()

@@ -138,9 +138,7 @@ class EngineConfig(Section):
         "seed may give another text in another batch.",
     )
     load_format: str = Field("auto", description="How vLLM loads the weights; dummy makes random ones.")
-    extra: FreeValues = Field(
-        default_factory=dict, description="Further engine arguments of vLLM, passed on unchanged."
-    )
+    extra: FreeValues = Field(default_factory=dict, description="Further engine arguments of vLLM, passed on unchanged.")
     simulated: SimulatedConfig = SimulatedConfig()
 
 
