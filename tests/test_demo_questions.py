@@ -1,4 +1,4 @@
-"""The generated problems and their files."""
+"""Test the generated problems and their files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Poison rows end to end: each becomes an error row with its reason, or one sentence before anything starts.
+"""Test poison rows end to end: each becomes an error row with its reason, or one message before anything starts.
 
-The tables below and those of test_poison_inputs.py are the whole statement; `python -m tests.test_poison` prints them as
-markdown.
+`python -m tests.test_poison` prints the tables below and those of test_poison_inputs.py as markdown.
 """
 
 from __future__ import annotations
@@ -27,28 +26,31 @@ from tests.test_poison_inputs import BYTES, COLUMNS, FOLDERS, JSONL, REFUSED, me
 
 ASKED = "asked"  # an ordinary trajectory: finish_reason stop or length, error null
 
-# Rows: what, the prompt, what every trajectory of the row says. With the simulated engine, from parquet, by the CLI.
+# Case, prompt, and expected error of every trajectory; with the simulated engine, from parquet, by the CLI.
 
 STRINGS: list[tuple[str, bytes | None, str]] = [
     ("null prompt", None, "the prompt is null"),
     ("empty prompt", b"", "the prompt is empty"),
     ("whitespace only", " \n\t\u2003".encode(), "the prompt is empty"),
     ("bytes that are not UTF-8", BYTES, "the prompt is not UTF-8 text"),
-    ("10 MB prompt", b"word " * 2_000_000, ASKED),  # the simulated engine has no limit; vLLM's is below
+    ("10 MB prompt", b"word " * 2_000_000, ASKED),  # the simulated engine has no limit; the limit of vLLM is below
     ("NUL inside", b"What is 2\x00 + 2?", ASKED),
     ("terminal escapes, markup", b"\x1b[31m[red]2 + 2[/red]", ASKED),
     ("the same prompt twice", b"What is 2 + 2?", ASKED),
     ("the same prompt twice (second)", b"What is 2 + 2?", ASKED),
 ]
 
-# The score status of a row by its gold answer; the simulated engine answers a number from 1 to 9.
+# Score status of a row by its gold answer. The simulated engine answers a number from 1 to 9.
 
 NUMBER = {"correct", "incorrect"}
 GOLDS: dict[str, tuple[pa.Array, list[tuple[str, set[str]]]]] = {
     "string": (
         text_of([None, b"", b"abc", b"3", BYTES]),
         [
-            ("null", {"no_gold"}), ("empty text", {"bad_gold"}), ("a word", {"incorrect"}), ("text of a number", NUMBER),
+            ("null", {"no_gold"}),
+            ("empty text", {"bad_gold"}),
+            ("a word", {"incorrect"}),
+            ("text of a number", NUMBER),
             ("text that is not UTF-8", {"bad_gold"}),
         ],
     ),
@@ -62,9 +64,9 @@ GOLDS: dict[str, tuple[pa.Array, list[tuple[str, set[str]]]]] = {
     "bool": (pa.array([True]), [("yes or no", {"incorrect"})]),
     "dictionary": (pa.array(["3"]).dictionary_encode(), [("dictionary", NUMBER)]),
     "null": (pa.nulls(1), [("column of type null", {"no_gold"})]),
-}  # fmt: skip
+}
 
-# Conversations, with real vLLM, the demo model and a template that refuses tools and leaves developers out.
+# Conversations with real vLLM and the demo model. The template refuses tools and omits developer messages.
 
 STRICT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -72,7 +74,7 @@ STRICT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MAX_MODEL_LEN = 256
-FRAME = 3  # tokens of the template around one user's message
+FRAME = 3  # tokens of the template around one user message
 
 
 def user(text: str | None) -> list[dict[str, Any]]:
@@ -153,20 +155,19 @@ def check_row(trajectories: list[dict[str, Any]], expected: str) -> None:
 
 
 def same_bytes(left: pa.Array, right: pa.Array) -> bool:
-    """Equality that NaN and text that is not UTF-8 take part in."""
+    """Return whether two columns are equal, including NaN and text that is not UTF-8."""
     return left.type == right.type and bool(left.combine_chunks().equals(right.combine_chunks()))
 
 
 @pytest.fixture(scope="module")
 def strings(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table]:
-    """The table of STRINGS, and what the command line made of it."""
+    """The table of STRINGS, and the output of the command line for it."""
     folder = tmp_path_factory.mktemp("strings")
     table = pa.table({"prompt": text_of([prompt for _, prompt, _ in STRINGS]), "number": list(range(len(STRINGS)))})
     pq.write_table(table, folder / "in.parquet")
-    done = rollout(
-        "--dataset", str(folder / "in.parquet"), "--output_dir", str(folder / "run"), "--backend", "simulated",
-        "--sim_tokens_per_second", "1000000", "--replicas", "1", "--arm_set", "samples", "--n_samples", "2",
-    )  # fmt: skip
+    flags = "--backend simulated --sim_tokens_per_second 1000000 --replicas 1 --arm_set samples --n_samples 2"
+    paths = ["--dataset", str(folder / "in.parquet"), "--output_dir", str(folder / "run")]
+    done = rollout(*paths, *flags.split())
     assert done.returncode == 0, done.stderr
     return table, merged(folder / "run" / "merged.parquet")
 
@@ -203,8 +204,10 @@ def test_gold_answers(tmp_path: Path, local_ray: None, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> pa.Table:
-    """CHATS, drawn by vLLM from a copy of the demo model with a strict template, under an arm with a system prompt of
-    no length, so that lengths can be told."""
+    """Samples of CHATS by vLLM, with a copy of the demo model that has STRICT_TEMPLATE.
+
+    The arm has no system prompt, so that prompt lengths are exact.
+    """
     folder = tmp_path_factory.mktemp("chats")
     shutil.copytree(model_folder("demo"), folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(STRICT_TEMPLATE)

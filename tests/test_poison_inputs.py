@@ -1,5 +1,6 @@
-"""Odd columns, files and types of whole inputs: carried as they are, brought together, or refused in one sentence before
-anything starts. What becomes of single rows is test_poison.py's, which prints the tables of both.
+"""Test odd columns, files and types of whole inputs: kept unchanged, unified, or refused before anything starts.
+
+test_poison.py has the tests of single rows, and prints the tables of both files.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ DAY, NOON = datetime.date(2024, 2, 29), datetime.datetime(2024, 2, 29, 12, 0, 0,
 
 
 def text_of(values: list[bytes | None], kind: pa.DataType | None = None) -> pa.Array:
-    """A string column with these very bytes, UTF-8 or not."""
+    """Return a string column with exactly these bytes, UTF-8 or not."""
     return pa.array(values, pa.binary()).view(kind or pa.string())
 
 
-# Columns that are carried, and the type that the output has where it is not the input's: in 2 rows.
+# Columns of 2 rows that the output keeps, and the type in the output if it differs from the input.
 
 COLUMNS: dict[str, tuple[pa.Array, pa.DataType | None]] = {
     "int8": (pa.array([1, None], pa.int8()), None),
@@ -80,7 +81,7 @@ def rows_with(*values: Any) -> list[dict[str, Any]]:
     return [{"prompt": "a", "x": value} for value in values]
 
 
-# Inputs that are refused before anything starts, in memory.
+# Inputs in memory that are refused before anything starts.
 
 LOCAL, ZONED = datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
 DIFFERENT = "the values of this column are of different types, and"
@@ -133,7 +134,7 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
     ("no input at all", lambda: 3, "int is no kind of input; give a path, a pandas DataFrame"),
 ]
 
-# JSONL files: what, the bytes, the sentence or the rows.
+# JSONL files: case, bytes, and the expected message or rows.
 
 JSONL: list[tuple[str, bytes, str | list[dict[str, Any]]]] = [
     ("bad line", b'{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON ("),
@@ -153,7 +154,7 @@ JSONL: list[tuple[str, bytes, str | list[dict[str, Any]]]] = [
     ("empty file", b"", "has no column 'prompt' for the prompt; it is empty"),
 ]
 
-# Folders of two files that differ in the type of x: what they become, or the sentence.
+# Folders of two files that differ in the type of x, and the expected type or message.
 
 MISMATCH = "have columns that do not go together"
 AB = pa.struct([("a", pa.int64()), ("b", pa.int64())])
@@ -248,7 +249,7 @@ def test_jsonl(
 
 
 def folder_of(path: Path, cases: list[tuple[str, pa.Array, pa.Array, Any]]) -> str:
-    """Two files that differ in the types of the columns called after the cases."""
+    """Write two files that differ in column types. Each column has the name of its case."""
     path.mkdir()
     for file in (1, 2):
         columns: dict[str, Any] = {case[0]: case[file] for case in cases}

@@ -1,8 +1,11 @@
-"""Inputs of every kind, identity, and rows that cannot be asked."""
+"""Test inputs of every kind, question ids, and rows that cannot be asked."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from hypothesis import strategies as st
 from rollout_ray.config.schema import DataConfig
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.data.question_set import QuestionSet, load_questions
-from tests.conftest import demo_rows
+from rollout_ray.data.rows import JsonLine, from_rows, infer_schema, to_batch
+from tests.conftest import ROOT, clean_environment, demo_rows
 
 ROWS = demo_rows(20)
 
@@ -77,12 +81,22 @@ def test_limit_takes_the_first_rows(tmp_path: Path, limit: int) -> None:
         assert ids(dataset, limit=limit) == ids(ROWS)[:limit]
 
 
-@pytest.mark.parametrize("rewritten", ["in another order", "longer", "in place, of equal size"])
-def test_an_input_that_changes_while_the_run_reads_it_is_refused(tmp_path: Path, rewritten: str) -> None:
-    """Its rows are known by their place: they would get each other's trajectories."""
-    path = tmp_path / "q.parquet"
-    table = pa.Table.from_pylist([{**row, "question_id": f"q{n:02}"} for n, row in enumerate(ROWS)])
+def write_parquet(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="none", use_dictionary=False)
+
+
+def write_jsonl(table: pa.Table, path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("rewritten", ["in another order", "longer", "in place, of equal size"])
+def test_an_input_that_changes_while_the_run_reads_it_is_refused(tmp_path: Path, rewritten: str, kind: str) -> None:
+    """Rows are identified by their place: in a changed file they would get trajectories of other rows."""
+    path = tmp_path / f"q.{kind}"
+    write = {"parquet": write_parquet, "jsonl": write_jsonl}[kind]
+    table = pa.Table.from_pylist([{**row, "question_id": f"q{n:02}"} for n, row in enumerate(ROWS)])
+    write(table, path)
     questions = load_questions(str(path), DataConfig())
     assert [q.question_id for q in questions.questions()] == list(questions.ids)
     if rewritten == "in place, of equal size":
@@ -90,10 +104,84 @@ def test_an_input_that_changes_while_the_run_reads_it_is_refused(tmp_path: Path,
         path.write_bytes(content.replace(b"q01", b"q99"))
     else:
         other = table.take(list(range(19, -1, -1))) if rewritten == "in another order" else pa.concat_tables([table, table])
-        pq.write_table(other, tmp_path / "new.parquet")
-        (tmp_path / "new.parquet").replace(path)
-    with pytest.raises(DatasetError, match=r"q\.parquet was changed while the run read it"):
+        write(other, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+    with pytest.raises(DatasetError, match=rf"q\.{kind} was changed while the run read it"):
         list(questions.questions())
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**54), 2**54) | st.floats(allow_nan=False) | st.sampled_from(["", "a"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(rows=st.lists(st.dictionaries(st.sampled_from("xyz"), JSON_VALUES, max_size=3), max_size=7), size=st.integers(1, 4))
+def test_lines_read_in_batches_are_the_table_of_all_lines(rows: list[dict[str, Any]], size: int) -> None:
+    """A batch shows the types of its own rows only; the others may need wider ones."""
+    lines = [JsonLine(f"line {number}", 1, row) for number, row in enumerate(rows)]
+    batches = [lines[begin : begin + size] for begin in range(0, len(lines), size)]
+    try:
+        expected = from_rows(rows, str)
+    except DatasetError:
+        with pytest.raises(DatasetError, match=r"^line [0-9]"):
+            pa.Table.from_batches([to_batch(batch, infer_schema(batches)) for batch in batches])
+    else:
+        schema = infer_schema(batches)
+        assert schema == expected.schema
+        assert pa.Table.from_batches([to_batch(batch, schema) for batch in batches], schema).equals(expected)
+
+
+MEASURE = """
+import resource, sys
+from rollout_ray.config.schema import DataConfig
+from rollout_ray.data.question_set import load_questions
+load_questions(sys.argv[1], DataConfig())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+questions = load_questions(sys.argv[2], DataConfig())
+count = sum(1 for _ in questions.questions())
+print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_large_jsonl_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    """150 MB take 180 MiB as bytes alone; the last line decides the type of a column, so all must be read twice."""
+    (tmp_path / "small.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
+    text = "word " * 2000
+    with open(tmp_path / "large.jsonl", "w") as stream:
+        for number in range(15_000):
+            stream.write(json.dumps({"prompt": f"{number} {text}", "n": 0.5 if number == 14_999 else number}) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "small.jsonl"), str(tmp_path / "large.jsonl")],
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, mebibytes = map(int, done.stdout.split())
+    assert count == 15_000 and mebibytes < 100
+
+
+def test_a_link_to_its_own_folder_repeats_no_row(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "part").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("data/z.jsonl", "data/part/b.jsonl", "elsewhere/c.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"prompt": name}) + "\n")
+    (folder / "loop").symlink_to(folder)
+    (folder / "a-loop").symlink_to(".")
+    (folder / "part" / "up").symlink_to("..")
+    (folder / "again.jsonl").symlink_to("z.jsonl")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone").symlink_to("nowhere")
+    expected = ["elsewhere/c.jsonl", "data/part/b.jsonl", "data/z.jsonl"]
+    for path in (str(folder), f"{folder}/", f"file://{folder}"):
+        assert [q.prompt for q in load_questions(path, DataConfig()).questions()] == expected
+    with contextlib.chdir(folder):
+        assert [q.prompt for q in load_questions(".", DataConfig()).questions()] == expected
+    prompts = [q.prompt for q in load_questions(f"{folder}/*.jsonl", DataConfig()).questions()]
+    assert prompts == ["data/z.jsonl"]
 
 
 def test_what_programs_keep_beside_the_data_is_no_data(tmp_path: Path) -> None:
@@ -245,12 +333,12 @@ def test_questions_already_done_are_left_out() -> None:
     assert tuple(q.question_id for q in rest) == found.ids[15:]
 
 
-def test_long_ones_first_then_the_rest_in_turns_of_input_order() -> None:
+def test_long_ones_first_then_the_rest_in_passes_of_input_order() -> None:
     questions = load_questions(ROWS, DataConfig())
     lengths = {question_id: float(number % 4) for number, question_id in enumerate(questions.ids)}
     del lengths[questions.ids[2]]
     ordered = [q.question_id for q in questions.long_first(lengths).questions({questions.ids[3]})]
     places = [questions.ids.index(question_id) for question_id in ordered]
-    # 19 lengths in four turns; the unknown one (2) comes in the first, and 3 is done
+    # 19 lengths in four passes; the unknown one (2) comes in the first, and 3 is done
     assert places == [2, 7, 11, 15, 19, 1, 6, 10, 14, 18, 0, 5, 9, 13, 17, 4, 8, 12, 16]
     assert [q.question_id for q in questions.long_first({}).questions()] == list(questions.ids)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.core.errors import ConfigError, Interrupted
 from rollout_ray.core.records import SCHEMA_VERSION
-from rollout_ray.data.question_set import GOLD_KEY, QuestionSet, load_questions
+from rollout_ray.data.columns import GOLD_KEY
+from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.driver.run_context import RunContext
 from rollout_ray.models.resolved_run import ResolvedRun, resolve

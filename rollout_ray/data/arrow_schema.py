@@ -1,6 +1,6 @@
-"""What becomes of the input's columns: the types that parquet gives back as they went in, and what to do about the others.
+"""Map input column types to types that survive a Parquet round trip.
 
-Owns the promise that an input column comes out unchanged, or that the run is refused before it starts. It reads no files.
+An input column comes out unchanged, or the run is refused before it starts. Reads no files.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ from rollout_ray.core.redaction import shorten
 
 log = logging.getLogger(__name__)
 
-# Arrow cannot pick rows of a view, whose values any plain array of the same bytes holds as well.
+# Arrow cannot take rows of a view type. A plain array of the same bytes holds the same values.
 PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def output_schema(schema: pa.Schema, name: str) -> pa.Schema:
-    """The schema under which the output carries the columns of the input called `name`.
+    """Return the schema of the input columns in the output.
 
-    It differs from the input's only where parquet has no such type but one that holds the same values (seconds become
-    milliseconds); that is logged. Raises DatasetError for a column that parquet cannot hold at all.
+    A type that Parquet lacks becomes one that holds the same values, with a log line: seconds become milliseconds.
+
+    Args:
+        schema: Schema of the input.
+        name: Name of the input for messages.
+
+    Raises:
+        DatasetError: Parquet cannot hold a column at all.
     """
     fields = []
     for number in range(len(schema)):
@@ -36,40 +42,47 @@ def output_schema(schema: pa.Schema, name: str) -> pa.Schema:
         except (pa.ArrowException, NotImplementedError, RecursionError, OSError) as error:
             raise DatasetError(
                 f"{name}: column '{field.name}' holds {_short(field.type)}, which the output cannot hold ({error}); "
-                "drop it or give it another type"
+                "drop the column or give it another type"
             ) from error
         if kind != field.type:
-            log.warning(
-                "%s: column '%s' holds %s, which parquet gives back as %s; its values stay what they are",
-                name, field.name, _short(field.type), _short(kind),
-            )  # fmt: skip
+            types = f"{_short(field.type)}, which parquet gives back as {_short(kind)}"
+            log.warning("%s: column '%s' holds %s; its values do not change", name, field.name, types)
         fields.append(pa.field(field.name, kind, nullable=True, metadata=field.metadata))
     return pa.schema(fields)
 
 
 def _output_type(field: pa.Field) -> pa.DataType:
-    """The type that a reader of the output will find, by writing a file without rows."""
+    """Return the type that a reader of the output finds, by writing a file without rows."""
     kind = PLAIN.get(field.type, field.type)
     empty = pa.schema([pa.field(field.name, kind)]).empty_table()
     sink = io.BytesIO()
     pq.write_table(empty.take(pa.array([], pa.int64())), sink)
     found = pq.read_schema(io.BytesIO(sink.getvalue())).field(0).type
-    return kind if found == kind else found  # two equal types can differ in the name of a list's item
+    return kind if found == kind else found  # equal types may differ in the name of a list item
 
 
 def united_schema(schemas: list[pa.Schema], name: str) -> pa.Schema:
-    """The schema of files that belong together: where they differ in a column's type, the wider one that holds every
-    value. Raises DatasetError where there is none, such as text in one and numbers in another."""
+    """Return the schema that holds the rows of several files. Columns that differ get the wider type.
+
+    Args:
+        schemas: Schemas of the files.
+        name: Name of the input for messages.
+
+    Raises:
+        DatasetError: No type holds the values of a column in all files, such as text and numbers.
+    """
     try:
         united = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowException, UnicodeError) as error:
-        raise DatasetError(f"the files of {name} have columns that do not go together: {error}") from error
+        raise DatasetError(
+            f"the files of {name} have columns that do not go together: {error}. Give the column one type"
+        ) from error
     for field in united:
         kinds = {s.field(field.name).type for s in schemas if field.name in s.names}
         if changed := [kind for kind in kinds if _changes_values(kind, field.type)]:
             raise DatasetError(
                 f"the files of {name} have columns that do not go together: '{field.name}' holds {_short(changed[0])} in "
-                f"one, and in another what only {_short(field.type)} can hold; give it one type"
+                f"one file, and another file needs {_short(field.type)}. Give the column one type"
             )
         if len(kinds) > 1:
             log.warning("the files of %s differ in column '%s'; %s holds them all", name, field.name, _short(field.type))
@@ -77,7 +90,7 @@ def united_schema(schemas: list[pa.Schema], name: str) -> pa.Schema:
 
 
 def _changes_values(given: pa.DataType, wide: pa.DataType) -> bool:
-    """Whether Arrow's widening would turn values into others: text into bytes, decimals into floats."""
+    """Return whether Arrow's widening changes values: text to bytes, decimals to floats."""
     if pa.types.is_struct(given) and pa.types.is_struct(wide):
         return any(_changes_values(f.type, wide.field(f.name).type) for f in given)
     if given.num_fields and given.num_fields == wide.num_fields:
@@ -89,13 +102,18 @@ def _changes_values(given: pa.DataType, wide: pa.DataType) -> bool:
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch under `schema`, missing columns null. Raises ArrowInvalid where a value would change or could not be
-    read from the output again."""
+    """Return the batch with this schema. Missing columns are null.
+
+    Raises:
+        ArrowInvalid: A value would change, or could not be read back from the output.
+    """
     columns = []
     for field in schema:
         column = batch.column(field.name) if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
         if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
-            column = column.dictionary_decode().dictionary_encode()  # Arrow cannot pick rows of one with a null in it
+            column = (
+                column.dictionary_decode().dictionary_encode()
+            )  # Arrow cannot take rows of a dictionary that holds a null
         if "dictionary<" in str(field.type):
             column.validate(full=True)  # readers refuse a dictionary page that is not UTF-8
         columns.append(column if column.type == field.type else column.cast(field.type))

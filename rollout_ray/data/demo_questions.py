@@ -1,7 +1,7 @@
-"""Generates arithmetic word problems in GSM8K's manner, with their worked steps.
+"""Generate arithmetic word problems in the style of GSM8K, with their worked steps.
 
-Owns the problems that the shipped demo model was trained on and is asked. It renders neither prompts (arms.py) nor
-training targets (jobs/train_demo_model.py), and knows no model. The same seed gives the same problems on every machine.
+The shipped demo model was trained on these problems. The same seed gives the same problems on every machine.
+Prompts are rendered elsewhere, training targets in jobs/train_demo_model.py.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Literal
 
 Split = Literal["train", "test"]
 
-NAMES = (
-    "Anna", "Ben", "Carla", "David", "Elena", "Farid", "Grace", "Hugo", "Ines", "Jamal", "Kira", "Liam",
-    "Maya", "Noah", "Olga", "Pedro", "Rosa", "Samir", "Tara", "Victor",
-)  # fmt: skip
-THINGS = (
-    "apples", "pencils", "stickers", "marbles", "books", "cookies", "shells", "stamps", "cards", "flowers",
-    "buttons", "eggs", "clips", "balloons", "coins", "tickets",
-)  # fmt: skip
+_NAMES = "Anna Ben Carla David Elena Farid Grace Hugo Ines Jamal Kira Liam Maya Noah Olga Pedro Rosa Samir Tara Victor"
+_THINGS = (
+    "apples pencils stickers marbles books cookies shells stamps cards flowers buttons eggs clips balloons coins tickets"
+)
+NAMES = tuple(_NAMES.split())
+THINGS = tuple(_THINGS.split())
 FRACTIONS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
 TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 OPERATORS: dict[str, Callable[[int, int], int]] = {
@@ -34,7 +32,7 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One calculation `left operator right = result`, and what its result counts."""
+    """One calculation `left operator right = result`. `meaning` says what the result counts."""
 
     left: int
     operator: str
@@ -49,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """A question in words, the steps that solve it, and its whole-number answer (the last step's result)."""
+    """A question in words and the steps that solve it. The answer is the result of the last step."""
 
     question: str
     steps: tuple[Step, ...]
@@ -60,18 +58,18 @@ class Problem:
 
 
 class _Story:
-    """Collects the sentences of one problem and the steps that they call for."""
+    """Collects the sentences of one problem and the steps that solve it."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.name, self.other = rng.sample(NAMES, 2)
         self.thing = rng.choice(THINGS)
-        self.scale = rng.choice((1, 2, 5))  # easy, middling and hard numbers, so that questions differ in difficulty
+        self.scale = rng.choice((1, 2, 5))  # small to large numbers, so that questions differ in difficulty
         self.sentences: list[str] = []
         self.steps: list[Step] = []
 
     def number(self, low: int, high: int) -> int:
-        """A whole number from `low` to `high` times the story's scale."""
+        """Return a whole number from `low` to `high` times the scale of the story."""
         return self.rng.randint(low, high * self.scale)
 
     def say(self, *choices: str) -> None:
@@ -135,7 +133,9 @@ def _shopping(s: _Story) -> None:
 
 
 def _comparison(s: _Story) -> None:
-    base, times, more = s.number(4, 40), s.rng.choice(list(TIMES)), s.number(2, 30)
+    base = s.number(4, 40)
+    times = s.rng.choice(list(TIMES))
+    more = s.number(2, 30)
     s.say(f"{s.name} has {base} {s.thing}.")
     if s.rng.random() < 0.5:
         s.say(f"{s.other} has {more} more than {TIMES[times]} as many.")
@@ -153,7 +153,9 @@ def _comparison(s: _Story) -> None:
 
 
 def _work_week(s: _Story) -> None:
-    wage, hours, days = s.number(5, 25), s.rng.randint(2, 9), s.number(2, 7)
+    wage = s.number(5, 25)
+    hours = s.rng.randint(2, 9)
+    days = s.number(2, 7)
     s.say(f"{s.name} earns {wage} dollars an hour and works {hours} hours a day.")
     daily = s.step(wage, "*", hours, "dollars a day")
     total = s.step(daily, "*", days, f"dollars in {days} days")
@@ -210,14 +212,21 @@ def _boxes_and_broken(s: _Story) -> None:
 
 
 FAMILIES: tuple[Callable[[_Story], None], ...] = (
-    _month_sales, _gather_and_give, _shopping, _comparison, _work_week, _sharing, _reading, _boxes_and_broken,
-)  # fmt: skip
+    _month_sales,
+    _gather_and_give,
+    _shopping,
+    _comparison,
+    _work_week,
+    _sharing,
+    _reading,
+    _boxes_and_broken,
+)
 
 
 def generate_problems(seed: int, split: Split) -> Iterator[Problem]:
-    """Yields problems without end; the sequence depends on the arguments alone.
+    """Yield problems without end. The sequence depends only on the arguments.
 
-    A problem belongs to `train` or `test` by a hash of its question, so the demo model has seen no test question.
+    A hash of the question decides between `train` and `test`, so the demo model has seen no test question.
     """
     rng = random.Random(seed)
     while True:

@@ -1,39 +1,54 @@
-"""Turns Python rows and lines of JSON into Arrow tables without changing a value.
+"""Convert Python rows and JSON lines to Arrow without a change of value.
 
-Owns what a row given as a dict or a line may look like, and the place that a message names. It opens no files.
+Error messages name the row by its place: file and line, or position in a list. Opens no files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from rollout_ray.core.errors import DatasetError
 
 _MISFITS = (pa.ArrowException, UnicodeError, OverflowError, RecursionError, TypeError)
-# Types into which Arrow turns values of other types without a word: text into bytes, times into days, a local time
-# into one of a zone.
+# Arrow silently converts other values to these types: text to bytes, times to days, local times to a time zone.
 _LENIENT = ("binary", "date32", "timestamp")
 
 
-def read_lines(content: bytes, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of every line that is not blank; the place names file and line."""
-    for number, line in enumerate(content.split(b"\n"), 1):
+class JsonLine(NamedTuple):
+    """The object of one line. `place` names file and line; `size` is the length of the line in bytes."""
+
+    place: str
+    size: int
+    row: dict[str, Any]
+
+
+def read_lines(lines: Iterable[bytes], path: str) -> Iterator[JsonLine]:
+    """Parse JSON lines and skip blank ones.
+
+    Args:
+        lines: The lines of the file, such as an open binary file.
+        path: Name of the file for error messages.
+
+    Raises:
+        DatasetError: A line is not a JSON object, or repeats a key.
+    """
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
             row = json.loads(line, object_pairs_hook=_without_duplicates)
         except RecursionError as error:
-            raise DatasetError(f"{place}: the JSON is nested too deeply") from error
+            raise DatasetError(f"{place}: the JSON is nested too deeply. Flatten it") from error
         except ValueError as error:
-            raise DatasetError(f"{place}: not JSON ({error})") from error
+            raise DatasetError(f"{place}: not JSON ({error}). Write one JSON object per line") from error
         if not isinstance(row, dict):
-            raise DatasetError(f"{place}: {type(row).__name__} where an object is needed")
-        yield place, row
+            raise DatasetError(f"{place}: {type(row).__name__} where an object is needed. Write one JSON object per line")
+        yield JsonLine(place, len(line), row)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -44,33 +59,104 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def infer_schema(batches: Iterable[Sequence[JsonLine]]) -> pa.Schema:
+    """Return the schema that holds the rows of all batches. Only one batch is held at a time.
+
+    Columns are in order of first appearance, as in a table of all rows.
+
+    Raises:
+        DatasetError: The values of a column have types that no column type holds together.
+    """
+    types: dict[str, pa.DataType] = {}
+    for lines in batches:
+        rows = [line.row for line in lines]
+        place = [line.place for line in lines].__getitem__
+        for column in _column_names(rows, place):
+            values = [row.get(column) for row in rows]
+            types[column] = _widen(types.get(column, pa.null()), values, column, place)
+    return pa.schema(list(types.items()))
+
+
+def _widen(known: pa.DataType, values: list[Any], column: str, place: Callable[[int], str]) -> pa.DataType:
+    """Return the type that holds these values beside earlier values of type `known`."""
+    kind = _to_array(values, column, place).type
+    if kind == known:
+        return known
+    try:
+        return _unify(known, kind)
+    except _MISFITS as error:
+        first = _first_misfit(values, lambda some: _unify(known, pa.array(some).type))
+        raise DatasetError(
+            f"{place(first)}, column '{column}': {pa.array(values[: first + 1]).type} after rows of {known}. "
+            "Give the column one type"
+        ) from error
+
+
+def _unify(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    schemas = [pa.schema([("value", kind)]) for kind in (first, second)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def to_batch(lines: Sequence[JsonLine], schema: pa.Schema) -> pa.RecordBatch:
+    """Return the rows as a batch of this schema. Missing columns are null.
+
+    Raises:
+        DatasetError: A value does not fit its column exactly, such as a large integer among floats.
+    """
+    place = [line.place for line in lines].__getitem__
+    arrays = [_to_array([line.row.get(f.name) for line in lines], f.name, place, f.type) for f in schema]
+    return pa.record_batch(arrays, schema=schema)
+
+
 def from_rows(rows: Sequence[Any], place: Callable[[int], str]) -> pa.Table:
-    """A table of dicts; a column that only some rows have is null in the others. `place` names a row in messages."""
+    """Return a table of dicts. A column that a row lacks is null there.
+
+    Args:
+        rows: The rows; each must be a dict.
+        place: Names a row, by its number from 0, in error messages.
+
+    Raises:
+        DatasetError: A row is not a dict, or Arrow would change a value.
+    """
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise DatasetError(f"{place(number)}: {type(row).__name__} where a dict is needed")
-        for key in row:
-            if not isinstance(key, str) or not _is_utf8(key):
-                raise DatasetError(f"{place(number)}: the key {key!a} cannot name a column; give it a name of text")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+            raise DatasetError(f"{place(number)}: {type(row).__name__} where a dict is needed. Give a list of dicts")
+    columns = _column_names(rows, place)
     arrays = []
     for column in columns:
         values = [row.get(column) for row in rows]
-        try:
-            array = pa.array(values)
-        except _MISFITS as error:
-            raise DatasetError(f"{place(_first_misfit(values))}, column '{column}': {error}") from error
+        array = _to_array(values, column, place)
         if (changed := first_changed(array, values)) is not None:
             raise DatasetError(
                 f"{place(changed)}, column '{column}': the values of this column are of different types, and {array.type} "
-                "would change this one; give them one type"
+                "would change this one. Give the column one type"
             )
         arrays.append(array)
     return pa.table(arrays, names=columns)
 
 
+def _column_names(rows: Sequence[Mapping[Any, Any]], place: Callable[[int], str]) -> list[str]:
+    """Return the keys of the rows in order of first appearance. Raise DatasetError if one cannot name a column."""
+    names: dict[str, None] = {}
+    for number, row in enumerate(rows):
+        for key in row:
+            if key not in names and (not isinstance(key, str) or not _is_utf8(key)):
+                raise DatasetError(f"{place(number)}: the key {key!a} cannot name a column. Use a text as the key")
+            names[key] = None
+    return list(names)
+
+
+def _to_array(values: list[Any], column: str, place: Callable[[int], str], kind: pa.DataType | None = None) -> pa.Array:
+    """Return the values as an array, of type `kind` if given. Raise DatasetError if a value does not fit."""
+    try:
+        return pa.array(values, kind)
+    except _MISFITS as error:
+        first = _first_misfit(values, lambda some: pa.array(some, kind))
+        raise DatasetError(f"{place(first)}, column '{column}': {error}. Give the column one type") from error
+
+
 def first_changed(array: pa.Array | pa.ChunkedArray, values: Iterable[Any]) -> int | None:
-    """The index of the first value that is another in `array` than it was in Python; None where all are the same."""
+    """Return the index of the first value that Arrow changed, or None if `array` holds the values exactly."""
     if not any(kind in str(array.type) for kind in _LENIENT):
         return None
     pairs = zip(array.to_pylist(), values, strict=True)
@@ -95,13 +181,14 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _first_misfit(values: list[Any]) -> int:
-    """The index of the first value that no array can hold together with those before it (by bisection)."""
-    low, high = 0, len(values)
+def _first_misfit(values: list[Any], convert: Callable[[list[Any]], Any]) -> int:
+    """Return the index of the first value that `convert` refuses together with the values before it, by bisection."""
+    low = 0
+    high = len(values)
     while low + 1 < high:
         middle = (low + high) // 2
         try:
-            pa.array(values[:middle])
+            convert(values[:middle])
             low = middle
         except _MISFITS:
             high = middle

@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from rollout_ray.core.errors import ConfigError, LedgerError
 from rollout_ray.core.records import PART_SCHEMA
-from rollout_ray.data.question_set import ID_KEY, NotText, cell_values
+from rollout_ray.data.cells import NotText, cell_values
+from rollout_ray.data.columns import ID_KEY
 from rollout_ray.export.selection import PairType
 from rollout_ray.export.trainer_rows import (
     TRAINER_FORMATS,

@@ -25,7 +25,8 @@ from rollout_ray.config.schema import DataConfig, Layout
 from rollout_ray.config.templates import columns_of
 from rollout_ray.core.errors import ConfigError, LedgerError, VerifyError
 from rollout_ray.core.records import METADATA, PART_SCHEMA, SCORES, TRAJECTORY
-from rollout_ray.data.question_set import ID_KEY, QuestionSet, load_questions
+from rollout_ray.data.columns import ID_KEY
+from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.results.metadata import Description, read_description
 from rollout_ray.storage.files import row_batches
 from rollout_ray.storage.paths import join_path, split_path

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import Arm
-from rollout_ray.data.question_set import ID_KEY, QuestionSet
+from rollout_ray.data.columns import ID_KEY
+from rollout_ray.data.question_set import QuestionSet
 from rollout_ray.results.id_sketch import IdSketch
 
 
