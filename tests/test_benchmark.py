@@ -1,4 +1,4 @@
-"""The benchmark in miniature: it runs every system for real, on the CPU, and its table and figures name them."""
+"""Run the benchmark in miniature: every system for real on the CPU, its table and its figures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
-    """A model of the 7B's kind, but small: no weights, a tokenizer trained on the questions."""
+    """A small model with the 7B's architecture: no weights, a tokenizer trained on the questions."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     done = module("rollout_ray.jobs.benchmark.model", folder, "--questions", questions, "--shape", "tiny")
     assert done.returncode == 0 and "4000 tokens" in done.stdout, done.stderr
@@ -65,7 +65,7 @@ def test_all_systems_on_one_small_workload(tmp_path: Path, questions: Path, tiny
 
 
 def test_bare_engines_side_by_side_share_the_requests(tmp_path: Path, questions: Path, tiny: Path) -> None:
-    """The GPUs' case of several replicas, here on the CPU."""
+    """Several replicas on GPUs use this path. Here it runs on the CPU."""
     job = Job(str(questions), 3, str(tiny), "dummy", tokens=8, gpus=0, replicas=2, eager_questions=1)
     workload = write_workload(tmp_path / "workload.json", job)
     (tmp_path / "workload.json").write_text(json.dumps(workload | {"bare_replicas": 2}))
@@ -81,7 +81,7 @@ def test_bare_engines_side_by_side_share_the_requests(tmp_path: Path, questions:
 
 
 def test_on_gpus_a_reference_starts_its_processes_as_vllm_does(tmp_path: Path, questions: Path, tiny: Path) -> None:
-    """By itself vLLM forks a process for the engine; told to spawn it, it would import everything twice."""
+    """vLLM forks a process for the engine by default. With spawn it would import everything twice."""
     job = Job(str(questions), 3, str(tiny), "dummy", tokens=8, gpus=1, replicas=2, eager_questions=1)
     workload = write_workload(tmp_path / "workload.json", job)
     for variables in (workload["environment"], workload["environment_shared"]):
@@ -106,6 +106,11 @@ def test_a_system_that_takes_too_long_is_ended(tmp_path: Path, questions: Path) 
         "rollout_ray.jobs.benchmark", "--questions", questions, "--repeats", 1, "--systems", "bare", "--timeout", 1
     )
     assert done.returncode == 1 and "bare took longer than 1 s" in done.stdout
+
+
+def test_the_tail_is_simulated_for_any_number_of_engines() -> None:
+    done = module("rollout_ray.jobs.benchmark.tail", "--engines", 2, "--questions", 20, "--draws", 3)
+    assert done.returncode == 0 and "20 x 3 on 2" in done.stdout, done.stderr
 
 
 def test_gpus_without_work_do_not_count_as_idle() -> None:

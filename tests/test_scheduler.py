@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rollout_ray.core.records import Cut, Question, RolloutRequest
 from rollout_ray.driver.scheduler import CREDIT, SMALLEST_SLICE, Scheduler
-from rollout_ray.jobs.benchmark.simulation import Outcome, Workload, simulate
+from rollout_ray.jobs.benchmark.simulated_engine import Workload
+from rollout_ray.jobs.benchmark.simulation import Outcome, simulate
 from rollout_ray.jobs.benchmark.tail import SCENARIOS, mean
 
 

@@ -1,1 +1,1 @@
-"""Ours against bare vLLM and ray.data.llm on one workload, in one run: `python -m rollout_ray.jobs.benchmark`."""
+"""Compare rollout_ray with bare vLLM and ray.data.llm: `python -m rollout_ray.jobs.benchmark`."""

@@ -1,4 +1,4 @@
-"""A system's own account of its time, handed from its process to the one that measures it."""
+"""Pass a system's timing from its process to the measuring process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Account:
-    """Moments of the monotonic clock, in seconds: each engine could accept a request (`ready`), the first request was
-    handed in (`began`), the last answer was there (`ended`), the parquet was written. `phases` are the seconds of each
-    phase of an engine's start, for every engine, where the system tells them."""
+    """Moments of the monotonic clock, in seconds.
+
+    ready: Each engine could accept a request.
+    began: The first request was submitted.
+    ended: The last answer arrived.
+    written: The parquet was written.
+    phases: Seconds of each phase of each engine's start, if the system reports them.
+    """
 
     ready: list[float]
     began: float

@@ -1,6 +1,6 @@
-"""How busy the GPUs are, read through NVML. It starts nothing on them and needs neither torch nor CUDA.
+"""Read through NVML how busy the GPUs are, without torch, CUDA or any work on them.
 
-Owns finding NVML's binding and the GPUs that this process may use. Without a binding or a GPU there is nothing to read.
+Without NVML's Python binding or a GPU there is nothing to read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Self
 
 MIB = 2**20
-LEFT_OVER = 1024 * MIB  # bytes that an ended engine may still seem to hold
-BUSY = 5  # percent; a GPU that was never busier had no work
+LEFT_OVER = 1024 * MIB  # bytes that an ended engine may still appear to hold
+BUSY = 5  # percent; a GPU that never exceeds it had no work
 
 
 def _binding() -> Any:
-    """The module pynvml: installed, or the copy that vLLM carries (loaded alone: importing vLLM takes seconds)."""
+    """Return the module pynvml, installed or from vLLM's copy.
+
+    vLLM's copy is loaded alone, because importing vLLM takes seconds.
+    """
     if importlib.util.find_spec("pynvml"):
         return importlib.import_module("pynvml")
     vllm = importlib.util.find_spec("vllm")
@@ -29,7 +32,7 @@ def _binding() -> Any:
             spec = importlib.util.spec_from_file_location("pynvml", path)
             if spec and spec.loader:
                 module = importlib.util.module_from_spec(spec)
-                sys.modules["pynvml"] = module  # it looks itself up there
+                sys.modules["pynvml"] = module  # the module looks itself up here
                 spec.loader.exec_module(module)
                 return module
     return None
@@ -37,14 +40,14 @@ def _binding() -> Any:
 
 @dataclass(frozen=True)
 class Sample:
-    """Percent of time that each GPU was busy, at a moment of the monotonic clock (seconds)."""
+    """Utilization of each GPU in percent, at a moment of the monotonic clock (seconds)."""
 
     at: float
     busy: tuple[int, ...]
 
 
 class Gpus:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, else all of the machine."""
+    """The GPUs in CUDA_VISIBLE_DEVICES, else all GPUs of the machine."""
 
     def __init__(self, nvml: Any, handles: list[Any]) -> None:
         self._nvml, self._handles = nvml, handles
@@ -52,7 +55,7 @@ class Gpus:
 
     @classmethod
     def find(cls) -> Self | None:
-        """None where NVML has no binding here, no driver or no GPU."""
+        """Return the GPUs, or None without NVML's binding, a driver or a GPU."""
         nvml = _binding()
         if nvml is None:
             return None
@@ -67,7 +70,7 @@ class Gpus:
                 for name in names
             ]
         except nvml.NVMLError as error:
-            print(f"no GPU is watched: {error}", file=sys.stderr)
+            print(f"GPU utilization is not recorded: {error}", file=sys.stderr)
             return None
         return cls(nvml, handles) if handles else None
 
@@ -79,7 +82,7 @@ class Gpus:
         return Sample(time.monotonic(), busy)
 
     def await_release(self, timeout_s: float) -> None:
-        """Waits until the memory of the system that ran before is given back; a cold start would find it taken."""
+        """Wait until the previous system's memory is free, so that a cold start finds it."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if all(now <= before + LEFT_OVER for now, before in zip(self._held(), self._held_before, strict=True)):
@@ -91,7 +94,7 @@ class Gpus:
 
 
 def mean_busy(samples: list[Sample], began: float, ended: float) -> list[float] | None:
-    """Mean percent between two moments, for each GPU that was in use in any sample; None where nothing tells it."""
+    """Return the mean percent between two moments for each GPU with any work, or None if unknown."""
     within = [sample for sample in samples if began <= sample.at <= ended]
     used = [i for i in range(len(samples[0].busy)) if max(s.busy[i] for s in samples) > BUSY] if samples else []
     return [sum(s.busy[i] for s in within) / len(within) for i in used] if within and used else None

@@ -1,10 +1,9 @@
-"""Makes a model folder to benchmark with: a Mistral's shape and a tokenizer trained on the questions, but no weights.
+"""Make a model folder for benchmarks: a Mistral's shape and a trained tokenizer, without weights.
 
     python -m rollout_ray.jobs.benchmark.model OUT --questions gsm8k.parquet        # a 7B; run it with load_format dummy
     python -m rollout_ray.jobs.benchmark.model OUT --questions gsm8k.parquet --shape tiny
 
-Owns the shape and the tokenizer. It makes no weights: vLLM's load_format 'dummy' does. What such a model writes is noise,
-so a benchmark fixes the output lengths.
+vLLM's load_format 'dummy' makes the weights. Such a model writes noise, so benchmarks fix the output lengths.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes in a Mistral's config.json, under their names there."""
+    """Sizes in a Mistral's config.json, under the same names."""
 
     hidden_size: int
     intermediate_size: int
@@ -48,9 +47,13 @@ SHAPES = {
 
 
 def make_model(folder: Path, questions: Path, shape: Shape) -> int:
-    """Writes config.json and the tokenizer's files; returns how many tokens of the vocabulary were learned.
+    """Write config.json and the tokenizer's files.
 
-    The tokenizer is trained on every string column of the parquet `questions`.
+    Args:
+        questions: Parquet whose string columns train the tokenizer.
+
+    Returns:
+        Number of learned tokens in the vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -69,7 +72,7 @@ def make_model(folder: Path, questions: Path, shape: Shape) -> int:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tokenizer = _train(questions, shape.vocab_size)
     learned: int = tokenizer.get_vocab_size()
-    # Random weights draw every id, so every id needs a text.
+    # Random weights produce every token id, so every id needs a text.
     tokenizer.add_tokens([f"<unused{i}>" for i in range(shape.vocab_size - learned)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = CHAT_TEMPLATE
@@ -78,7 +81,7 @@ def make_model(folder: Path, questions: Path, shape: Shape) -> int:
 
 
 def _train(questions: Path, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens."""
+    """Train a byte-level BPE tokenizer with at most `vocab_size` tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,7 +104,7 @@ def main() -> None:
         prog="python -m rollout_ray.jobs.benchmark.model", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--questions", type=Path, required=True, help="parquet whose texts the tokenizer learns")
+    parser.add_argument("--questions", type=Path, required=True, help="parquet whose texts train the tokenizer")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     args = parser.parse_args()
     shape = SHAPES[args.shape]

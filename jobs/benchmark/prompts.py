@@ -1,4 +1,4 @@
-"""The workload's conversations as token ids, for the references that take them so."""
+"""Tokenize the workload's conversations, for the references that take token ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def token_prompts(tokenizer: Any, requests: list[dict[str, Any]]) -> list[list[int]]:
-    """Token ids of every request's conversation; equal conversations are tokenized once."""
+    """Return the token ids of every request's conversation. Equal conversations are tokenized once."""
     known: dict[str, list[int]] = {}
     for request in requests:
         key = json.dumps(request["messages"])

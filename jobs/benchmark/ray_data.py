@@ -1,7 +1,7 @@
-"""The reference ray.data.llm, as its documentation has it and tuned. It loads nothing of rollout_ray.
+"""Run the reference ray.data.llm, as documented and tuned, without importing rollout_ray.
 
-Its phases are read from its engines' own log lines, one at the end of each start and of each batch: its rows tell
-durations, but no moments.
+Its rows tell durations but no moments. The phases therefore come from its engines' log lines, one
+at the end of each start and of each batch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ BATCH_DONE = re.compile(r"Elapsed time for batch \w+ with size \d+: ([\d.]+)")
 
 
 def with_defaults(workload: Workload, output: str) -> Account:
-    """As the documentation's example has it: messages in, all five stages, its engine arguments and batch size, the data
-    in as many blocks as Ray Data makes of it."""
+    """Run the documentation's example: messages in, all five stages, its engine arguments and batch size."""
     import ray
 
     engine = {**workload["engine_needed"]}
@@ -45,8 +44,7 @@ def with_defaults(workload: Workload, output: str) -> Account:
 
 
 def tuned(workload: Workload, output: str) -> Account:
-    """Engine limits equal to ours, small batches and many blocks, a fixed pool of engines, its templating, tokenizing
-    and detokenizing stages off."""
+    """Run with our engine limits, small batches, many blocks, a fixed pool, and text stages disabled."""
     import ray
     from transformers import AutoTokenizer
 
@@ -56,7 +54,7 @@ def tuned(workload: Workload, output: str) -> Account:
         workload["engine"],
         batch_size=BATCH,
         concurrency=(workload["replicas"], workload["replicas"]),
-        # As many batches at once as the engine decodes sequences, and a queue behind them.
+        # Enough batches for the engine's sequences, and a queue behind them.
         max_concurrent_batches=max(32, workload["engine"]["max_num_seqs"] // BATCH),
         max_tasks_in_flight_per_actor=max(64, workload["engine"]["max_num_seqs"] // BATCH * 5 // 4),
         chat_template_stage=False,
@@ -73,11 +71,11 @@ def tuned(workload: Workload, output: str) -> Account:
 
 
 def _start_ray(workload: Workload) -> Path:
-    """A local Ray for this run; returns the folder of its logs."""
+    """Start a local Ray for this run and return the folder of its logs."""
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", **workload["environment_shared"]})
     import ray
 
-    # Each engine books a core, and so does each stage around it; on a small machine they share.
+    # Each engine and each stage books a core. On a small machine they share cores.
     context = ray.init(
         "local",
         num_cpus=max(8, os.cpu_count() or 1),
@@ -98,7 +96,7 @@ def _processor(workload: Workload, engine: dict[str, Any], **options: Any) -> Ca
         model_source=workload["engine"]["model"],
         engine_kwargs=engine,
         placement_group_config=None if workload["gpus"] else {"bundles": [{"CPU": 1, "GPU": 0}]},
-        log_engine_metrics=False,  # its wrapper of vLLM's metrics does not load beside every version
+        log_engine_metrics=False,  # its wrapper of vLLM's metrics fails with some versions
         runtime_env={"env_vars": {**forwarded, **workload["environment_shared"]}},
         **options,
     )
@@ -127,12 +125,12 @@ def _run(answers: Any, output: str, logs: Path) -> Account:
         elif done := BATCH_DONE.search(message):
             batches.append((moment - float(done[1]), moment))
     if not (ready and batches):
-        raise RuntimeError(f"the logs in {logs} do not tell when the engines were ready and the batches done")
+        raise RuntimeError(f"The logs in {logs} have no line about a ready engine, or none about a finished batch")
     return Account(ready, min(began for began, _ in batches), max(ended for _, ended in batches), written)
 
 
 def _messages(logs: Path) -> Iterator[tuple[float, str]]:
-    """The workers' log lines, with their moment on the monotonic clock."""
+    """Yield the workers' log lines with their moments on the monotonic clock."""
     since = time.monotonic() - time.time()
     for path in logs.glob("worker-*.err"):
         for line in path.read_text(errors="replace").splitlines():

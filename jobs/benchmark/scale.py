@@ -1,9 +1,9 @@
-"""A run of a million trajectories with simulated engines: what the driver, a scorer and the merge cost.
+"""Measure driver, scorer and merge in a run of a million trajectories with simulated engines.
 
     python -m rollout_ray.jobs.benchmark.scale --questions 125000
 
-Runs the command line as its own process and watches its processes through /proc (Linux). Memory is the resident set;
-the driver's CPU time is counted from the first engine's start to the beginning of the merge.
+The command line runs in its own process, watched through /proc (Linux). Memory is the resident set.
+The driver's CPU time counts from the first engine's start to the beginning of the merge.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Figures:
-    """Peaks in bytes, times in seconds; `*_at` are moments, CPU times are the driver's at them."""
+    """Peak memory in bytes, times in seconds. `*_at` are moments, and `*_cpu` the driver's CPU time then."""
 
     driver: int = 0
     merge: int = 0
@@ -52,7 +52,7 @@ def parent(pid: int) -> int:
 
 
 def scorer_pids(driver: int) -> list[int]:
-    """Scoring actors of the Ray that this driver started: its raylet's children."""
+    """Return the process ids of the scoring actors of this driver's Ray."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -65,10 +65,10 @@ def scorer_pids(driver: int) -> list[int]:
 
 
 def watch(run: subprocess.Popen[bytes], out: Path) -> Figures:
-    """Samples until the run ends."""
+    """Sample the processes until the run ends."""
     figures = Figures()
     while run.poll() is None:
-        time.sleep(0.2)
+        time.sleep(0.2)  # the sampling interval
         try:
             size, figures.cpu = resident(run.pid), cpu_seconds(run.pid)
         except OSError:
@@ -89,7 +89,7 @@ def watch(run: subprocess.Popen[bytes], out: Path) -> Figures:
         if not figures.drawing_at and events.exists() and "engine_started" in events.read_text():
             figures.drawing_at, figures.drawing_cpu = time.time(), figures.cpu
     if run.wait():
-        raise RuntimeError(f"the run failed with {run.returncode}")
+        raise RuntimeError(f"The run failed with exit code {run.returncode}")
     return figures
 
 
@@ -97,8 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rollout_ray.jobs.benchmark.scale", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--questions", type=int, default=125_000, help="each is drawn under eight arms")
-    parser.add_argument("--replicas", type=int, default=4, help="simulated engines, of a million tokens a second each")
+    parser.add_argument("--questions", type=int, default=125_000, help="questions under eight arms")
+    parser.add_argument("--replicas", type=int, default=4, help="simulated engines with a million tokens a second each")
     parser.add_argument("--scorers", type=int, default=1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:

@@ -1,11 +1,11 @@
-"""One engine without Ray, under several settings: what each choice of vllm_arguments.py costs or gains.
+r"""Measure one engine without Ray under several settings of actors/vllm_backend/arguments.py.
 
-    python -m rollout_ray.jobs.benchmark.settings RUN.json --variant now '{}' \\
+    python -m rollout_ray.jobs.benchmark.settings RUN.json --variant now '{}' \
         --variant eager '{"engine": {"enforce_eager": true}}'
 
-A variant is JSON with `engine` (fields of the config's engine section) and `environment` (variables). Each runs in a
-process of its own, `--at-once` of them at a time, each on a GPU of its own; every request is there from the start, as in
-bare vLLM. It prints a line of JSON a variant: seconds of import, load and generation, tokens/s, and vLLM's own counters.
+A variant is JSON with `engine` (fields of the config's engine section) and `environment` (variables). Each runs in its
+own process on its own GPU, `--at-once` of them at a time, and gets all requests at the start, like bare vLLM.
+The output has one JSON line a variant: seconds of import, load and generation, tokens/s, and vLLM's counters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rollout_ray.models.resolved_run import resolve
 
 
 def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
-    """Figures of one engine in this process over the whole workload."""
+    """Return the figures of one engine in this process over the whole workload."""
     values = workload["config"]
     config = RunConfig.model_validate({**values, "engine": {**values.get("engine", {}), **engine}})
     began = time.perf_counter()
@@ -68,7 +68,7 @@ def measure(workload: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_variant(workload: str, name: str, variant: dict[str, Any], gpu: int | None, timeout_s: float) -> dict[str, Any]:
-    """The figures of a variant in a process of its own, or the end of what it said where it fails."""
+    """Return a variant's figures from a new process, or the end of its log if it fails."""
     environment = {**os.environ, **{k: str(v) for k, v in variant.get("environment", {}).items()}}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
@@ -87,7 +87,7 @@ def run_variant(workload: str, name: str, variant: dict[str, Any], gpu: int | No
                 words, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
-            return {"variant": name, "failed": f"not done after {timeout_s:g} s"}
+            return {"variant": name, "failed": f"took longer than {timeout_s:g} s"}
     if done.returncode:
         return {"variant": name, "failed": log.read_text()[-600:]}
     return {"variant": name, **json.loads(done.stdout.strip().splitlines()[-1])}
@@ -97,24 +97,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rollout_ray.jobs.benchmark.settings", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("workload", help="JSON with config (a run's) and gpus (an engine's)")
+    parser.add_argument("workload", help="JSON with a run's config and gpus (GPUs an engine)")
     parser.add_argument("--variant", nargs=2, action="append", default=[], metavar=("NAME", "JSON"))
-    parser.add_argument("--at-once", type=int, default=1, help="variants at a time, each on GPUs of its own")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds that one variant may take")
+    parser.add_argument("--at-once", type=int, default=1, help="variants at a time, each on its own GPUs")
+    parser.add_argument("--timeout", type=float, default=300, help="time limit of one variant in seconds")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     workload = json.loads(Path(args.workload).read_text())
     if args.measure is not None:
         print(json.dumps(measure(workload, json.loads(args.measure))))
         return
-    places: Queue[int | None] = Queue()
+    free_gpus: Queue[int | None] = Queue()
     for number in range(args.at_once):
-        places.put(number if workload["gpus"] else None)
+        free_gpus.put(number if workload["gpus"] else None)
 
     def run(name: str, text: str) -> None:
-        place = places.get()
-        print(json.dumps(run_variant(args.workload, name, json.loads(text), place, args.timeout)), flush=True)
-        places.put(place)
+        gpu = free_gpus.get()
+        print(json.dumps(run_variant(args.workload, name, json.loads(text), gpu, args.timeout)), flush=True)
+        free_gpus.put(gpu)
 
     with ThreadPoolExecutor(args.at_once) as pool:
         list(pool.map(lambda words: run(*words), args.variant))

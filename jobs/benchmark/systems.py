@@ -1,7 +1,7 @@
-"""One system a process: `python -m rollout_ray.jobs.benchmark.systems NAME WORKLOAD.json OUTPUT.parquet`.
+"""Run one system: `python -m rollout_ray.jobs.benchmark.systems NAME WORKLOAD.json OUTPUT.parquet`.
 
-Each reads the workload (see workload.py), generates, writes a parquet and returns its account of the time. The
-references load nothing of rollout_ray, as their users would not; ours is one call of `collect`.
+Each system reads the workload (workload.py), generates, writes a parquet and returns its Account.
+The references do not import rollout_ray, like their users. Ours is one call of `collect`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from rollout_ray.jobs.benchmark.account import Account
 
 
 def ours(workload: dict[str, Any], output: str) -> Account:
-    """rollout_ray's `collect`; it grades and rewards besides."""
+    """Run rollout_ray's `collect`, which also grades and rewards."""
     from rollout_ray import RunConfig, collect
 
     run = f"{output}.run"
     config = RunConfig.model_validate({**workload["config"], "output": {"output_dir": run}})
     rollouts = collect(None, config)
     os.replace(rollouts.path, output)
-    since = time.monotonic() - time.time()  # events have the time of day
+    since = time.monotonic() - time.time()  # events use the wall clock
     events = rollouts.run.events()
     started = [event for event in events if event["event"] == "engine_started"]
     ready = [event["time"] + since for event in started]
     ended = min(ready) + rollouts.summary.generation_seconds
-    written = events[-1]["time"] + since  # the file is there; Ray is ended after it, as a reference's engine is
+    written = events[-1]["time"] + since  # the file exists; Ray ends afterwards, like a reference's engine
     return Account(ready, min(ready), ended, written, [event["phases"] for event in started])
 
 

@@ -1,4 +1,4 @@
-"""The table for people: medians of the repeats, and ratios against bare vLLM of the same repeat."""
+"""Format the table for people: medians of the repeats, and ratios to bare vLLM in the same repeat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Figures = dict[str, Any]
 
 
 def figures_table(runs: dict[str, list[Figures]], workload: dict[str, Any]) -> Table:
-    """One row a system. A system that was given a share of the questions has it in its name, and no ratio of totals."""
+    """Return one row a system.
+
+    A system with a share of the questions says so in its name and has no ratio of totals.
+    """
     questions, arms = workload["questions"], workload["arms"]
     table = Table(
         title=f"{questions} questions x {arms} arms = {questions * arms} trajectories of {workload['tokens']} tokens, "
@@ -49,7 +52,7 @@ def _engines(workload: dict[str, Any]) -> str:
 
 
 def _start(done: Sequence[Figures]) -> str:
-    """Seconds to the first engine; and to the last one, where that is another."""
+    """Return the seconds until the first engine, and until the last one if they differ."""
     first, last = _median(done, lambda f: f["start"]), _median(done, lambda f: f["start_last"])
     return first if first == last else f"{first} to {last}"
 

@@ -1,9 +1,9 @@
-"""The end of a run with long-tailed lengths, and what the scheduler costs there, by simulation; prints one table.
+"""Simulate the end of a run with long-tailed lengths, and the scheduler's cost; print one table.
 
     python -m rollout_ray.jobs.benchmark.tail                                        # the scenarios below
-    python -m rollout_ray.jobs.benchmark.tail --engines 1000 --questions 1250000     # 10 million draws, about two minutes
+    python -m rollout_ray.jobs.benchmark.tail --engines 1000 --questions 1250000     # 10 million samples, two minutes
 
-The model of the engines is simulation.py's.
+simulated_engine.py models the engines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from rollout_ray.jobs.benchmark.simulation import PLACES, Outcome, Workload, simulate
+from rollout_ray.jobs.benchmark.simulated_engine import PLACES, Workload
+from rollout_ray.jobs.benchmark.simulation import Outcome, simulate
 
 STAGGERED = tuple(i * 0.5 for i in range(8))
 SCENARIOS = {
@@ -41,11 +42,11 @@ SCENARIOS = {
 
 
 def table(outcomes: Mapping[str, Outcome], seeds: int) -> Table:
-    """One line a workload."""
+    """Return a table with one line a workload."""
     made = Table(title=f"simulated runs, mean of {seeds} seed(s)")
     for heading in ("workload", "s", "bound", "all begun", "unused", "tail", "idle in tail", "idle", "hand-outs"):
         made.add_column(heading, justify="left" if heading == "workload" else "right")
-    for heading in ("given back", "answers", "us/draw"):
+    for heading in ("returned", "answers", "us/sample"):
         made.add_column(heading, justify="right")
     for name, o in outcomes.items():
         shares = (f"{o.unused:.1%}", f"{o.tail:.1f}", f"{o.tail_idle:.0%}", f"{o.idle:.1%}")
@@ -55,7 +56,7 @@ def table(outcomes: Mapping[str, Outcome], seeds: int) -> Table:
 
 
 def mean(outcomes: Sequence[Outcome]) -> Outcome:
-    """Field by field."""
+    """Return the mean of each field."""
     totals = {name: sum(getattr(o, name) for o in outcomes) for name in vars(outcomes[0])}
     kinds = {name: type(value) for name, value in vars(outcomes[0]).items()}
     return Outcome(**{name: kinds[name](total / len(outcomes)) for name, total in totals.items()})
@@ -67,16 +68,16 @@ def main() -> None:
     )
     parser.add_argument("--engines", type=int, help="this many engines instead of the scenarios")
     parser.add_argument("--questions", type=int, default=125_000)
-    parser.add_argument("--draws", type=int, default=8, help="a question")
+    parser.add_argument("--draws", type=int, default=8, help="samples a question")
     parser.add_argument("--places", type=int, default=PLACES, help="sequences that an engine decodes at once")
-    parser.add_argument("--sigma", type=float, default=1.0, help="of the lengths' logarithm")
-    parser.add_argument("--driver_ms", type=float, default=0.5, help="that the driver takes for one answer of an engine")
+    parser.add_argument("--sigma", type=float, default=1.0, help="standard deviation of the log lengths")
+    parser.add_argument("--driver_ms", type=float, default=0.5, help="driver time for one answer of an engine")
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     works = SCENARIOS
     if args.engines:
         works = {
-            f"{args.questions} x {args.samples} on {args.engines}": Workload(
+            f"{args.questions} x {args.draws} on {args.engines}": Workload(
                 args.questions, args.draws, args.engines, args.places, sigma=args.sigma
             )
         }

@@ -1,6 +1,6 @@
-"""The references that are vLLM's LLM class alone: everything at once, and the two ways that the seeds' scripts had.
+"""Run vLLM's LLM class alone: all requests at once, or in the two ways of the seeds' scripts.
 
-Owns those ways and, for several replicas, the processes side by side. It loads nothing of rollout_ray.
+With several replicas, processes run side by side. The module does not import rollout_ray.
 """
 
 from __future__ import annotations
@@ -24,25 +24,30 @@ QUESTIONS_A_BATCH = 16  # of eight arms: 128 requests
 
 
 def bare(workload: Workload, output: str) -> Account:
-    """All requests at once, with the engine arguments that ours would choose. The ceiling."""
+    """Run all requests at once with the engine arguments that ours would choose. This is the ceiling."""
     return _all_at_once(workload, workload["engine"], output)
 
 
 def bare_defaults(workload: Workload, output: str) -> Account:
-    """All requests at once, with vLLM's own choices."""
+    """Run all requests at once with vLLM's own choices."""
     engine = {**workload["engine_needed"], "tensor_parallel_size": max(1, workload["gpus"])}
     return _all_at_once(workload, engine, output)
 
 
 def seeds_eager(workload: Workload, output: str) -> Account:
-    """The seeds' first script: one question's arms at a time, eager, max_model_len 8192. On a share of the questions."""
+    """Run like the seeds' first script on a share of the questions.
+
+    It runs one question's arms at a time, eager, with max_model_len 8192.
+    """
     engine = _seeds_engine(workload) | {"max_model_len": 8192, "enforce_eager": True}
     return _in_turn(workload, engine, output, workload["requests"][: workload["eager_questions"] * workload["arms"]], 1)
 
 
 def seeds_batches(workload: Workload, output: str) -> Account:
-    """The seeds' second script: 16 questions' arms at a time and a barrier after them, with its engine arguments (but
-    swap_space, which vLLM no longer has)."""
+    """Run like the seeds' second script: 16 questions' arms at a time, each batch awaited.
+
+    The engine arguments are the script's, except for swap_space, which vLLM no longer has.
+    """
     engine = _seeds_engine(workload) | {"max_model_len": 2048, "gpu_memory_utilization": 0.95, "max_num_seqs": 256}
     if workload["gpus"]:
         engine |= {"enforce_eager": False, "enable_chunked_prefill": True}
@@ -50,7 +55,7 @@ def seeds_batches(workload: Workload, output: str) -> Account:
 
 
 def _seeds_engine(workload: Workload) -> dict[str, Any]:
-    """The seeds spread one engine over all GPUs."""
+    """Return engine arguments with one engine over all GPUs, like the seeds."""
     gpus = workload["gpus"] * workload["replicas"]
     return {**workload["engine_needed"], "dtype": "bfloat16", "tensor_parallel_size": max(1, gpus)}
 
@@ -58,19 +63,21 @@ def _seeds_engine(workload: Workload) -> dict[str, Any]:
 def _in_turn(
     workload: Workload, engine: dict[str, Any], output: str, requests: list[dict[str, Any]], questions: int
 ) -> Account:
-    """Text prompts, so many `questions` at a time, each batch waited for."""
+    """Run text prompts, `questions` at a time, and wait for each batch."""
     os.environ.update(workload["environment"])
     from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
     limit = AutoConfig.from_pretrained(engine["model"]).max_position_embeddings
     engine["max_model_len"] = min(engine["max_model_len"], limit)
-    if "max_num_batched_tokens" in engine:  # on the CPU, where a whole prompt must fit into one step
+    if "max_num_batched_tokens" in engine:  # on the CPU a whole prompt must fit into one step
         engine["max_num_batched_tokens"] = max(engine["max_num_batched_tokens"], engine["max_model_len"])
     llm = LLM(**engine)
     ready = time.monotonic()
     tokenizer = llm.get_tokenizer()
-    size, texts, lengths = questions * workload["arms"], [], []
+    size = questions * workload["arms"]
+    texts: list[str] = []
+    lengths: list[int] = []
     began = time.monotonic()
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
@@ -84,15 +91,17 @@ def _in_turn(
 
 
 def _all_at_once(workload: Workload, engine: dict[str, Any], output: str) -> Account:
-    """One engine; or, with several replicas on GPUs, as many processes side by side, which start generating together."""
+    """Run one engine, or several processes side by side that start generating together."""
     if workload["bare_replicas"] == 1:
         return _generate(workload["environment"], engine, workload["requests"], output)
     return _side_by_side(workload, engine, output, workload["bare_replicas"])
 
 
 def _side_by_side(workload: Workload, engine: dict[str, Any], output: str, replicas: int) -> Account:
-    """`replicas` processes with GPUs of their own, the requests dealt out to them in turn. Generation is from the moment
-    that all are ready to the last answer."""
+    """Run `replicas` processes with their own GPUs and deal the requests out in turn.
+
+    Generation lasts from the moment that all are ready to the last answer.
+    """
     import pandas as pd
 
     context = multiprocessing.get_context("spawn")
@@ -109,20 +118,21 @@ def _side_by_side(workload: Workload, engine: dict[str, Any], output: str, repli
         wait([process.sentinel for process in running])
         if failed := [process.exitcode for process in running if process.exitcode]:
             together.abort()
-            raise RuntimeError(f"an engine ended with exit code {failed[0]}")
+            raise RuntimeError(f"An engine ended with exit code {failed[0]}")
         running = [process for process in running if process.exitcode is None]
-    told = [accounts.get() for _ in processes]
+    received = [accounts.get() for _ in processes]
     ended = time.monotonic()
     pd.concat([pd.read_parquet(share.output) for share in shares], ignore_index=True).to_parquet(output)
     merging = time.monotonic() - ended
-    written = max(account.written for account in told) + merging  # how the processes end is not part of it, as with one
-    ready = [moment for account in told for moment in account.ready]
-    return Account(ready, min(a.began for a in told), max(a.ended for a in told), written)
+    # The processes' end does not count, like with one process.
+    written = max(account.written for account in received) + merging
+    ready = [moment for account in received for moment in account.ready]
+    return Account(ready, min(a.began for a in received), max(a.ended for a in received), written)
 
 
 @dataclass(frozen=True)
 class _Share:
-    """One process's part of the requests: every `of`-th, from `number` on."""
+    """One process's part of the requests: every `of`-th one, from `number` on."""
 
     number: int
     of: int
@@ -139,7 +149,7 @@ def _one_of_several(workload: Workload, engine: dict[str, Any], share: _Share, t
 
 
 def _devices(gpus: int, replicas: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each replica; None on the CPU."""
+    """Return CUDA_VISIBLE_DEVICES for each replica, or None on the CPU."""
     if not gpus:
         return [None] * replicas
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -154,7 +164,7 @@ def _generate(
     output: str,
     together: Barrier | None = None,
 ) -> Account:
-    """One engine, all requests at once, prompts as token ids made beforehand."""
+    """Run one engine with all requests at once, as token ids made beforehand."""
     os.environ.update(variables)
     from vllm import LLM, SamplingParams
 
