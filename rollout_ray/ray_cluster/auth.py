@@ -6,16 +6,21 @@ Ray decides whether to use it when it is imported (RAY_AUTH_MODE). This imports 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from rollout_ray.core.errors import RolloutError
+from rollout_ray.ray_cluster.private_session import close_to_others
 
 MODE = "RAY_AUTH_MODE"
 
 
 def has_token() -> bool:
     """Whether there is a token where Ray would look for it."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or os.path.exists(path)
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
+    found = os.path.isfile(path)  # False also where the folder cannot be entered
+    if found:
+        close_to_others(path)
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or found
 
 
 def check_token() -> None:

@@ -20,6 +20,7 @@ from rollout_ray.core.errors import RolloutError
 from rollout_ray.models.paths import cluster_address
 from rollout_ray.ray_cluster import ray_internals
 from rollout_ray.ray_cluster.auth import MODE, check_token, has_token
+from rollout_ray.ray_cluster.private_session import private_session
 
 
 @contextmanager
@@ -34,17 +35,20 @@ def connected(cfg: RunConfig) -> Iterator[None]:
         yield
         return
     mode = os.environ.get(MODE)
+    address = cluster_address(cfg)
     try:
-        _connect(cluster_address(cfg))
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        with nullcontext() if address else private_session() as folder:
+            _connect(address, folder)
+            try:
+                yield
+            finally:
+                ray.shutdown()
     finally:
         _set_auth_mode(mode)  # a local Ray leaves its own mode, and the next cluster may have another
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, folder: str | None) -> None:
+    """Connect to the cluster at `address`, or start a local Ray whose sessions lie in `folder`."""
     if address:
         address = _checked_address(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -55,6 +59,7 @@ def _connect(address: str | None) -> None:
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _temp_dir=folder,
             )
     except (ConnectionError, ray.exceptions.RpcError) as error:
         raise RolloutError(
