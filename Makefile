@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint chaos bench clean
+.PHONY: setup demo test lint compat chaos bench clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,10 @@ lint: $(VENV)/.test-ready
 # Most tests wait for engines and nodes to start, so three at once take half the time on two cores.
 test: lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# The engine tests with the lowest and the highest allowed vLLM; each gets an environment of its own in .compat.
+compat: $(VENV)/.test-ready
+	$(BIN)/python -m tests.compat
 
 chaos: $(VENV)/.test-ready
 	$(BIN)/python -m tests.chaos

@@ -3,6 +3,8 @@ and test_job.py."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,9 @@ def test_without_a_cluster_it_says_so(capsys: pytest.CaptureFixture[str], monkey
     config = str(ROOT / "jobs" / "gsm8k_abel_7b.yaml")
     assert main(["--address", address, "--working-dir", str(ROOT), config]) == 1
     assert f"no cluster takes jobs at {address}" in capsys.readouterr().err
+
+
+def test_the_former_module_still_runs_in_a_checkout() -> None:
+    command = [sys.executable, "-m", "jobs.submit", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Submits a run as a Ray job" in done.stdout or "Submit a run as a Ray job" in done.stdout
