@@ -1,6 +1,6 @@
-"""The token of a Ray cluster, as far as it is told without Ray: whether there is one here, and whether one must be.
+"""Tell whether this machine has the token of a Ray cluster, and whether it must have one.
 
-Ray decides whether to use it when it is imported (RAY_AUTH_MODE). This imports no Ray, and keeps no token.
+Ray reads RAY_AUTH_MODE when it is imported. This module imports no Ray and keeps no token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MODE = "RAY_AUTH_MODE"
 
 
 def has_token() -> bool:
-    """Whether there is a token where Ray would look for it."""
+    """Return whether there is a token where Ray looks for it."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
     found = os.path.isfile(path)  # False also where the folder cannot be entered
     if found:
@@ -24,6 +24,6 @@ def has_token() -> bool:
 
 
 def check_token() -> None:
-    """Raises RolloutError where Ray is told to use a token and there is none: it would end this process."""
+    """Raise RolloutError if Ray must use a token and there is none: Ray would end this process."""
     if os.environ.get(MODE) == "token" and not has_token():
         raise RolloutError(f"{MODE} is token and there is none here; put the head's ~/.ray/auth_token here, or unset it")

@@ -1,8 +1,7 @@
-"""What a cluster may grow to, and so how many engines a run asks for.
+"""Decide how many engines a run asks for, from the nodes that are up and those that Ray's autoscaler may add.
 
-Owns the look at the nodes: those that are up, and those that Ray's autoscaler may still add. It asks for no node: what the
-autoscaler acts on is a placement group that waits for room, which fleet.py makes for every engine and which ends with
-the job. (`request_resources` would be one wish for the whole cluster, and would outlive a driver that was killed.)
+It requests no node. The autoscaler adds nodes for placement groups that wait for resources; the driver makes one for each
+engine, and they end with the job. `request_resources` would hold for the whole cluster and outlive a killed driver.
 """
 
 from __future__ import annotations
@@ -32,11 +31,17 @@ HEAD = "node:__internal_head__"  # a resource that only the head has
 
 
 def placed(run: ResolvedRun, samples: int | None = None) -> Placement:
-    """How many engines the nodes are to hold: those that are up, and on an autoscaling cluster those that may come.
+    """Return how many engines to run on the nodes that are up and those that may come.
 
-    Where `resources.replicas` is unset and nodes may come, a run of `draws` draws asks for no more engines than would get
-    a full batch each, in whole nodes; the nodes that are up are used in any case. Raises PlacementError where the nodes,
-    at most, cannot hold what was asked for.
+    If `resources.replicas` is unset and nodes may come, each engine must get a full batch. The engines then fill whole
+    nodes. A run uses every node that is up in any case.
+
+    Args:
+        run: The resolved run.
+        samples: Trajectories that are left to draw, or None if not known.
+
+    Raises:
+        PlacementError: The largest possible cluster cannot hold the engines that the config asks for.
     """
     cfg = run.config
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -60,26 +65,28 @@ def placed(run: ResolvedRun, samples: int | None = None) -> Placement:
         )
     if cfg.resources.replicas is None and samples is not None:
         batch = placement.limits.max_num_seqs
-        of_a_node = max(1, _capacity(coming[:1], placement.gpus))  # a node costs the same whatever of it is used
+        of_a_node = max(1, _capacity(coming[:1], placement.gpus))  # a node costs the same however much of it is used
         worth = max(_capacity(up, placement.gpus), math.ceil(samples / batch / of_a_node) * of_a_node)
         placement = replace(placement, replicas=min(placement.replicas, worth))
     return replace(
         placement,
         scales=True,
-        cpus=placement.cpus or 1,  # an engine that books nothing would bring no node
+        cpus=placement.cpus or 1,  # the autoscaler adds no node for an engine that books nothing
         note=f"as nodes join, {placement.note}; {len(up)} node(s) are up now, the autoscaler has the head and up to "
         f"{len(coming)} more",
     )
 
 
 def _capacity(nodes: Sequence[Node], gpus: int) -> int:
-    """Engines of `gpus` GPUs, or else of one core, that fit."""
+    """Return how many engines fit, of `gpus` GPUs each, or of one core if `gpus` is 0."""
     return sum(node.gpus // gpus if gpus else node.cpus for node in nodes)
 
 
 def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:
-    """Every node that the autoscaler of this config has at most, without the head; those with the most GPUs first, since
-    all types together are bounded as well. Empty where there is no autoscaler."""
+    """Return every node that the autoscaler may add, without the head. Return none if there is no autoscaler.
+
+    Nodes with the most GPUs come first, because `max_workers` limits all types together.
+    """
     if config is None:
         return []
     most = int(config.get("max_workers", 0))
@@ -93,8 +100,10 @@ def nodes_to_come(config: Mapping[str, Any] | None) -> list[Node]:
 
 
 def gpu_to_come(config: Mapping[str, Any] | None) -> Gpu | None:
-    """The smallest GPU of the nodes to come, as far as their types say it: by the label ray.io/accelerator-type or the
-    resource accelerator_type:NAME, which are Ray's own ways to say it. None where none does."""
+    """Return the smallest GPU of the nodes to come, or None if no node type names its GPU.
+
+    Ray's ways to name it are the label ray.io/accelerator-type and the resource accelerator_type:NAME.
+    """
     found = []
     for kind in config["available_node_types"].values() if config else ():
         marked = [name.partition(":")[2] for name in kind.get("resources") or {} if name.startswith("accelerator_type:")]
@@ -109,13 +118,15 @@ def _amount(kind: Mapping[str, Any], resource: str) -> int:
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:
-    """A place for actors that must hold no node that is to go: the driver's own."""
+    """Return the strategy for actors that must not keep an idle node up: they run on the driver's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def _autoscaling_config(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The autoscaler's config; None where the cluster has none. Ray tells clients neither whether nodes may be added nor
-    how many, so it is read where the autoscaler runs."""
+    """Return the autoscaler's config, or None if the cluster has no autoscaler.
+
+    Ray tells clients neither whether nodes may be added nor how many, so a task reads the config on the head.
+    """
     context = ray.get_runtime_context()
     port = context.gcs_address.rpartition(":")[2]
     head = next(node["NodeID"] for node in nodes if HEAD in node["Resources"])
@@ -129,12 +140,14 @@ def _autoscaling_config(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
 
 
 def read_config(port: str) -> dict[str, Any] | None:
-    """What concerns the number of nodes in the config of the autoscaler that runs on this machine for the Ray at `port`;
-    None where none does."""
+    """Return the settings for the number of nodes of the autoscaler on this machine that serves the Ray at `port`.
+
+    Return None if there is no such autoscaler.
+    """
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
         options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         path = options.get("--autoscaling-config")

@@ -1,6 +1,6 @@
-"""Where engines go: how many replicas the machines hold, and one reservation (a placement group) for each.
+"""Decide how many replicas the nodes hold, and reserve a placement group for each.
 
-Owns that choice and its messages. A replica never spans nodes. It starts nothing.
+A replica never spans nodes. This module starts no engine.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
 ENGINES_PER_SCORER = 2
-MOST_SCORERS = 16  # of 300 MiB each, at times all on the head; each scores what dozens of engines draw
-CPU_REPLICAS = 2  # on the CPU two one-core engines beat one of two cores; more of them only share memory bandwidth
+MOST_SCORERS = 16  # each takes 300 MiB, all of them may be on the head, and one scores for dozens of engines
+CPU_REPLICAS = 2  # two one-core engines beat one engine of two cores; more of them share the memory bandwidth
 
 
 @dataclass(frozen=True)
 class Node:
-    """One live machine: its cores and GPUs."""
+    """The cores and GPUs of a live machine."""
 
     cpus: int
     gpus: int
@@ -33,11 +33,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """`replicas` engines with `gpus` GPUs and `threads` CPU threads each; `note` says in words why.
+    """How many engines run, and what each gets.
 
-    `limits` are an engine's on these machines; `cpus` is what Ray books for an engine, which need not be the threads that
-    it uses. Where the cluster `scales`, nodes for some of the engines may be still to
-    come.
+    Attributes:
+        replicas: Number of engines.
+        gpus: GPUs of each engine.
+        threads: CPU threads of each engine.
+        note: The reason, for the user.
+        limits: Batch limits of an engine on these machines.
+        cpus: CPUs that Ray books for an engine. They may differ from its threads.
+        scales: Whether nodes for some of the engines may be still to come.
     """
 
     replicas: int
@@ -56,8 +61,18 @@ def choose_placement(
     model: ModelSize | None = None,
     degree: int | None = None,
 ) -> Placement:
-    """How many engines to run, of a model of that size on nodes whose smallest GPU is `gpu`; None: not known. `degree`
-    fixes the GPUs of a replica. Raises PlacementError where the nodes cannot hold what was asked for."""
+    """Return how many engines to run on the nodes.
+
+    Args:
+        nodes: The machines.
+        run: The resolved run.
+        gpu: The smallest GPU of the nodes, or None if not known.
+        model: The size of the model, or None if not known.
+        degree: GPUs of a replica, if another replica has fixed them.
+
+    Raises:
+        PlacementError: The nodes cannot hold the engines that the config asks for.
+    """
     config = run.config
     wanted, size = config.resources.replicas, config.engine.tensor_parallel_size or 1
     cpus = sum(node.cpus for node in nodes)
@@ -76,35 +91,36 @@ def choose_placement(
         return Placement(replicas, 0, threads, note, usual_limits(config.engine, 0))
     layout = lay_out(run, model, gpu, max(node.gpus for node in nodes), degree)
     size = layout.tensor_parallel_size
-    room = sum(node.gpus // size for node in nodes)
+    capacity = sum(node.gpus // size for node in nodes)
     have = ", ".join(str(node.gpus) for node in nodes)
-    if room == 0:
+    if capacity == 0:
         raise PlacementError(
             f"tensor_parallel_size {size} needs {size} GPUs on one node and the nodes have {have}; lower it"
         )
-    if wanted and wanted > room:
+    if wanted and wanted > capacity:
         raise PlacementError(
-            f"{wanted} replicas of {size} GPU(s) were asked for and the nodes ({have} GPUs) hold {room}; lower --replicas"
+            f"{wanted} replicas of {size} GPU(s) were asked for and the nodes ({have} GPUs) hold {capacity}; "
+            "lower --replicas"
         )
-    replicas = wanted or room
+    replicas = wanted or capacity
     note = f"{replicas} engine(s) of {size} GPU(s) each, the nodes have {have}; {layout.reason}"
     return Placement(replicas, size, 1, note, layout.limits)
 
 
 def scorers_for(config: RunConfig, replicas: int) -> int:
-    """How many scoring actors that many engines get."""
+    """Return the number of scorers for that many engines."""
     return config.resources.scorers or min(MOST_SCORERS, max(1, replicas // ENGINES_PER_SCORER))
 
 
 def live_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[Node]:
-    """The live machines of a `ray.nodes()` answer."""
+    """Return the live machines in an answer of `ray.nodes()`."""
     return [
         Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in nodes if node["Alive"]
     ]
 
 
 def reserve(placement: Placement) -> PlacementGroup | None:
-    """Asks for the room of one replica, all on one node, without waiting for it; None where it needs none."""
+    """Request a placement group for one replica, on one node, without waiting. Return None if it books nothing."""
     from ray.util.placement_group import placement_group
 
     bundle = {"GPU": float(placement.gpus), "CPU": float(placement.cpus)}
@@ -112,9 +128,9 @@ def reserve(placement: Placement) -> PlacementGroup | None:
     return placement_group([bundle], strategy="STRICT_PACK") if bundle else None
 
 
-def release(room: PlacementGroup | None) -> None:
-    """Gives a reservation back; Ray keeps it for as long as the driver is connected otherwise."""
+def release(group: PlacementGroup | None) -> None:
+    """Remove a placement group. Ray would keep it for as long as the driver is connected."""
     from ray.util.placement_group import remove_placement_group
 
-    if room is not None:
-        remove_placement_group(room)
+    if group is not None:
+        remove_placement_group(group)
