@@ -1,1 +1,1 @@
-"""Runs the command line under fire: processes killed by pid at random moments, and the ledger checked after each run."""
+"""Kill processes of the command line at random moments, and check the run directory after each run."""

@@ -1,4 +1,4 @@
-"""`make chaos`: every scenario, several times, and one table. Run it in namespaces of its own: tests.chaos does that.
+"""Run every scenario of `make chaos` in its own namespaces, and print one table.
 
 python -m tests.chaos [--seed N] [--short]
 """
@@ -45,8 +45,8 @@ SHORT = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order and the moments of the kills")
-    parser.add_argument("--short", action="store_true", help="the few scenarios that make test runs")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the kills' order and moments")
+    parser.add_argument("--short", action="store_true", help="only the few scenarios of the test suite")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     outcomes: list[Outcome] = []
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _end_ray() -> None:
-    """Ends what a scenario's cluster, or a driver that was killed, has left; the namespace holds nothing else."""
+    """Kill the remains of a scenario's cluster or driver. The namespace has no other processes."""
     for process in found(("/raylet/raylet", "gcs_server", "ray::", "ray/dashboard", "monitor.py")):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -94,12 +94,9 @@ def _table(outcomes: list[Outcome]) -> Table:
         table.add_column(heading, justify="left" if heading in ("run", "kills") else "right")
     for o in outcomes:
         kills = sum(o.kills.values())
-        table.add_row(
-            o.name, ", ".join(f"{n} {k}" for k, n in o.kills.items()), *map(str, (
-                o.drivers, o.expected, o.found, o.missing, o.duplicates, o.wrong_seeds, f"{o.seconds:.0f}",
-                f"{o.lost_s / kills:.1f}" if kills else "-",
-            )),
-        )  # fmt: skip
+        counts = (o.drivers, o.expected, o.found, o.missing, o.duplicates, o.wrong_seeds)
+        times = (f"{o.seconds:.0f}", f"{o.lost_s / kills:.1f}" if kills else "-")
+        table.add_row(o.name, ", ".join(f"{n} {k}" for k, n in o.kills.items()), *map(str, counts), *times)
     every = sum(sum(o.kills.values()) for o in outcomes)
     table.caption = f"{len(outcomes)} runs, {every} kills, {sum(o.expected for o in outcomes)} rows expected, " + (
         f"{sum(o.found for o in outcomes)} found, {sum(o.missing for o in outcomes)} missing, "

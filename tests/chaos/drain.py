@@ -1,4 +1,4 @@
-"""One node of a cluster is drained, as a spot reclaim announces it, while a run goes on. Run in namespaces of its own.
+"""Drain one node of a cluster during a run, like a spot reclaim. Run it in its own namespaces.
 
 python -m tests.chaos.drain FOLDER
 """
@@ -20,11 +20,9 @@ from tests.conftest import ROOT
 
 ENGINES = 6  # on the head and two more nodes
 SCORERS = 3
-FLAGS = (
-    "--backend", "simulated", "--sim_tokens_per_second", "4000", "--max_tokens", "400", "--replicas", str(ENGINES),
-    "--scorers", str(SCORERS), "--flush_seconds", "3600", "--part_rows", "100000",
-)  # fmt: skip
-MANY_DRAWN = re.compile(r"\b[1-9][\d,]{2,}/[\d,]+ trajectories")
+FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "4000", "--max_tokens", "400")
+FLAGS += ("--replicas", str(ENGINES), "--scorers", str(SCORERS), "--flush_seconds", "3600", "--part_rows", "100000")
+MANY_FINISHED = re.compile(r"\b[1-9][\d,]{2,}/[\d,]+ trajectories")
 
 
 def head_id(address: str) -> str:
@@ -44,10 +42,10 @@ def main(folder: Path) -> None:
             [*command, "--ray_address", cluster.address], env=environment(), cwd=ROOT, stdout=log, stderr=log
         )
         nodes: dict[str, str] = {}
-        while driver.poll() is None and not (len(nodes) == ENGINES and MANY_DRAWN.search((folder / "log").read_text())):
+        while driver.poll() is None and not (len(nodes) == ENGINES and MANY_FINISHED.search((folder / "log").read_text())):
             time.sleep(0.2)
             nodes = {e["engine"]: e["node"] for e in RunDirectory(str(out)).events() if e["event"] == "engine_started"}
-        # The head is the driver's own node: it goes with it.
+        # The head is the driver's own node, so it must stay.
         node = next(at for at in nodes.values() if at != head_id(cluster.address))
         words = ["drain-node", "--address", cluster.address, "--node-id", node, "--reason-message", "spot reclaim"]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "600"]
@@ -62,7 +60,7 @@ def main(folder: Path) -> None:
     assert set(moved) <= set(notice["engines"]) and node not in moved.values()
     assert not [e for e in found if e["event"] == "engine_died"]
     assert "is about to go: what is complete is saved" in (folder / "log").read_text()
-    # No part is due before the end, when every scorer writes one: what is more was written at the notice.
+    # Each scorer writes one part at the end. Further parts were written at the notice.
     parts = [p.stat().st_mtime for p in (out / "parts").glob("*.parquet")]
     assert len(parts) > SCORERS and min(parts) > notice["time"] - 0.1, (parts, notice)
     outcome = Outcome("drain", 0)

@@ -1,8 +1,9 @@
-"""A run on an autoscaling cluster that has no worker at first: nodes join, two are killed (v2 only: v1 does not replace
-nodes of this provider), and they go while the run still goes on. Ray's own autoscaler, with its fake provider, whose nodes
-are raylets on this machine. Run in namespaces of its own, with a /tmp/ray of its own.
+"""Run on an autoscaling cluster that starts without workers. Run it in its own namespaces and /tmp/ray.
 
 python -m tests.chaos.elastic FOLDER v1|v2
+
+Nodes join, and leave before the run ends. With v2, two nodes are killed; v1 does not replace nodes of this provider.
+The autoscaler is Ray's own, with its fake provider, whose nodes are raylets on this machine.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ HEAD_ID = f"{'f' * 51}00000"
 ENGINES, WORKERS = 3, 5
 QUESTIONS = 700
 GONE = "the last node is gone"
-# Each draw takes 2 s in the mean and 10 s at most, and on engine-0 five times as long: the others are done before it.
+# A sample takes 2 s on average and at most 10 s. On engine-0 it takes five times as long, so the others finish first.
 FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", str(256 * 50), "--sim_mean_tokens", "100")
 FLAGS += ("--max_tokens", "500", "--sim_straggler", "5", "--sim_start_seconds", "2")
 
 
 def autoscaler_config() -> dict[str, Any]:
-    """Up to five workers of one core. Ray's wheel lacks the defaults of the fake provider, so that it is named as an
-    external one, and everything is said here."""
+    """Return a config with up to five workers of one core.
+
+    Ray's wheel lacks the defaults of the fake provider, so it is an external one with all fields given.
+    """
     lists = "initialization_commands setup_commands head_setup_commands worker_setup_commands head_start_ray_commands "
     lists += "worker_start_ray_commands cluster_synced_files rsync_exclude rsync_filter"
     return {
@@ -79,22 +82,24 @@ def start_head(folder: Path, version: str) -> None:
     config.write_text(json.dumps(autoscaler_config()))
     extra = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
     extra |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_enable_autoscaler_v2": str(int(version == "v2"))}
-    extra |= {"RAY_health_check_period_ms": "1000"}  # a node that was killed is noticed in 5 s instead of 15
+    extra |= {"RAY_health_check_period_ms": "1000"}  # a killed node is noticed after 5 s instead of 15
     words = ["start", "--head", "--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={config}"]
     ray = str(Path(sys.executable).parent / "ray")
     subprocess.run([ray, *words], env=environment() | extra, check=True, capture_output=True, timeout=120)
 
 
 def workers() -> list[psutil.Process]:
-    """The raylets but the head's, the oldest first."""
+    """Return the raylets except the head's, the oldest first."""
     return sorted(found(TITLES[RAYLET]), key=lambda p: p.create_time())[1:]
 
 
 class Play:
-    """The run, watched: what happened when, in seconds from its start."""
+    """The observed run: its events, and moments in seconds from its start."""
 
     def __init__(self, folder: Path) -> None:
-        self.data, self.out, self._log = folder / "questions.parquet", folder / "run", folder / "log"
+        self.data = folder / "questions.parquet"
+        self.out = folder / "run"
+        self._log = folder / "log"
         rows = [{"question_id": f"q{number}", **row} for number, row in enumerate(demo_rows(QUESTIONS))]
         pq.write_table(pa.Table.from_pylist(rows), self.data)
         self.began = time.time()
@@ -127,14 +132,14 @@ class Play:
 
 
 def refuse_too_many(play: Play) -> None:
-    """More than the autoscaler has at most is refused, and not waited for."""
+    """A run that needs more nodes than the autoscaler's maximum is refused at once."""
     command = play.command(WORKERS + 1, play.out.with_name("refused"))
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 4 and "nodes hold 5 at most; lower --replicas" in done.stderr, done
 
 
 def kill(play: Play, node: str, why: str) -> None:
-    """Kills the raylet of the node, as if its machine were gone."""
+    """Kill the node's raylet, as if its machine were gone."""
     (raylet,) = (p for p in workers() if p.environ()["RAY_OVERRIDE_NODE_ID_FOR_TESTING"] == node)
     raylet.kill()
     play.say(f"node {node[-1]} is killed: {why}")

@@ -1,7 +1,6 @@
-"""A node dies with what its engines have handed over, and no scorer has read: that is drawn again, and holds up no scorer.
-Run in namespaces of its own.
+"""Kill a node whose results no scorer has read. They are generated again and delay no scorer.
 
-python -m tests.chaos.lost_node FOLDER
+Run it in its own namespaces: python -m tests.chaos.lost_node FOLDER
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from rollout_ray.telemetry.progress import Plain
 from rollout_ray.telemetry.run_view import RunView
 from tests.chaos.scenarios import RAYLET, SCORER, TITLES, Cluster, Outcome, check, environment, found, write_questions
 
-ACTORS = 6  # engines, and scorers, which Ray spreads over the two nodes
-# What is handed over is in the node's store, however little it is, and a node is dead after 2 s.
+ACTORS = 6  # number of engines and of scorers, which Ray spreads over the two nodes
+# Every result goes through the node's object store, however small, and a node counts as dead after 2 s.
 SYSTEM = {"max_direct_call_object_size": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 
 
 class Kill(Plain):
-    """Kills the other node while the scorers of the driver's own stand still, which go on once it is noticed."""
+    """Kill the other node while the scorers on the driver's node are suspended, and resume them afterwards."""
 
     def __init__(self, cluster: Cluster) -> None:
         super().__init__()
@@ -50,7 +49,7 @@ class Kill(Plain):
 
 
 def attempt(cluster: Cluster, data: Path, out: Path) -> tuple[int, float]:
-    """How many payloads were lost, and the seconds from the notice of the death to the run's end."""
+    """Run once. Return the number of lost payloads, and the seconds from the noticed death to the end."""
     cfg = RunConfig.model_validate(
         {
             "output": {"output_dir": str(out)},
@@ -73,8 +72,9 @@ def main(folder: Path) -> None:
     data = folder / "questions.parquet"
     write_questions(data, 600)
     cluster = Cluster(1, 2, f"--system-config={json.dumps(SYSTEM)}")
-    lost, number, took = 0, 0, 0.0
-    while not lost:  # by chance all scorers may be on the other node, or all engines on the driver's
+    lost = number = 0
+    took = 0.0
+    while not lost:  # by chance all scorers may be on the other node, or all engines on the driver's node
         lost, took = attempt(cluster, data, folder / f"run-{number}")
         cluster.add()
         number += 1

@@ -1,6 +1,6 @@
-"""What a chaos run consists of: its questions, its command, whom it kills, and the check of what it left behind.
+"""Define chaos runs: questions, command, victims, and the check of the result.
 
-A scenario runs in namespaces of its own (see __main__.py), so that every Ray process it sees is its own.
+A scenario runs in its own namespaces (see __main__.py), so it sees only its own Ray processes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from rollout_ray.core.records import sample_specs, sampling_seed
 from tests.conftest import ROOT, clean_environment, demo_rows, free_port
 from tests.processes import ENGINES, SCORERS
 
-ENGINE, SCORER, GRADER, DRIVER, RAYLET = "engine", "scorer", "grader child", "driver", "raylet"
-# What a process shows in its command line.
+ENGINE = "engine"
+SCORER = "scorer"
+GRADER = "grader child"
+DRIVER = "driver"
+RAYLET = "raylet"
+# Substrings of the processes' command lines.
 TITLES = {
     ENGINE: ENGINES,
     SCORER: SCORERS,
@@ -37,7 +41,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run: `victims` are killed in a random order, `kills` times in all, `pause_s` (from, to) apart."""
+    """One run: `kills` random victims die, at intervals of `pause_s` (from, to) seconds."""
 
     name: str
     victims: tuple[str, ...]
@@ -45,12 +49,12 @@ class Scenario:
     pause_s: tuple[float, float] = (0.5, 2.5)
     questions: int = 600
     flags: tuple[str, ...] = ("--backend", "simulated", "--sim_tokens_per_second", "10000")
-    raylets: int = 0  # of a cluster that the driver joins; 0: the driver starts its own Ray
+    raylets: int = 0  # workers of a cluster that the driver joins; 0: the driver starts its own Ray
 
 
 @dataclass
 class Outcome:
-    """What a run left behind. `lost_s` is the time that it took beyond an undisturbed one."""
+    """The result of a run. `lost_s` is its time beyond an undisturbed run."""
 
     name: str
     expected: int
@@ -69,7 +73,7 @@ class Outcome:
 
 
 def write_questions(path: Path, count: int) -> None:
-    """Half of the golds are plain numbers, half need a grading child."""
+    """Write questions, half with a plain number as gold, half with a gold that needs a grader process."""
     rows = demo_rows(count)
     golds = [r["gold_answer"] if i % 2 else f"\\sqrt{{{i + 2}}}" for i, r in enumerate(rows)]
     ids = [f"q{i}" for i in range(count)]
@@ -78,23 +82,29 @@ def write_questions(path: Path, count: int) -> None:
 
 
 class Cluster:
-    """A head and some raylets on this machine; a raylet that was killed is followed by a new one."""
+    """A head and some raylets on this machine. A new raylet replaces each killed one."""
 
     def __init__(self, raylets: int, cpus: int, *head: str) -> None:
-        """`head`: further words for the head's `ray start`."""
-        self.address, self._cpus, self._hosts = f"127.0.0.1:{free_port()}", cpus, 1
+        """Start the cluster.
+
+        Args:
+            head: Extra words for the head's `ray start`.
+        """
+        self.address = f"127.0.0.1:{free_port()}"
+        self._cpus = cpus
+        self._hosts = 1
         port = self.address.rpartition(":")[2]
         self._start("127.0.0.1", "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", *head)
         for _ in range(raylets):
             self.add()
 
     def add(self) -> None:
-        """A raylet at an address of its own: a driver joins the raylet of its own address, which is the head's."""
+        """Start a raylet at its own address. A driver joins the raylet at its own address, which is the head's."""
         self._hosts += 1
         self._start(f"127.0.0.{self._hosts}", f"--address={self.address}", f"--num-cpus={self._cpus}")
 
     def workers(self) -> list[psutil.Process]:
-        """The raylets but the head's, which is the oldest."""
+        """Return the raylets except the head's, which is the oldest."""
         return sorted(found(TITLES[RAYLET]), key=lambda p: p.create_time())[1:]
 
     def _start(self, host: str, *words: str) -> None:
@@ -103,7 +113,7 @@ class Cluster:
 
 
 def found(titles: Sequence[str]) -> list[psutil.Process]:
-    """This machine's (that is, this namespace's) processes with one of `titles` in their command line."""
+    """Return this namespace's processes with one of `titles` in their command line."""
     processes = []
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or ())
@@ -114,9 +124,10 @@ def found(titles: Sequence[str]) -> list[psutil.Process]:
 
 
 def play(scenario: Scenario, folder: Path, rng: random.Random) -> Outcome:
-    """Carries a scenario out: starts the command again whenever its driver was killed, until it ends by itself.
+    """Run a scenario, and start the command again after each kill of its driver.
 
-    Raises RuntimeError where the command fails although nobody killed it.
+    Raises:
+        RuntimeError: The command failed although nobody killed it.
     """
     data, out = folder / f"{scenario.questions}.parquet", folder / scenario.name.replace(" ", "-")
     write_questions(data, scenario.questions)
@@ -135,7 +146,8 @@ def play(scenario: Scenario, folder: Path, rng: random.Random) -> Outcome:
         if driver.returncode == 0:
             break
         if not killed:
-            raise RuntimeError(f"{scenario.name} failed with {driver.returncode}: {Path(log.name).read_text()[-3000:]}")
+            end = Path(log.name).read_text()[-3000:]
+            raise RuntimeError(f"{scenario.name} failed with exit code {driver.returncode}: {end}")
     outcome.seconds = time.monotonic() - began
     check(outcome, RunConfig.model_validate({}), data, out)
     return outcome
@@ -149,7 +161,7 @@ def _under_fire(
     outcome: Outcome,
     rng: random.Random,
 ) -> bool:
-    """Kills until the scenario's kills are spent or the driver has ended; whether the driver was killed."""
+    """Kill until the scenario has no kills left or the driver has ended. Return whether the driver was killed."""
     while sum(outcome.kills.values()) < scenario.kills:
         try:
             driver.wait(rng.uniform(*scenario.pause_s))
@@ -158,7 +170,7 @@ def _under_fire(
             victim = rng.choice(scenario.victims)
         if victim == DRIVER:
             if not any((out / "parts").glob("*.parquet")):
-                continue  # it has hardly begun
+                continue  # the run has hardly begun
             driver.kill()
             driver.wait()
         else:
@@ -177,7 +189,7 @@ def _under_fire(
 
 
 def check(outcome: Outcome, cfg: RunConfig, data: Path, out: Path) -> None:
-    """Compares the merged file with what the questions and arms ask for, counted here from scratch."""
+    """Compare the merged file with the expected rows, computed here from questions and arms."""
     due = {
         (question_id, draw.arm.name, draw.sample): sampling_seed(cfg.sampling.seed, question_id, draw.arm.name, draw.sample)
         for question_id in pq.read_table(data).column("question_id").to_pylist()
@@ -193,7 +205,7 @@ def check(outcome: Outcome, cfg: RunConfig, data: Path, out: Path) -> None:
             outcome.duplicates += key in seen
             seen[key] = trajectory["seed"]
             outcome.wrong_seeds += due.get(key) != trajectory["seed"]
-            # A row without a text says why, and one without a reward has a grade that could not be had.
+            # A row without a text has an error, and a row without a reward has an unknown grade.
             outcome.missing += trajectory["finish_reason"] != "stop" and not trajectory["error"]
             outcome.missing += trajectory["reward"] is None and trajectory["score_status"] not in ("timeout", "error")
     outcome.missing += len(due.keys() - seen.keys())

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`, in namespaces of its own."""
+"""Run the short form of `make chaos` in its own namespaces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import ROOT, clean_environment, run_alone
 
 
 def printed(words: str, **variables: str) -> str:
-    """What that module of tests.chaos prints, which must end well."""
+    """Return the output of a module of tests.chaos, which must succeed."""
     environment = clean_environment() | {"PYTHONPATH": str(ROOT), **variables}
     done = run_alone(f"{sys.executable} -m {words}", ROOT, environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -18,13 +18,13 @@ def printed(words: str, **variables: str) -> str:
 
 
 def test_no_row_is_lost_or_doubled_under_fire() -> None:
-    told = printed("tests.chaos --short", CHAOS_ALONE="1")
-    assert re.search(r"3 runs, 11 kills, (\d+) rows expected, \1 found, 0 missing, 0\s+duplicates", told), told
+    output = printed("tests.chaos --short", CHAOS_ALONE="1")
+    assert re.search(r"3 runs, 11 kills, (\d+) rows expected, \1 found, 0 missing, 0\s+duplicates", output), output
 
 
-def test_a_node_that_is_drained_is_left_in_time(tmp_path: Path) -> None:
+def test_engines_leave_a_draining_node_in_time(tmp_path: Path) -> None:
     assert "moved ['engine-" in printed(f"tests.chaos.drain {tmp_path}")
 
 
-def test_what_is_lost_with_a_node_is_drawn_again(tmp_path: Path) -> None:
+def test_results_lost_with_a_node_are_generated_again(tmp_path: Path) -> None:
     assert "payloads lost" in printed(f"tests.chaos.lost_node {tmp_path}")
