@@ -21,7 +21,7 @@ def main(words: list[str]) -> int:
     """Writes the file and returns the exit code."""
     parser = Parser(prog="python -m rollout_ray.jobs.build_preferences")
     parser.add_argument("runs", nargs="+", help="run directories, or merged parquet files")
-    parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
+    parser.add_argument("output", help="file to write: .parquet, .jsonl, .jsonl.gz or .jsonl.zst")
     add_choice(parser)
     try:
         args = parser.parse_args(words)

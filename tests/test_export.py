@@ -1,4 +1,4 @@
-"""`rollout export`: every format, from every layout, as parquet and as JSON lines."""
+"""Test `rollout export`: every format, from every layout, as parquet and as JSON lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
@@ -14,11 +15,14 @@ from rollout_ray.config.arms import WOLFRAM
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import ConfigError, LedgerError
 from rollout_ray.export.formats import JSONL_FIELDS, export
-from rollout_ray.export.trainer_rows import TRAINER_FORMATS, Choice
+from rollout_ray.export.trainer_files import tables
+from rollout_ray.export.trainer_rows import MESSAGE, TRAINER_FORMATS, Choice, row_schema
+from rollout_ray.results.merge import ROW_GROUP_BYTES, write_merged
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows, rollout
 from tests.finished_runs import CHAT, finished
+from tests.s3_store import BUCKET, running_store
 
 QUESTIONS = 30
 
@@ -133,23 +137,84 @@ def test_nothing_to_prefer_is_an_empty_file_that_loads(tmp_path: Path) -> None:
         assert written(run, tmp_path / "x.parquet", form) == written(run, tmp_path / "x.jsonl", form) == []
 
 
+@pytest.mark.parametrize("ending", ["jsonl.gz", "JSONL.GZ", "jsonl.zst", "JSONL", "ndjson", "json"])
+def test_the_ending_chooses_the_compression_of_json_lines(run: RunDirectory, tmp_path: Path, ending: str) -> None:
+    plain = tmp_path / "plain.jsonl"
+    export([run.uri], plain, "sft")
+    target = tmp_path / f"out.{ending}"
+    export([run.uri], target, "sft")
+    kind = {"gz": "gzip", "zst": "zstd"}.get(ending.lower().rpartition(".")[2])
+    content = target.read_bytes()
+    if kind:
+        assert len(content) < plain.stat().st_size / 2
+        content = pa.CompressedInputStream(pa.BufferReader(content), kind).read()
+    assert content == plain.read_bytes()
+
+
+def test_an_ending_in_capitals_is_still_parquet(run: RunDirectory, tmp_path: Path) -> None:
+    export([run.uri], tmp_path / "x.PARQUET", "dpo")
+    export([run.uri], tmp_path / "x.parquet", "dpo")
+    assert (tmp_path / "x.PARQUET").read_bytes() == (tmp_path / "x.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet.gz", "x.arrow", "x.gz", "x"])
+def test_an_ending_that_is_not_written_is_refused(run: RunDirectory, tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"has no ending that export can write\. Give a name that ends in \.parquet, \.jsonl"
+    ):
+        export([run.uri], tmp_path / name, "sft")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_goes_to_a_bucket_and_to_a_file_uri(run: RunDirectory, tmp_path: Path) -> None:
+    export([run.uri], tmp_path / "out.parquet", "dpo")
+    export([run.uri], (tmp_path / "uri.parquet").as_uri(), "dpo")
+    assert (tmp_path / "uri.parquet").read_bytes() == (tmp_path / "out.parquet").read_bytes()
+    with running_store() as store:
+        export([run.uri], f"s3://{BUCKET}/exports/out.parquet", "dpo")
+        assert store.objects("exports/")["out.parquet"] == (tmp_path / "out.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("form", TRAINER_FORMATS)
+def test_a_second_equal_run_adds_no_rows(run: RunDirectory, tmp_path: Path, form: Any) -> None:
+    equal = finished(tmp_path / "equal", demo_rows(QUESTIONS))
+    alone = export([run.uri], tmp_path / "alone.parquet", form)
+    both = export([run.uri, equal.uri, run.uri], tmp_path / "both.parquet", form)
+    assert pq.read_table(tmp_path / "both.parquet").equals(pq.read_table(tmp_path / "alone.parquet"))
+    assert (both.rows, both.repeated) == (alone.rows, 2 * alone.rows) and both.pair_types == alone.pair_types
+    assert f"{both.repeated} rows were already in an earlier run and were left out" in both.line(form, "x")
+
+
+def test_row_groups_of_large_texts_are_bounded_in_bytes() -> None:
+    schema = row_schema("grpo", MESSAGE)
+    text = "x" * (1 << 20)
+    reply = [[{"role": "assistant", "content": text}]] * 4
+    row = {"prompt": [{"role": "user", "content": "?"}], "completions": reply, "rewards": [1.0] * 4, "correct": [True] * 4}
+    stream = pa.BufferOutputStream()
+    write_merged(stream, schema, {}, tables(iter([row] * 100), schema))
+    file = pq.ParquetFile(stream.getvalue())
+    groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+    assert sum(group.num_rows for group in groups) == 100
+    assert max(group.num_rows for group in groups) * 4 * len(text) <= 2 * ROW_GROUP_BYTES
+
+
 def test_what_is_refused(run: RunDirectory, tmp_path: Path) -> None:
     texts = finished(
         tmp_path / "texts", demo_rows(2), output={"output_dir": str(tmp_path / "texts"), "layout": "responses"}
     )
     for form in ("jsonl", "dpo", "trajectories"):
-        with pytest.raises(LedgerError, match="run the same command with --layout questions"):
+        with pytest.raises(LedgerError, match="Run the same command with --layout questions"):
             export([texts.uri], tmp_path / "x.jsonl", form)
     assert len(written(texts, tmp_path / "y.jsonl", "responses")) == 2
     with pytest.raises(ConfigError, match="or give another --format"):
         export([run.uri], tmp_path / "x.parquet")
-    with pytest.raises(ConfigError, match="takes one run, and 2 were given"):
+    with pytest.raises(ConfigError, match="takes one run, but there are 2"):
         export([run.uri, run.uri], tmp_path / "x.parquet", "responses")
     with pytest.raises(ConfigError, match=r"pairs is 0 and best is 1\. Give a margin of at least 0, and pairs"):
         Choice(pairs=0)
     copy = tmp_path / "copy.parquet"
     copy.write_bytes(Path(run.path("merged.parquet")).read_bytes())
-    for target in (copy, Path(run.path("merged.parquet")), Path(run.path("report.html"))):
+    for target in (copy, Path(run.path("merged.parquet")), Path(run.path("run.json"))):
         with pytest.raises(LedgerError, match="is a file of the run itself"):
             export([run.uri if target != copy else str(copy)], target, "responses")
     assert not (tmp_path / "x.jsonl").exists() and not (tmp_path / "x.parquet").exists()

@@ -57,7 +57,7 @@ def export(words: list[str]) -> int:
 
     parser = Parser(prog="rollout export", description="Write the rows of a finished run for a trainer.")
     parser.add_argument("path", help="run directory, or merged parquet file")
-    parser.add_argument("output", help="a name in .parquet gives parquet, any other JSON lines")
+    parser.add_argument("output", help="file to write: .parquet, .jsonl, .jsonl.gz or .jsonl.zst")
     parser.add_argument("--format", choices=FORMATS, default="jsonl", help="rows to write (default: %(default)s)")
     add_choice(parser)
     parser.add_argument(

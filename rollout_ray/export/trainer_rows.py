@@ -20,6 +20,7 @@ import pyarrow as pa
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Arm, Question
+from rollout_ray.data.cells import cell_values
 from rollout_ray.export.selection import Stored, best_of, group, preference_pairs
 
 TrainerFormat = Literal["dpo", "sft", "grpo"]
@@ -48,6 +49,11 @@ class Choice:
                 f"margin is {self.margin}, pairs is {self.pairs} and best is {self.best}. "
                 "Give a margin of at least 0, and pairs and best of at least 1."
             )
+
+
+def column_values(table: pa.Table, name: str) -> list[Any]:
+    """Return a column's values as the data has them."""
+    return [value for chunk in table.column(name).chunks for value in cell_values(chunk)]
 
 
 def shared_system_prompt(arms: Sequence[Arm]) -> str | None:

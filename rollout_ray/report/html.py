@@ -68,7 +68,7 @@ def write_report(path: str, output: str | None = None, run: RunDirectory | None 
         VerifyError: The merged file is damaged.
     """
     began = time.monotonic()
-    if output is not None and not output.partition("?")[0].endswith(".html"):
+    if output is not None and not output.partition("?")[0].lower().endswith(".html"):
         raise ConfigError(f"{output} does not end in .html. Give the report a name that ends in .html.")
     with MergedFile(path) as merged:
         merged.require_scores()
