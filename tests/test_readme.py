@@ -8,9 +8,11 @@ import pkgutil
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,12 +66,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reader(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def reader(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of a reader: a copy of `base`."""
     folder = tmp_path / "reader"
     shutil.copytree(base, folder, symlinks=True)
     monkeypatch.chdir(folder)
-    return folder
+    on_terminate = signal.getsignal(signal.SIGTERM)  # which the command line sets
+    yield folder
+    signal.signal(signal.SIGTERM, on_terminate)
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | str | None:
