@@ -72,16 +72,14 @@ class _Tally:
         right = [bool(t["correct"]) for t in graded]
         self.accuracy.add([float(each) for each in right])
         for k in (k for k in powers(len(trajectories)) if k <= len(graded)):
-            self.pass_at.setdefault(k, Clustered()).add([pass_at_k(len(graded), sum(right), k)])
+            self.pass_at.setdefault(k, Clustered()).add([pass_at_k(len(graded), sum(right), k)], len(graded))
             majority = majority_at_k(votes([t["answer"] for t in graded]), right, k)
-            self.majority_at.setdefault(k, Clustered()).add([majority])
+            self.majority_at.setdefault(k, Clustered()).add([majority], len(graded))
 
     def evaluation(self, arm: str) -> Evaluation:
         sums = self.accuracy
-        low, high = sums.share_interval()
-        accuracy = Estimate(sums.mean, low, high) if sums.n else Estimate(None, None, None)
-        by_k = [{k: _of_means(sums) for k, sums in sorted(each.items())} for each in (self.pass_at, self.majority_at)]
-        return Evaluation(arm, sums.clusters, sums.n, dict(sorted(self.ungraded.items())), accuracy, *by_k)
+        by_k = [{k: _estimate(each) for k, each in sorted(curve.items())} for curve in (self.pass_at, self.majority_at)]
+        return Evaluation(arm, sums.clusters, sums.n, dict(sorted(self.ungraded.items())), _estimate(sums), *by_k)
 
 
 def powers(n: int) -> list[int]:
@@ -89,10 +87,9 @@ def powers(n: int) -> list[int]:
     return sorted({1 << p for p in range(n.bit_length())} | {n}) if n else []
 
 
-def _of_means(sums: Clustered) -> Estimate:
-    """A mean of values in [0, 1], one a question."""
-    low, high = sums.interval() or (None, None)
-    return Estimate(sums.mean, None if low is None else max(0.0, low), None if high is None else min(1.0, high))
+def _estimate(sums: Clustered) -> Estimate:
+    """Return the mean of values in [0, 1] with its interval."""
+    return Estimate(sums.mean, *sums.share_interval()) if sums.n else Estimate(None, None, None)
 
 
 def evaluate(rollouts: Rollouts) -> list[Evaluation]:

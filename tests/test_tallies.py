@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import astuple
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from rollout_ray.report.estimators import wilson
 from rollout_ray.report.statistics import Tallies, curve_ks, nice_edges
 from rollout_ray.report.timeline import timeline
 from rollout_ray.telemetry.summary import Summary
+from tests.conftest import demo_rows
 from tests.finished_runs import finished
 
 GRADES = {"correct": True, "incorrect": False, "no_answer": False, "timeout": None}
@@ -119,6 +121,32 @@ def test_an_evaluation_counts_votes_in_the_same_way(tmp_path: Path) -> None:
     run = finished(tmp_path, [{"prompt": "?", "gold_answer": "7"}], split, arms=arms, sampling={"n_samples": len(SPLIT)})
     (arm,) = evaluate(Rollouts(run.uri, cast(Summary, None), run))
     assert arm.draws == len(SPLIT) and arm.majority_at[len(SPLIT)].value == 0.0
+
+
+def graded(question: Question, sample: int, seed: int, max_tokens: int) -> Completion:
+    answer = question.gold_answer if seed % 3 else "no number"
+    return Completion(sample, f"\\boxed{{{answer}}}", 12, 5, "stop", "engine-0")
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_accuracy_and_pass_at_1_are_one_figure_with_one_interval(tmp_path: Path, samples: int) -> None:
+    sections = {"arms": {"arm_set": "samples"}, "sampling": {"n_samples": samples, "temperature": 1.0}}
+    run = finished(tmp_path, demo_rows(40), graded, **sections)
+    (arm,) = evaluate(Rollouts(run.uri, cast(Summary, None), run))
+    for other in (arm.pass_at[1], arm.majority_at[1]):
+        assert astuple(other) == pytest.approx(astuple(arm.accuracy))
+
+
+def test_a_report_shows_one_interval_for_accuracy_and_pass_at_1() -> None:
+    rng = random.Random(3)
+    tallies = Tallies(["s"])
+    for _ in range(30):
+        samples = [trajectory(rng, "s", n) for n in range(4)]
+        answers = [(f"w{n}", False) if rng.random() < 0.4 else ("7", True) for n in range(4)]
+        tallies.add([{**t, "answer": a, "correct": c} for t, (a, c) in zip(samples, answers, strict=True)], 0.5)
+    counts = tallies.to_dict()["all"]
+    assert counts["curve"]["pass"][0] == pytest.approx(counts["accuracy"])
+    assert counts["curve"]["majority"][0] == pytest.approx(counts["accuracy"])
 
 
 def test_a_selection_votes_for_a_question_with_many_samples() -> None:

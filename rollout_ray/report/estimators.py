@@ -125,18 +125,25 @@ class Clustered:
     """
 
     n: int = 0
+    samples: int = 0
     clusters: int = 0
     total: float = 0.0
     _sizes2: int = 0  # sums over clusters: size squared, total squared, size by total
     _totals2: float = 0.0
     _cross: float = 0.0
 
-    def add(self, values: Sequence[float]) -> None:
-        """Add one cluster. An empty cluster changes nothing."""
+    def add(self, values: Sequence[float], samples: int | None = None) -> None:
+        """Add one cluster. An empty cluster changes nothing.
+
+        Args:
+            values: The cluster's values.
+            samples: Number of samples behind the values. None: each value is one sample.
+        """
         if not values:
             return
         total = sum(values)
         self.n += len(values)
+        self.samples += len(values) if samples is None else samples
         self.clusters += 1
         self.total += total
         self._sizes2 += len(values) ** 2
@@ -162,18 +169,19 @@ class Clustered:
         return self.mean - Z95 * self.standard_error, self.mean + Z95 * self.standard_error
 
     def share_interval(self) -> tuple[float, float]:
-        """Return the 95% interval of a mean of zeros and ones.
+        """Return the 95% interval of a mean of values in [0, 1].
 
-        This is Wilson's interval at the sample size n / deff. The design effect deff is the clustered
-        variance over the simple variance, at least 1 (Dean and Pagano 2015, "Evaluating Confidence
-        Interval Methods for Binomial Proportions in Clustered Surveys"). If all values are equal, deff
-        is unknown, and the number of clusters is the sample size.
+        This is Wilson's interval at the effective sample size p (1 - p) / SE^2, with the clustered
+        standard error (Dean and Pagano 2015, "Evaluating Confidence Interval Methods for Binomial
+        Proportions in Clustered Surveys"). The size is at most the number of samples. If all values are
+        0 or all are 1, the spread is unknown, and the number of clusters is the sample size.
         """
         if self.mean is None:
             return 0.0, 1.0
-        simple = self.mean * (1 - self.mean) / self.n
-        if simple <= 0 or self.standard_error is None:
+        mean = min(1.0, max(0.0, self.mean))  # rounding may leave [0, 1]
+        spread = mean * (1 - mean)
+        if spread <= 0 or self.standard_error is None:
             effective = float(self.clusters)
         else:
-            effective = self.n / max(1.0, self.standard_error**2 / simple)
-        return wilson(self.mean * effective, effective)
+            effective = spread / max(self.standard_error**2, spread / self.samples)
+        return wilson(mean * effective, effective)

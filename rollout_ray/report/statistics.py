@@ -105,9 +105,9 @@ class Curve:
             if k not in self.at:
                 self.at[k] = Clustered(), Clustered()
             passed, voted = self.at[k]
-            passed.add([pass_at_k(n, right, k)])
+            passed.add([pass_at_k(n, right, k)], n)
             if majority is not None:
-                voted.add([majority])
+                voted.add([majority], len(correct))
 
     def to_dict(self) -> dict[str, Any]:
         """Return lists over k: k, number of questions, and [mean, low, high] of both curves.
@@ -251,6 +251,5 @@ def _mean(sums: Clustered) -> list[float | None] | None:
 
 
 def _mean_of_shares(sums: Clustered) -> list[float | None]:
-    """Return mean and interval of values in [0, 1], with the interval clipped to [0, 1]."""
-    low, high = sums.interval() or (None, None)
-    return [sums.mean, None if low is None else max(0.0, low), None if high is None else min(1.0, high)]
+    """Return mean and interval of values in [0, 1], or three times None without values."""
+    return [sums.mean, *sums.share_interval()] if sums.n else [None, None, None]
