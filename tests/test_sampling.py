@@ -104,7 +104,7 @@ def test_an_output_can_be_kept_to_a_choice(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"extra_sampling": {"min_q": 0.1}}, "vLLM refuses the sampling parameters of the arm odd: .*min_q"),
+        ({"extra_sampling": {"min_q": 0.1}}, "vLLM refuses extra_sampling: min_q 0.1 of the arm odd: .*min_q"),
         ({"extra_sampling": {"min_p": 3}}, "of the arm odd: min_p must be in"),
         ({"extra_sampling": {"min_p": "much"}}, "of the arm odd: "),
         ({"temperature": 3.0}, "of the arm odd: temperature must be in"),

@@ -23,8 +23,8 @@ from rollout_ray.actors.vllm_backend.core_process import end_cores_with_this_pro
 from rollout_ray.actors.vllm_backend.detokenizer import Output, TextDecoder
 from rollout_ray.actors.vllm_backend.imports import uncollected
 from rollout_ray.actors.vllm_backend.page_cache import read_ahead
+from rollout_ray.actors.vllm_backend.sampling import arm_parameters, refusals
 from rollout_ray.actors.vllm_backend.stats import VllmStats
-from rollout_ray.config.arm_schema import SamplingConfig
 from rollout_ray.config.templates import stored_template
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import Arm, Prompt, SampleSpec
@@ -77,14 +77,10 @@ class VllmBackend:
         """Import vLLM, and keep its classes that requests are made of."""
         with uncollected():
             from vllm import SamplingParams
-            from vllm import exceptions as vllm_exceptions
             from vllm.lora.request import LoRARequest
-            from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
             from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401 - imported here, where the time is counted
         self._lora_request = LoRARequest
-        self._sampling_params, self._final_only = SamplingParams, RequestOutputKind.FINAL_ONLY
-        self._structured_outputs = StructuredOutputsParams
-        self._refusals = (ValueError, TypeError, vllm_exceptions.VLLMValidationError)
+        self._sampling_params, self._refusals = SamplingParams, refusals()
 
     def _start(self, arguments: dict[str, Any]) -> None:
         """Start vLLM's engine, and the encoder and decoder beside it."""
@@ -132,7 +128,7 @@ class VllmBackend:
         parameters, and where the chat template knows no variable of an arm's."""
         arms, sampling = run.arms, run.config.sampling
         self._encoder.check(arms)
-        self._parameters = {arm.name: self._settled(arm, sampling) for arm in arms}
+        self._parameters = {arm.name: arm_parameters(arm, sampling) for arm in arms}
         # A stop string must be seen when it comes, which takes vLLM's own text; and it reads special tokens in its own way.
         changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
         self._vllm_decodes = self._decoder is None or changed or bool(sampling.stop)
@@ -159,31 +155,6 @@ class VllmBackend:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
             time.sleep(0.05)
-
-    def _settled(self, arm: Arm, sampling: SamplingConfig) -> dict[str, Any]:
-        """The sampling parameters of an arm, but for those that each request has for itself."""
-        extra = dict(arm.extra_sampling)
-        parameters: dict[str, Any] = {
-            "temperature": arm.temperature,
-            "top_p": arm.top_p,
-            "top_k": max(arm.top_k, 0),
-            "repetition_penalty": arm.repetition_penalty,
-            "stop": sampling.stop or None,
-            "ignore_eos": sampling.ignore_eos,
-            "output_kind": self._final_only,
-            "skip_clone": True,  # no other request has these, and a deep copy is a third of the cost of adding one
-        }
-        try:
-            if isinstance(extra.get("structured_outputs"), Mapping):
-                extra["structured_outputs"] = self._structured_outputs(**extra["structured_outputs"])
-            made = self._sampling_params.from_optional(max_tokens=arm.max_tokens, **extra)
-            parameters |= {name: getattr(made, name) for name in extra}
-            self._sampling_params(**parameters, max_tokens=arm.max_tokens)
-        except self._refusals as error:
-            raise ConfigError(
-                f"vLLM refuses the sampling parameters of the arm {arm.name}: {error}; correct them"
-            ) from error
-        return parameters
 
     def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
         """The prompt's tokens; see PromptEncoder."""

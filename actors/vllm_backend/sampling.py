@@ -1,0 +1,74 @@
+"""Translate an arm into vLLM's sampling parameters, and refuse those that vLLM does not take.
+
+It imports vLLM when it is first used, and needs no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rollout_ray.config.arm_schema import SamplingConfig
+from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.records import Arm
+from rollout_ray.core.redaction import shorten
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return the errors that vLLM raises about a request. Values of a wrong type end in Python's own errors."""
+    from vllm.exceptions import VLLMValidationError
+
+    return (VLLMValidationError, ValueError, TypeError, AttributeError, LookupError)
+
+
+def arm_parameters(arm: Arm, sampling: SamplingConfig) -> dict[str, Any]:
+    """Return the keyword arguments of SamplingParams that all requests of an arm share.
+
+    Raises:
+        ConfigError: vLLM refuses them. The message names the parameter.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    parameters: dict[str, Any] = {
+        "temperature": arm.temperature,
+        "top_p": arm.top_p,
+        "top_k": max(arm.top_k, 0),
+        "repetition_penalty": arm.repetition_penalty,
+        "stop": sampling.stop or None,
+        "ignore_eos": sampling.ignore_eos,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+        "skip_clone": True,  # no other request has these, and a deep copy is a third of the cost of adding one
+    }
+    try:
+        parameters |= _checked(arm.extra_sampling, arm.max_tokens)
+        SamplingParams(**parameters, max_tokens=arm.max_tokens)
+    except refusals() as error:
+        named = _refused(arm)
+        what = (
+            f"extra_sampling: {named} of the arm {arm.name}" if named else f"the sampling parameters of the arm {arm.name}"
+        )
+        raise ConfigError(f"vLLM refuses {what}: {error}; correct it") from error
+    return parameters
+
+
+def _checked(extra: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+    """Return the parameters in the form that SamplingParams has them. Raises what vLLM raises about them."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    given = dict(extra)
+    if isinstance(given.get("structured_outputs"), Mapping):
+        given["structured_outputs"] = StructuredOutputsParams(**given["structured_outputs"])
+    made = SamplingParams.from_optional(max_tokens=max_tokens, **given)
+    return {name: getattr(made, name) for name in given}
+
+
+def _refused(arm: Arm) -> str | None:
+    """Return the first extra parameter, with its value, that vLLM refuses by itself."""
+    for name, value in arm.extra_sampling.items():
+        try:
+            _checked({name: value}, arm.max_tokens)
+        except refusals():
+            return f"{name} {shorten(repr(value), 60)}"
+    return None
