@@ -1,8 +1,7 @@
 """collect(dataset, cfg): from a question set to one parquet of scored trajectories.
 
-Owns the order of a run: check the input, open the ledger, draw what is missing, merge, sum up. The loop that keeps
-engines and scorers busy is driver.py's; every other step is a pure module's. The engines are made for the one run, or
-lent by a pool (pool.py).
+This module holds the order of a run: check the input, open the run directory, generate, merge, sum up.
+driver/session.py keeps engines and scorers busy. The engines start for this run, or belong to a pool.
 """
 
 from __future__ import annotations
@@ -56,47 +55,54 @@ class Rollouts:
     run: RunDirectory
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        """The merged rows, in memory."""
+        """Return the merged rows as an Arrow table in memory."""
         with self.run.open_parquet("merged.parquet") as file:
             return file.read(columns=columns)
 
     def to_pandas(self) -> pd.DataFrame:
-        """The merged rows as a pandas DataFrame."""
+        """Return the merged rows as a pandas DataFrame."""
         frame: pd.DataFrame = self.table().to_pandas()
         return frame
 
     def plot_accuracy(self) -> Figure:
-        """Accuracy by arm with 95% intervals, as a matplotlib figure. Raises ImportError where that is not installed."""
+        """Return a figure of the accuracy by arm with 95% intervals. Raises ImportError without matplotlib."""
         return plots.accuracy(self.path)
 
     def plot_rewards(self) -> Figure:
-        """A histogram of the rewards by outcome. Raises ImportError where matplotlib is not installed."""
+        """Return a histogram of the rewards by outcome. Raises ImportError without matplotlib."""
         return plots.histogram(self.path, "reward")
 
     def plot_lengths(self) -> Figure:
-        """A histogram of the output lengths in tokens by outcome. Raises ImportError where matplotlib is not installed."""
+        """Return a histogram of the output lengths, in tokens, by outcome. Raises ImportError without matplotlib."""
         return plots.histogram(self.path, "tokens")
 
     def _repr_html_(self) -> str:
-        """The summary as a table, for Jupyter."""
+        """Return the summary as an HTML table, for Jupyter."""
         return summary_html(self.summary, self.path)
 
 
 def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Progress | None = None) -> Rollouts:
-    """Draws every arm's trajectories of every question, scores them and merges them into one parquet.
+    """Generate the trajectories of every arm and question, score them, and merge them into one parquet.
 
-    `dataset` is a path, a pandas DataFrame, an Arrow table, a list of dicts, a Hugging Face Dataset or a Ray Dataset;
-    None takes `cfg.data.dataset`. A run directory that holds a part of this run is gone on with. Without a `progress` a
-    notebook shows the run's, and nothing else does.
+    A run directory that holds a part of this run is continued.
 
-    Raises ConfigError, DatasetError, PlacementError, EngineError, LedgerError or IncompleteError, and Interrupted where
-    Ctrl-C or SIGTERM stopped it.
+    Args:
+        dataset: A path, a pandas DataFrame, an Arrow table, a list of dicts, a Hugging Face Dataset or a Ray Dataset.
+            None: `cfg.data.dataset`.
+        cfg: The config of the run. None: the defaults.
+        progress: Shows the run. None: only a notebook shows it.
+
+    Raises:
+        ConfigError, DatasetError: The config or the input is wrong.
+        PlacementError, EngineError: The machines cannot hold the engines, or no engine is left.
+        LedgerError, IncompleteError: The run directory belongs to another run, or trajectories are missing.
+        Interrupted: Ctrl-C or SIGTERM stopped the run. It is saved.
     """
     return collect_on(None, dataset, resolve(cfg or RunConfig()), progress)
 
 
 def collect_on(pool_resources: PoolResources | None, dataset: Any, run: ResolvedRun, progress: Progress | None) -> Rollouts:
-    """`collect` on the engines of a pool, which hold the policy of the run; None: on engines for this run."""
+    """Run `collect` on the engines of a pool, which hold the policy of the run. None: on engines for this run."""
     began = time.monotonic()
     cfg = run.config
     dataset = cfg.data.dataset if dataset is None else dataset
@@ -117,7 +123,7 @@ def collect_on(pool_resources: PoolResources | None, dataset: Any, run: Resolved
 
 
 def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
-    """The input, in the order in which it is to be drawn."""
+    """Return the input in the order of generation."""
     questions = load_questions(dataset, cfg)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
@@ -137,7 +143,7 @@ def _collect(
     pool_resources: PoolResources | None,
     began: float,
 ) -> Rollouts:
-    """The run itself, under the lease."""
+    """Run a collection. The caller holds the lease of the run directory."""
     versions = _versions()
     facts = describe(run.config, run.arms, questions)
     identity = {**run.identity, "data.fingerprint": questions.fingerprint}
@@ -155,7 +161,7 @@ def _collect(
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 
-            # To the end: the file need not wait the seconds that Ray takes to stop.
+            # Until the end of the block: Ray takes seconds to stop, and the merged file does not wait for that.
             ray_too.enter_context(connected(run.config))
             session = generate_missing(run, context, pool_resources)
         merged, summary = _merged(run, questions, directory, {**versions, **facts})
@@ -193,7 +199,7 @@ def _merged(
 
 
 def _refuse_fleeting_output(output_dir: str) -> None:
-    """A Ray job runs in a copy of the submitted folder that Ray deletes afterwards, and a result in it with it."""
+    """Raise ConfigError if Ray would delete the output with the working directory of its job."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in output_dir and not os.path.isabs(output_dir):
         raise ConfigError(
             f"output_dir '{output_dir}' is relative, and Ray deletes a job's working directory after the job; give an "

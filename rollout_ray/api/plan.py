@@ -1,6 +1,6 @@
-"""Gathers what a plan is made of: the machines, the model, the prompts' lengths, and a probe where one is wanted.
+"""Gather the facts of a plan: the machines, the model, the lengths of the prompts, and a probe on request.
 
-Owns where the facts come from; plan.py does the arithmetic. Without a probe nothing is started and no GPU is touched.
+sizing/estimate.py does the arithmetic. Without a probe this starts nothing and uses no GPU.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
+class _Machines:
+    """What a run gets: the smallest GPU, the model's size, and the engines. None: unknown, or no GPU."""
+
+    gpu: Gpu | None
+    size: ModelSize | None
+    placement: Placement
+    layout: Layout | None
+
+
+@dataclass(frozen=True)
 class _EngineLoad:
     """What one engine gets: requests, and mean tokens of a prompt and of an output."""
 
@@ -49,31 +59,40 @@ def make_plan(
     probe: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """The plan of a run of this config.
+    """Return the plan of a run of this config.
 
-    `on` names GPUs (`8xH100`) in place of this machine's; `earlier` is the directory of a finished run whose speed and
-    lengths are taken; `probe` is a number of questions to run first for them, 0 as many as fill the engines three
-    times.
-    Raises ConfigError, DatasetError or PlacementError where the run could not be, and all that `collect` does in a probe.
+    Args:
+        cfg: The config of the run.
+        on: GPUs to plan for, such as 8xH100. None: the GPUs of this machine.
+        earlier: Run directory of a finished run, whose speed and lengths count.
+        probe: Questions to run first. 0: as many as fill the engines three times. None: no probe.
+        progress: Shows the probe.
+
+    Raises:
+        ConfigError, DatasetError, PlacementError: The run is not possible. A probe raises what `collect` raises.
     """
     if cfg.data.dataset is None:
         raise ConfigError("no data set was given; name one with --dataset")
     run = resolve(cfg)
     questions = load_questions(cfg.data.dataset, cfg.data)
-    trajectories = len(questions) * run.samples_per_question
-    nodes, gpu = _machines(on)
-    size = model_size(run)
-    placement = choose_placement(nodes, run, gpu, size)
-    layout = lay_out(run, size, gpu, max(node.gpus for node in nodes)) if placement.gpus else None
-    prompts = _prompts(run, questions, size)
+    machines = _place(run, on)
+    prompts = _prompts(run, questions, machines.size)
     rates = _rates_of(earlier) if earlier else None
     if probe is not None:
-        rates = _probed(run, questions, placement, probe, progress)
+        rates = _probed(run, questions, machines.placement, probe, progress)
+    elif on or rates is None:
+        load = _EngineLoad(
+            requests=-(-len(questions) * run.samples_per_question // machines.placement.replicas),
+            prompt_tokens=prompts.mean,
+            output_tokens=expected_output(run.arms, rates)[0],
+        )
+        rates = _data_sheet(machines, load, rates)
+    return _plan(run, questions, machines, prompts, rates)
+
+
+def _plan(run: ResolvedRun, questions: QuestionSet, machines: _Machines, prompts: Prompts, rates: Rates | None) -> Plan:
     output, assumed = expected_output(run.arms, rates)
-    if gpu and layout and size and probe is None and (on or rates is None):
-        load = _EngineLoad(-(-trajectories // placement.replicas), prompts.mean, output)
-        rates = _data_sheet(size, gpu, layout, load, rates)
-    num_scorers = scorers_for(cfg, placement.replicas)
+    placement, gpu = machines.placement, machines.gpu
     plan = Plan(
         name=questions.source.name,
         questions=len(questions),
@@ -83,20 +102,30 @@ def make_plan(
         engines=placement.replicas,
         gpus=placement.replicas * placement.gpus,
         placed=placement.note.partition(";")[0],
-        layout=layout,
+        layout=machines.layout,
         rates=rates,
         output_tokens=output,
         assumed=assumed,
         part_files=0,
-        disk_bytes=estimate_disk_bytes(trajectories, output, prompts.mean, rates),
-        price_per_hour=cfg.resources.price_per_hour,
+        disk_bytes=estimate_disk_bytes(len(questions) * run.samples_per_question, output, prompts.mean, rates),
+        price_per_hour=run.config.resources.price_per_hour,
         unknown_gpu=gpu.name if gpu and gpu_kind(gpu).guessed else None,
     )
-    return replace(plan, part_files=count_part_files(cfg, len(questions), num_scorers, plan.generation_seconds))
+    scorers = scorers_for(run.config, placement.replicas)
+    return replace(plan, part_files=count_part_files(run.config, len(questions), scorers, plan.generation_seconds))
 
 
-def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
-    """The nodes, and their smallest GPU."""
+def _place(run: ResolvedRun, on: str | None) -> _Machines:
+    """Choose the engines of a run on the GPUs `on`, or on this machine."""
+    nodes, gpu = _nodes(on)
+    size = model_size(run)
+    placement = choose_placement(nodes, run, gpu, size)
+    layout = lay_out(run, size, gpu, max(node.gpus for node in nodes)) if placement.gpus else None
+    return _Machines(gpu, size, placement, layout)
+
+
+def _nodes(on: str | None) -> tuple[list[Node], Gpu | None]:
+    """Return the nodes, and their smallest GPU."""
     if on:
         count, gpus, kind = parse_gpus(on)
         return [Node(gpus * CORES_PER_GPU, gpus)] * count, Gpu(kind.name, kind.memory_gib)
@@ -104,23 +133,25 @@ def _machines(on: str | None) -> tuple[list[Node], Gpu | None]:
     return [Node(len(os.sched_getaffinity(0)), len(here))], smallest(here)
 
 
-def _data_sheet(size: ModelSize, gpu: Gpu, layout: Layout, load: _EngineLoad, earlier: Rates | None) -> Rates | None:
+def _data_sheet(machines: _Machines, load: _EngineLoad, earlier: Rates | None) -> Rates | None:
     """Return the rates of the GPU's data sheet, with the lengths of an earlier run.
 
-    The batch is as large as the limits, the requests and the KV cache allow. Returns `earlier` if the GPU is unknown.
+    The batch is as large as the limits, the requests and the KV cache allow. Returns `earlier` if the GPU or the model's
+    size is unknown.
     """
-    if gpu_kind(gpu).guessed:
+    size, layout = machines.size, machines.layout
+    kind = gpu_kind(machines.gpu) if machines.gpu else None
+    if kind is None or kind.guessed or layout is None or size is None:
         return earlier
     held = max(1.0, load.prompt_tokens + load.output_tokens / 2)
     room = (layout.kv_tokens or 0) / held
     batch = max(1, min(layout.limits.max_num_seqs, int(room), load.requests))
-    degree = layout.tensor_parallel_size
-    sheet = from_data_sheet(size, gpu_kind(gpu), degree, batch, load.prompt_tokens, load.output_tokens)
+    sheet = from_data_sheet(size, kind, layout.tensor_parallel_size, batch, load.prompt_tokens, load.output_tokens)
     return replace(sheet, mean_tokens=earlier.mean_tokens if earlier else {})
 
 
 def _rates_of(run_dir: str) -> Rates:
-    """What an earlier run has measured. Raises ConfigError where it is none that has finished."""
+    """Return the rates that an earlier run measured. Raises ConfigError if it is not a finished run."""
     run = RunDirectory(run_dir)
     finished = [event["summary"] for event in run.events() if event["event"] == "finished"]
     for summary in reversed(finished):
@@ -139,7 +170,7 @@ def _probed(
     wanted: int,
     progress: Progress | None,
 ) -> Rates:
-    """What a run over some of the questions, evenly spread over the input, measures."""
+    """Return the rates that a run over evenly spread questions measures."""
     from rollout_ray.api.collect import collect
 
     places = placement.limits.max_num_seqs * placement.replicas
@@ -152,7 +183,7 @@ def _probed(
 
 
 def _spread(questions: QuestionSet, count: int) -> pa.Table:
-    """`count` rows of the input at even distances."""
+    """Return `count` rows of the input at even distances."""
     total, begin, batches = len(questions), 0, []
     chosen = sorted({number * total // count for number in range(count)}) if total else []
     for _, batch in questions.batches():
@@ -165,7 +196,7 @@ def _spread(questions: QuestionSet, count: int) -> pa.Table:
 
 
 def _prompts(run: ResolvedRun, questions: QuestionSet, size: ModelSize | None) -> Prompts:
-    """Lengths of the prompts of at most MOST_TOKENIZED questions, evenly spread, in every prompt variant."""
+    """Return the prompt lengths of at most MOST_TOKENIZED evenly spread questions, in every prompt variant."""
     step = max(1, len(questions) // MOST_TOKENIZED)
     some = [question for number, question in enumerate(questions.questions()) if number % step == 0]
     variants = list({arm.prompt_variant: arm for arm in run.arms}.values())
@@ -181,7 +212,7 @@ def _askable(question: Question) -> Prompt | None:
 
 
 class _Guess:
-    """Counts tokens by the characters, where the tokenizer is not here."""
+    """Estimates tokens from characters, if the tokenizer is not on this machine."""
 
     def __call__(self, prompt: Prompt, arm: Arm) -> int:
         return (

@@ -1,7 +1,7 @@
-"""RolloutPool: engines that stay up between collections, and between jobs where the pool has a name.
+"""RolloutPool: engines that stay up between collections, and between jobs if the pool has a name.
 
-Owns what a pool promises: which runs its engines can serve, the order of an update of the weights, and who ends the
-engines. A run itself is collect.py's, an engine's life fleet.py's, the names on a cluster tenancy.py's.
+This module decides which runs the engines can serve, how weights are updated, and who ends the engines.
+collect.py runs a collection, driver/replica_set.py starts engines, driver/named_pool.py finds them on a cluster.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ class RolloutPool:
             rollouts = pool.collect(dataset, {"output": {"output_dir": "runs/step-0"}})
             pool.update_weights("checkpoints/step-1")
 
-    The engines start when the `with` block is entered, or at the first use. The scoring actors of one collection serve the
-    next, but where the reward is a function of your own, which may be another by then.
+    The engines start at the `with` statement, or at the first use. The scoring actors of one collection serve the next,
+    unless the reward is your own function, which may have changed.
 
-    Engines of a pool without a name end with the block. Those of a pool with a `name` are found again by the next job on
-    the same cluster that gives the name; they outlive the block, and end when no job has used them for
-    `resources.pool_idle_seconds`, or at once with `close()`.
+    Engines of a pool without a name end with the block. A pool with a name outlives it: the next job on the cluster that
+    gives the name takes the engines over. They end after `resources.pool_idle_seconds` without a job, or with `close()`.
     """
 
     def __init__(self, cfg: RunConfig, name: str | None = None) -> None:
-        """Starts nothing. Raises ConfigError where the name, the model or an adapter cannot be."""
+        """Check the name, the model and the adapters. Raises ConfigError. Starts nothing."""
         if name is not None and not _NAME.fullmatch(name):
             raise ConfigError(f"a pool's name has up to 64 letters, digits and _ . -, which {name!r} has not; change it")
         self._run, self._cfg, self._name = resolve(cfg), cfg, name
@@ -75,32 +74,44 @@ class RolloutPool:
 
     @property
     def policy_version(self) -> int:
-        """How often the weights were updated since the engines were first started."""
+        """Number of updates of the weights since the engines first started."""
         return self._open().replica_set.policy.version
 
     @property
     def weights(self) -> str:
-        """The folder or hub id of the weights that the engines hold."""
+        """Folder or hub id of the weights that the engines hold."""
         return self._open().replica_set.policy.path
 
     def collect(
         self, dataset: Any = None, cfg: RunConfig | Mapping[str, Any] | None = None, *, progress: Progress | None = None
     ) -> Rollouts:
-        """`rollout_ray.collect` on the engines of this pool, with the weights that they hold now.
+        """Run `rollout_ray.collect` on the engines of this pool, with the weights that they hold now.
 
-        `cfg` is the run's config, or sections and fields that differ from the pool's, such as {"output": {"output_dir":
-        "runs/2"}}. Raises ConfigError where it needs other engines, and what `rollout_ray.collect` raises.
+        Args:
+            dataset: As in `rollout_ray.collect`.
+            cfg: The config of the run, or sections and fields that differ from those of the pool, such as
+                {"output": {"output_dir": "runs/2"}}.
+            progress: As in `rollout_ray.collect`.
+
+        Raises:
+            ConfigError: The run needs other engines. Also what `rollout_ray.collect` raises.
         """
         run_cfg = cfg if isinstance(cfg, RunConfig) else with_fields(self._cfg, cfg or {})
         pool_resources = self._open()
         return collect_on(pool_resources, dataset, self._fitted(run_cfg, pool_resources.replica_set.policy), progress)
 
     def update_weights(self, path: str) -> int:
-        """Loads the checkpoint in the folder `path`, of the shape of the present one, into every engine without a restart;
-        returns the new policy version, which stands on every row drawn from then on.
+        """Load a checkpoint of the same shape into every engine without a restart.
 
-        Raises ConfigError where there is no such folder, or it has another shape, and EngineError where no engine can load
-        it; the old weights then stay in use.
+        Args:
+            path: Folder of the checkpoint.
+
+        Returns:
+            The new policy version. Every later row has it.
+
+        Raises:
+            ConfigError: There is no such folder, or the checkpoint has another shape. The old weights stay in use.
+            EngineError: No engine can load it. The old weights stay in use.
         """
         replica_set = self._open().replica_set
         path = str(Path(path).resolve())
@@ -115,7 +126,7 @@ class RolloutPool:
         return policy.version
 
     def close(self) -> None:
-        """Ends the engines at once, those of a named pool too, even where another job started them."""
+        """End the engines at once. In a named pool this includes engines that another job started."""
         if self._pool_resources is None and self._name is not None:
             self._take()
         if self._named_pool:
@@ -165,7 +176,7 @@ class RolloutPool:
         return ReplicaSet(run, placement, logs, named_pool, found)
 
     def _take(self) -> NamedPool:
-        """Connects, and makes this the only job that uses the named pool."""
+        """Connect to the cluster, and make this the only job that uses the named pool."""
         import ray
 
         from rollout_ray.driver.named_pool import NamedPool
@@ -239,7 +250,7 @@ def _adapter_capacity(run: ResolvedRun) -> Capacity:
 
 
 def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
-    """The fields that decide an engine, by their dotted names."""
+    """Return the fields that decide an engine, by their dotted names."""
     model = cfg.model.model_dump(mode="json", exclude={"lora_path", "chat_template_kwargs"})
     engine = cfg.engine.model_dump(mode="json")
     engine["max_model_len"] = cfg.engine.max_model_len or default_max_model_len(cfg)
@@ -247,8 +258,10 @@ def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _note(run: ResolvedRun, placement: Placement) -> dict[str, Any]:
-    """What engines must share with those that a job would start itself: the fields, the weights that the first of them
-    were started with, their places, and this package's code, which their process holds."""
+    """Return the facts that engines of another job must share with the engines of this one.
+
+    These are the fields of the config, the first weights, the placement and the code of this package.
+    """
     where = {f"placement.{name}": value for name, value in vars(replace(placement, note="")).items() if name != "note"}
     adapter_capacity = vars(_adapter_capacity(run))
     code = {"rollout_ray": package_hash()}
