@@ -1,4 +1,4 @@
-"""The seam between an engine actor and what generates: the interface that vLLM and the simulated engine both fill."""
+"""The interface between an engine and its backend: vLLM and the simulated engine implement it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from rollout_ray.telemetry.engine_stats import EngineStats
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One request that a backend has done with. `num_tokens` counts output tokens; `unread` is what its text is still to be
-    made of."""
+    """One request that a backend has finished.
+
+    Attributes:
+        num_tokens: Output tokens.
+        unread: The tokens of a text that `read` still has to decode. None: `text` is complete.
+    """
 
     key: str
     text: str
@@ -26,9 +30,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What a backend settled on at its start; `phases` are the seconds of its parts, in their order, and `node` is the
-    Ray id of the machine that it runs on. `core_apart`: what decodes has a process of its own, and does not wait for what
-    feeds it."""
+    """What a backend chose at its start.
+
+    Attributes:
+        phases: Seconds of each phase of the start, in order.
+        node: Ray's id of the machine.
+        core_apart: The engine core has a process of its own, and does not wait for the process that feeds it.
+    """
 
     max_num_seqs: int
     import_seconds: float
@@ -40,35 +48,51 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """What generates. One thread calls all but `info`, `encode`, `check`, `stats` and `read`, which others may call at the
-    same time.
+    """Generates. One thread calls all methods but `info`, `encode`, `check`, `stats` and `read`.
 
-    `check` raises where the backend can no longer finish what it holds. `step` decodes one step and returns what it
-    finished, to which `read` gives the text. `begin` prepares for a run's requests, and raises ConfigError where an arm
-    cannot be served; `opening` is the tag of a thought that an arm's prompts begin, empty where they begin none. `abort`
-    forgets requests, whatever their state. `update_weights` loads other weights of the same shape while there are no
-    requests, and leaves the backend broken where it raises. `stats` counts since the start; `steps` and `idle_seconds` in
-    it are left to engine.py, and what waits there is added there.
+    Other threads may call those five at the same time.
     """
 
-    def info(self) -> BackendInfo: ...
+    def info(self) -> BackendInfo:
+        """Return what the backend chose at its start."""
+        ...
 
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """Raise if the backend can no longer finish its requests."""
+        ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Return counts since the start. The engine adds `steps`, `idle_seconds` and its own waiting samples."""
+        ...
 
-    def begin(self, run: ResolvedRun) -> None: ...
+    def begin(self, run: ResolvedRun) -> None:
+        """Prepare for the requests of a run. Raises ConfigError if the backend cannot serve an arm."""
+        ...
 
-    def update_weights(self, path: str) -> None: ...
+    def update_weights(self, path: str) -> None:
+        """Load other weights of the same shape, while there are no requests. An error leaves the backend broken."""
+        ...
 
-    def encode(self, prompt: Prompt, arm: Arm) -> list[int]: ...
+    def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
+        """Return the tokens of a prompt. Raises Refused."""
+        ...
 
-    def opening(self, arm: Arm) -> str: ...
+    def opening(self, arm: Arm) -> str:
+        """Return the tag of a thought that the prompts of an arm begin; empty if they begin none."""
+        ...
 
-    def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None: ...
+    def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None:
+        """Queue one request. Raises Refused."""
+        ...
 
-    def step(self) -> list[Finished]: ...
+    def step(self) -> list[Finished]:
+        """Decode one step and return the requests that it finished."""
+        ...
 
-    def read(self, finished: Sequence[Finished]) -> list[Finished]: ...
+    def read(self, finished: Sequence[Finished]) -> list[Finished]:
+        """Return the finished requests with their texts."""
+        ...
 
-    def abort(self, keys: Sequence[str]) -> None: ...
+    def abort(self, keys: Sequence[str]) -> None:
+        """Forget requests, whatever their state."""
+        ...

@@ -1,7 +1,7 @@
-"""An engine of known speed and known faults behind the Backend interface, for tests of scale and of failure.
+"""Simulate an engine of known speed and known faults, for tests of scale and of failure.
 
-It decodes nothing: each request takes the steps that its length asks for, and its text is made from its seed, so that
-equal keys give equal texts whatever engine drew them.
+It decodes nothing. A request takes as long as its length asks for, and its text follows from its seed.
+Invariant: equal keys give equal texts on every engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEP_SECONDS = 0.01
 
 
 class SimulatedBackend:
-    """Draws `sim_tokens_per_second` over a full batch; a smaller batch is as much slower. Lengths are exponential."""
+    """Generates `sim_tokens_per_second` with a full batch, and less with a smaller one. Lengths are exponential."""
 
     def __init__(self, spec: LaunchSpec) -> None:
         simulated = spec.run.config.engine.simulated
@@ -52,26 +52,26 @@ class SimulatedBackend:
         return self._info
 
     def check(self) -> None:
-        """A simulated engine that hangs does not know it."""
+        """Raise nothing: a simulated engine that hangs does not know it."""
 
     def stats(self) -> EngineStats:
-        """There is no prefix cache, and room for every sequence."""
+        """Return the counts. There is no prefix cache, and room for every sequence."""
         return self._stats
 
     def begin(self, run: ResolvedRun) -> None:
-        """Takes no more from a run than its requests."""
+        """Do nothing: a simulated engine needs only the requests of a run."""
 
     def update_weights(self, path: str) -> None:
-        """Other weights give other texts for the same keys."""
+        """Make other texts of the same keys from now on."""
         self._weights = path
 
     def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
-        """One token a word."""
+        """Return one token a word."""
         words = (prompt if isinstance(prompt, str) else " ".join(str(m["content"]) for m in prompt)).split()
         return list(range(len(words) + len((arm.system_prompt or "").split())))
 
     def opening(self, arm: Arm) -> str:
-        """It does not think."""
+        """Return nothing: a simulated engine does not think."""
         return ""
 
     def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None:
@@ -87,7 +87,7 @@ class SimulatedBackend:
         self._waiting.append((key, text, length, len(tokens)))
 
     def step(self) -> list[Finished]:
-        """Waits for the next step's end and returns what is due by then."""
+        """Wait for the end of the next step, and return the requests that are due by then."""
         if self._hangs:
             threading.Event().wait()
         now = time.monotonic()
@@ -107,7 +107,7 @@ class SimulatedBackend:
         return finished
 
     def read(self, finished: Sequence[Finished]) -> list[Finished]:
-        """They have their text."""
+        """Return them as they are: they have their texts."""
         return list(finished)
 
     def abort(self, keys: Sequence[str]) -> None:

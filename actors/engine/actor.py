@@ -1,8 +1,7 @@
-"""The engine actor: what Ray and the driver see of an engine (engine.py).
+"""The engine actor: Ray's side of an engine.
 
-Owns what an engine has to do with Ray: finished generations are returned for the scoring actors, the driver reads counts
-only; one of a named pool ends once no job uses it. The engine itself is in a process that has imported vLLM already
-(engine_process.py), or here.
+It returns finished generations for the scoring actors; the driver reads only counts.
+An actor of a named pool ends once no job uses it. The engine (engine.py) runs in a forked process, or in this one.
 """
 
 from __future__ import annotations
@@ -31,8 +30,12 @@ from rollout_ray.models.resolved_run import ResolvedRun
 
 @dataclass(frozen=True)
 class Card:
-    """What a job that finds an engine of a named pool must know of it. `info` is None where it is not, or could not be,
-    started; `note` is what the job that started it left for later ones."""
+    """What a job must know of an engine of a named pool that it finds.
+
+    Attributes:
+        info: None if the engine has not started.
+        note: What the job that started the engine left for later jobs.
+    """
 
     info: BackendInfo | None
     policy: Policy
@@ -41,8 +44,11 @@ class Card:
 
 
 class EngineActor:
-    """One engine. The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a
-    time; between two runs also `update_weights`."""
+    """One engine.
+
+    The driver calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a time. Between
+    two runs it may call `update_weights`.
+    """
 
     def __init__(self, spec: LaunchSpec) -> None:
         os.environ.update(spec.environment)
@@ -59,11 +65,11 @@ class EngineActor:
             spec.keepalive.watch(end_process)
 
     def __repr__(self) -> str:
-        """What Ray's dashboard and logs call it."""
+        """Return the name in Ray's dashboard and logs."""
         return self._spec.name
 
     def start(self) -> BackendInfo:
-        """Loads the engine, once. Raises NoMemory where memory was short, else RuntimeError with the backend's words."""
+        """Load the engine, once. Raises NoMemory if memory was short, else RuntimeError with the backend's words."""
         import ray
 
         if self._info is None:
@@ -80,15 +86,18 @@ class EngineActor:
         return self._info
 
     def _made(self) -> Callable[..., Any]:
-        """The engine, as a function of the name of a method and its arguments."""
+        """Return the engine as a function of a method's name and its arguments."""
         if process := self._forked():
             return process.call
         engine = self._make()
         return lambda method, *arguments: getattr(engine, method)(*arguments)
 
     def _forked(self) -> EngineProcess | None:
-        """The engine in a process of the driver's server; where that is not to be had, and the engine core has a process of
-        its own, which is forked from such a process only, of another server. None where the engine is to be here."""
+        """Return the engine in a process of the driver's server, or else of a server of its own.
+
+        Only an engine core with a process of its own needs a server of its own. Returns None if the engine belongs in
+        this process.
+        """
         if self._needs is None:
             return None
         order = Order(self._needs, {**os.environ, **self._needs}, os.getcwd(), library_first(sys.path), self._make)
@@ -101,23 +110,28 @@ class EngineActor:
         return self._engine(method, *arguments)
 
     def card(self) -> Card:
-        """What another job must know before it takes this engine over."""
+        """Return what another job must know before it takes this engine over."""
         return Card(self._info, self._policy, self._spec.log_file, self._spec.note)
 
     def begin(self, run: ResolvedRun) -> BackendInfo:
-        """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the engine cannot serve
-        an arm, and what broke it, where it is broken."""
+        """Take up a run, and drop what is left of an earlier one.
+
+        Raises:
+            ConfigError: The engine cannot serve an arm. A broken engine raises what broke it.
+        """
         self._call("begin", run)
         assert self._info is not None
         return self._info
 
     def drop(self) -> None:
-        """Drops all that the present run still has here."""
+        """Drop everything of the present run."""
         self._call("drop")
 
     def update_weights(self, policy: Policy) -> float:
-        """Loads other weights of the same shape, and drops the present run; returns the seconds that it took. The engine is
-        of no use where this raises."""
+        """Load other weights of the same shape, drop the present run, and return the seconds that it took.
+
+        An error leaves the engine broken.
+        """
         seconds: float = self._call("update_weights", policy)
         self._policy = policy
         return seconds
@@ -125,9 +139,9 @@ class EngineActor:
     def exchange(
         self, num_scorers: int, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
     ) -> tuple[Exchange | list[Generated] | None, ...]:
-        """Engine.exchange, and then for each of `lanes` what it hands over, if that is anything: 1 + `lanes` returns.
+        """Call Engine.exchange; return its report and then, for each scorer, the generations or None.
 
-        They belong to the caller: what this actor would put into the store itself would be lost with it.
+        These 1 + `num_scorers` returns belong to the caller. What this actor puts into the store itself is lost with it.
         """
         told: Exchange
         done: dict[int, list[Generated]]

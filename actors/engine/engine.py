@@ -1,8 +1,7 @@
-"""The engine: holds one backend (vLLM, or the simulated one) and keeps it decoding without a pause.
+"""The engine: hold one backend, and keep it decoding without a pause.
 
-Owns the threads that feed and step the backend, and the exchange: requests in, finished pieces out; what is in work is
-pieces.py's. It decides neither what to draw next (scheduler.py) nor what an answer is worth, and knows nothing of Ray
-(engine_actor.py). An engine may outlive a run: what an earlier one left is dropped when the next begins.
+Its threads feed and step the backend. `exchange` takes requests and hands over finished chunks.
+It knows neither the scheduler nor Ray. An engine may outlive a run: `begin` drops what an earlier run left.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from rollout_ray.actors.backend import Backend, BackendInfo, Finished
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.logs import Log, is_second_hand
 from rollout_ray.actors.engine.out_of_memory import as_start_failure
+from rollout_ray.actors.engine.supply import batch_share, num_to_submit
 from rollout_ray.actors.engine.work_units import ChunkTable, Waiting
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import (
@@ -41,31 +41,17 @@ from rollout_ray.telemetry.engine_stats import EngineStats, IdleClock
 log = logging.getLogger(__name__)
 
 
-def eighth(max_num_seqs: int) -> int:
-    """Of a batch: what an engine is kept ahead by, and what is worth a hand-over."""
-    return max(1, max_num_seqs // 8)
-
-
-def num_to_submit(info: BackendInfo, held: int, waiting: int, short: bool) -> int:
-    """How many more draws a backend is given that holds `held`, `waiting` of them not yet decoded: up to what it decodes
-    at once and an eighth more, so that a freed place never waits for us, and no more than an eighth between two steps: the
-    second would wait for it. One whose core is apart hears of freed places steps later, and of all at once where draws have
-    one length: it is kept a batch ahead, and does not wait for what it is given. While it is `short` of KV cache it is
-    kept an eighth ahead of what it does decode. The rest stays in the inbox."""
-    few = eighth(info.max_num_seqs)
-    ahead = info.max_num_seqs if info.core_apart and not short else few
-    free = max(0, ahead - waiting if short else info.max_num_seqs + ahead - held)
-    return free if info.core_apart else min(free, few)
-
-
 @dataclass(frozen=True)
 class Exchange:
-    """What an engine tells of itself when it hands over: the pieces it finished.
+    """The report of an engine that hands over chunks.
 
-    `returned` names pieces of which it gives draws back, and the first of them: the piece keeps those before it.
-    `unfinished` draws are still with the engine; `tokens` counts the output tokens of these pieces; `steps` counts all
-    decoding steps since the start, so that an engine that answers but no longer decodes is found out; `stats` counts
-    since the exchange before this one, or since the run began.
+    Attributes:
+        chunks: Keys of the finished chunks.
+        returned: Chunks of which the engine returns samples, each with its first returned sample.
+        unfinished: Samples that are still with the engine.
+        tokens: Output tokens of the finished chunks.
+        steps: Decoding steps since the start. They reveal an engine that answers but no longer decodes.
+        stats: Counts since the previous exchange, or since the run began.
     """
 
     chunks: tuple[ChunkKey, ...]
@@ -77,8 +63,11 @@ class Exchange:
 
 
 class Engine:
-    """One engine. `start` is called once, `begin` for each run, and then `exchange` again and again, one call at a time;
-    between two runs also `update_weights`. `output` is the file that this process writes to."""
+    """One engine.
+
+    The caller calls `start` once, `begin` for each run, and then `exchange` again and again, one call at a time. Between
+    two runs it may call `update_weights`.
+    """
 
     def __init__(self, spec: LaunchSpec, output: Log | None = None) -> None:
         self._spec, self._log = spec, output
@@ -86,19 +75,18 @@ class Engine:
         self._samples: tuple[SampleSpec, ...] = ()
         self._backend: Backend | None = None
         self._task: tuple[Callable[[], None], Future[None]] | None = None
-        self._reclaim = 0  # draws that are still to be given back
-        self._returned: list[Cut] = []  # what is given back, and not handed over yet
+        self._reclaim = 0  # samples that are still to be returned
+        self._returned: list[Cut] = []  # returned, and not reported yet
         self._changed = threading.Condition()
         self._chunks = ChunkTable()
         self._unread: SimpleQueue[Sequence[Finished]] = SimpleQueue()
         self._steps = 0
         self._idle = IdleClock()
-        self._told = EngineStats()  # what the driver knows of what was counted
+        self._told = EngineStats()  # counts that the driver has
         self._failure: BaseException | None = None
 
     def start(self) -> BackendInfo:
-        """Loads the backend and starts its loop. Raises NoMemory where memory was short, else RuntimeError with the
-        backend's own words."""
+        """Load the backend and start its loop. Raises NoMemory if memory was short, else RuntimeError with its words."""
         try:
             backend = self._load()
         except Exception as error:
@@ -111,8 +99,11 @@ class Engine:
         return backend.info()
 
     def begin(self, run: ResolvedRun) -> None:
-        """Takes up a run; whatever is left of an earlier one is dropped. Raises ConfigError where the backend cannot serve
-        an arm, and what broke the engine, where it is broken."""
+        """Take up a run, and drop what is left of an earlier one.
+
+        Raises:
+            ConfigError: The backend cannot serve an arm. A broken engine raises what broke it.
+        """
         backend = self._ready()
         backend.check()
         self.drop()
@@ -122,7 +113,7 @@ class Engine:
         self._chunks.openings = tuple(opening[spec.arm.name] for spec in self._samples)
 
     def drop(self) -> None:
-        """Drops all that the present run still has here."""
+        """Drop everything of the present run."""
         with self._changed:
             self._chunks.drop()
             self._reclaim = 0
@@ -131,8 +122,10 @@ class Engine:
             self._changed.notify_all()
 
     def update_weights(self, policy: Policy) -> float:
-        """Loads other weights of the same shape, and drops the present run; returns the seconds that it took. The engine is
-        of no use where this raises."""
+        """Load other weights of the same shape, drop the present run, and return the seconds that it took.
+
+        An error leaves the engine broken.
+        """
         backend = self._ready()
         backend.check()
         self.drop()
@@ -142,7 +135,7 @@ class Engine:
         return time.monotonic() - began
 
     def _in_loop(self, task: Callable[[], None]) -> None:
-        """Runs `task` in the backend's thread once it has no request, and raises what it raises."""
+        """Run a task in the backend's thread once it has no request. Raises what the task raises."""
         outcome: Future[None] = Future()
         with self._changed:
             if self._failure is not None:
@@ -163,22 +156,28 @@ class Engine:
     def exchange(
         self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
     ) -> tuple[Exchange, dict[int, list[Generated]]]:
-        """Takes on `requests`, gives back up to `recalled` draws that are not begun yet, and hands over finished pieces,
-        by lane.
+        """Take on requests, and hand over finished chunks by scorer index.
 
-        Returns at once where it gives something back; else once a piece is finished and `coalesce_s` have passed (a
-        short pause gathers many pieces into one hand-over), at once when an eighth of the batch is to be refilled or
-        the engine is idle, and after `wait_s` in any case. Raises what broke the engine, once it is broken.
+        It returns at once if it returns samples, if an eighth of the batch is free, or if the engine is idle.
+
+        Args:
+            requests: New work.
+            wait_s: Longest time to wait for a finished chunk.
+            coalesce_s: Time to wait for more chunks once one is finished. It gathers many into one hand-over.
+            reclaim: How many samples to return that are not begun yet.
+
+        Raises:
+            Exception: What broke the engine.
         """
         for request in requests:
             self._accept(request)
         began = time.monotonic()
         backend, chunks = self._ready(), self._chunks
-        if self._failure is None:  # else it is what is raised below: it says more than that a process is gone
+        if self._failure is None:  # a failure is raised below, and says more than that a process ended
             backend.check()
-        many = eighth(backend.info().max_num_seqs)
+        many = batch_share(backend.info().max_num_seqs)
         with self._changed:
-            if not self._returned:  # else the driver does not know yet what it is given back
+            if not self._returned:  # the driver counts returned samples only once they are reported
                 held = chunks.unfinished
                 self._returned += chunks.return_samples(reclaim)
                 self._reclaim = reclaim - (held - chunks.unfinished)
@@ -207,7 +206,7 @@ class Engine:
         return told, by_scorer
 
     def _counted(self) -> EngineStats:
-        """All that was counted since the start."""
+        """Return the counts since the start."""
         if self._backend is None:
             return EngineStats()
         now = self._backend.stats()
@@ -221,7 +220,7 @@ class Engine:
         return self._backend
 
     def _accept(self, request: RolloutRequest) -> None:
-        """Tokenizes a request's prompts and queues its draws; a prompt that is refused is finished here."""
+        """Tokenize the prompts of a request and queue its samples. A refused prompt is finished here."""
         backend = self._ready()
         prompts: dict[int, list[int]] = {}
         failed: dict[int, Completion] = {}
@@ -247,7 +246,7 @@ class Engine:
     def _loop(self) -> None:
         backend = self._ready()
         info, stats = backend.info(), backend.stats()
-        held: dict[str, None] = {}  # keys that the backend has, the last one given last, all of run number `current`
+        held: dict[str, None] = {}  # keys with the backend, in order, all of run number `current`
         current = 0
         try:
             while True:
@@ -265,7 +264,7 @@ class Engine:
                     backend.abort(list(held))
                     held.clear()
                     current = run
-                # Of a core apart these are an earlier step's: what was taken back since is not waiting any more.
+                # A core in its own process reports an earlier step, before samples were returned.
                 self._take_back(backend, held, min(reclaim, stats.waiting, max(0, len(held) - stats.running)))
                 if not held and not new and self._task:
                     self._run_task()
@@ -281,7 +280,7 @@ class Engine:
             self._break(error)
 
     def _take_back(self, backend: Backend, held: dict[str, None], count: int) -> None:
-        """Gives back the last `count` draws of those that the backend holds: these wait there for a place."""
+        """Return the last `count` samples that the backend holds. They wait there to be decoded."""
         unbegun = list(islice(reversed(held), count))
         if not unbegun:
             return
@@ -293,7 +292,7 @@ class Engine:
             self._changed.notify_all()
 
     def _read(self) -> None:
-        """Delivers what the backend finished, once it has its text. In a thread of its own: the next step does not wait."""
+        """Deliver finished requests with their texts, in a thread of its own, so that the next step does not wait."""
         backend = self._ready()
         try:
             while True:
@@ -303,7 +302,7 @@ class Engine:
             self._break(error)
 
     def _break(self, error: BaseException) -> None:
-        """Leaves the engine of no use: whoever waits for it is told why."""
+        """Mark the engine as broken, and tell everybody who waits for it why."""
         cause = self._log.root_cause() if self._log and is_second_hand(str(error)) else None
         if cause:
             error = RuntimeError(cause)
@@ -315,7 +314,7 @@ class Engine:
             self._changed.notify_all()
 
     def _run_task(self) -> None:
-        """Runs what another thread waits for. A ConfigError leaves the backend as it was; any other breaks the loop."""
+        """Run the task that another thread waits for. A ConfigError leaves the backend as it was."""
         assert self._task is not None
         task, outcome = self._task
         try:
@@ -328,7 +327,7 @@ class Engine:
         outcome.set_result(None)
 
     def _submit(self, backend: Backend, waiting: Waiting) -> bool:
-        """Whether the backend took the request; a refusal finishes it."""
+        """Give the backend a request. Returns False if it refuses, which finishes the request."""
         spec = self._samples[waiting.number]
         seed = sampling_seed(self._run_seed, waiting.question_id, spec.arm.name, spec.sample)
         try:

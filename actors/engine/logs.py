@@ -1,6 +1,6 @@
-"""Where an engine's own output goes: a log file in the run directory, and the lines of it that belong in a message.
+"""Send the output of an engine to a log file, and find the lines of it that belong in a message.
 
-The file takes the output of vLLM's child processes too, which often is the only place that names a cause.
+The file has the output of vLLM's child processes too. Often only they name a cause.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ TAIL_BYTES = 65536
 
 @dataclass(frozen=True)
 class Log:
-    """A log file, and the place in it (bytes) from which on this process writes: an earlier engine may have begun it."""
+    """A log file, and the byte from which on this process writes. An earlier engine may have begun the file."""
 
     path: str
     begin: int
 
     def root_cause(self) -> str | None:
-        """The last error in it that is not a report of another one."""
+        """Return the last error in the log that is not a report of another error."""
         for line in reversed(last_lines(self.path, 400, self.begin)):
             found = _ERROR.search(line)
             if found and not is_second_hand(line):
@@ -38,8 +38,10 @@ class Log:
 
 
 def redirect_output(path: str) -> Log | None:
-    """Sends this process's stdout and stderr, and those of its children, to the end of the file `path`; None where the
-    file cannot be made, as on a node that does not share the run directory."""
+    """Send stdout and stderr of this process and its children to the end of a file.
+
+    Returns None if the file cannot be made, as on a node that does not share the run directory.
+    """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -53,18 +55,18 @@ def redirect_output(path: str) -> Log | None:
 
 
 def is_second_hand(text: str) -> bool:
-    """Whether vLLM says here only that another of its processes failed."""
+    """Return whether vLLM says here only that another of its processes failed."""
     return any(words in text for words in _SECOND_HAND)
 
 
 def last_lines(path: str, count: int, begin: int = 0) -> list[str]:
-    """The last `count` lines after `begin` (bytes) that say something; none where there is no such file."""
+    """Return the last `count` lines after the byte `begin` that say something. A missing file has none."""
     try:
         with open(path, "rb") as stream:
             stream.seek(max(begin, os.path.getsize(path) - TAIL_BYTES))
             text = stream.read().decode(errors="replace")
     except OSError:
         return []
-    # A progress bar rewrites its line; what stands last on it is what was seen.
+    # A progress bar rewrites its line, and the reader saw the last state.
     lines = (line.rstrip("\r").rsplit("\r", 1)[-1].strip() for line in text.split("\n"))
     return list(deque((line for line in lines if line and not line.startswith(":")), maxlen=count))

@@ -1,6 +1,6 @@
-"""What to do when an engine cannot allocate its memory at start: recognise it, and ask for less.
+"""Recognise an engine that cannot allocate its memory at start, and ask for less.
 
-Owns the words by which vLLM and PyTorch say so, and the steps down. It retries nothing itself (fleet.py does).
+This module knows the words of vLLM and PyTorch, and the steps down. driver/replica_set.py retries.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ _NO_CACHE = re.compile(r"No available memory for the cache|larger than the avail
 
 
 class NoMemory(Exception):
-    """An engine could not allocate its memory. `keep_share`: a smaller share of the GPU would only make it worse,
-    because the weights and the activations fill the present one."""
+    """An engine could not allocate its memory.
+
+    Attributes:
+        keep_share: A smaller share of the GPU would not help, because weights and activations fill the present one.
+    """
 
     def __init__(self, text: str, keep_share: bool = False) -> None:
         super().__init__(text, keep_share)
@@ -34,7 +37,7 @@ class NoMemory(Exception):
 
 
 def as_start_failure(text: str) -> Exception:
-    """The failure of a start by its words: NoMemory where memory was short, else a RuntimeError."""
+    """Return the error of a failed start: NoMemory if its words say that memory was short, else RuntimeError."""
     if _NO_MEMORY.search(text):
         return NoMemory(text, keep_share=bool(_NO_CACHE.search(text)))
     return RuntimeError(text)

@@ -1,7 +1,7 @@
-"""The pieces that an engine has in work: which of their draws wait, which are done, and which can be given back.
+"""Track the chunks of an engine: which of their samples wait, which are done, and which can be returned.
 
-Owns the keys by which a backend knows draws, and gathers completions into pieces. It has no lock: engine.py, whose threads
-share it, holds one.
+It makes the keys by which a backend knows samples, and gathers completions into chunks.
+It has no lock. engine.py, whose threads share it, holds one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rollout_ray.core.redaction import encodable
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A draw that the backend does not have yet. `number` is the draw's own."""
+    """A sample that the backend does not have yet. `number` is its index among the samples of a question."""
 
     key: str
     prompt: list[int]
@@ -27,7 +27,7 @@ class Waiting:
 
 @dataclass
 class _Open:
-    """A piece in work: the prompts of its draws, in tokens, and the completions that are there."""
+    """A chunk in work: the prompts of its samples, in tokens, and the completions so far."""
 
     request: RolloutRequest
     prompts: Mapping[int, list[int]]
@@ -35,9 +35,14 @@ class _Open:
 
 
 class ChunkTable:
-    """All pieces of the present run. `run` counts the runs and is part of every key, so that what an earlier run left is
-    told apart; `unfinished` counts draws, and so does `finished`, since the last `hand_over`. `openings` has, for each
-    draw, the tag of a thought that its prompt begins."""
+    """All chunks of the present run.
+
+    Attributes:
+        run: Number of the run. Every key has it, so that samples of an earlier run are told apart.
+        unfinished: Samples in work.
+        finished: Samples that finished since the last `hand_over`.
+        openings: For each sample, the tag of a thought that its prompt begins; empty for none.
+    """
 
     def __init__(self) -> None:
         self.run = self.unfinished = self.finished = 0
@@ -48,16 +53,16 @@ class ChunkTable:
 
     @property
     def waiting(self) -> int:
-        """Draws that the backend does not have yet."""
+        """Samples that the backend does not have yet."""
         return len(self._inbox)
 
     @property
     def complete(self) -> int:
-        """Pieces to be handed over."""
+        """Chunks that are ready to be handed over."""
         return len(self._done)
 
     def drop(self) -> None:
-        """Ends the run, whatever is in work."""
+        """End the run, whatever is in work."""
         self.run += 1
         self.unfinished = self.finished = 0
         self._inbox.clear()
@@ -65,7 +70,7 @@ class ChunkTable:
         self._done = []
 
     def add(self, request: RolloutRequest, prompts: Mapping[int, list[int]], failed: Mapping[int, Completion]) -> None:
-        """Takes on a piece: the prompt of each draw, or what became of it already."""
+        """Take on a chunk: for each sample its prompt, or a completion if it failed already."""
         chunk = (request.ordinal, request.first)
         self._open[chunk] = _Open(request, prompts, dict(failed))
         for number, prompt in prompts.items():
@@ -75,16 +80,18 @@ class ChunkTable:
         self._close_if_complete(chunk)
 
     def take(self, most: int) -> list[Waiting]:
-        """The next draws for the backend."""
+        """Return up to `most` samples to submit next."""
         return [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
 
     def return_samples(self, wanted: int) -> tuple[Cut, ...]:
-        """Takes out again up to `wanted` of the last draws that the backend does not have, and with them what stands behind
-        them in their pieces."""
+        """Take out up to `wanted` of the last samples that the backend does not have.
+
+        The later samples of their chunks go with them.
+        """
         return self.cut([self._inbox.pop().key for _ in range(min(wanted, len(self._inbox)))])
 
     def cut(self, last: Iterable[str]) -> tuple[Cut, ...]:
-        """Takes out the last draws of those that are in work, the last one first."""
+        """Take out the last samples in work, by their keys, the last one first."""
         cuts: dict[ChunkKey, int] = {}
         for key in last:
             _, chunk, number = _read(key)
@@ -101,8 +108,10 @@ class ChunkTable:
         return tuple(cuts.items())
 
     def finish(self, one: Finished, engine: str, policy_version: int) -> None:
-        """Notes a draw that the backend has done with. One of an earlier run is passed over, and one that was given back
-        with an earlier draw of its piece while it had no text yet."""
+        """Record a sample that the backend has finished.
+
+        It ignores samples of an earlier run. It only counts a sample that was returned before its text was read.
+        """
         run, chunk, number = _read(one.key)
         if run != self.run:
             return
@@ -125,7 +134,7 @@ class ChunkTable:
         self._close_if_complete(chunk)
 
     def hand_over(self) -> list[Generated]:
-        """The complete pieces, which are forgotten here."""
+        """Return the complete chunks, and forget them."""
         done, self._done, self.finished = self._done, [], 0
         return done
 
@@ -138,13 +147,15 @@ class ChunkTable:
 
 
 def _from_its_tag(one: Finished, opening: str) -> str:
-    """The text, and before it the tag of a thought that the prompt began and the output never ended: else nobody could tell
-    that all of it is thought."""
+    """Return the text, after the tag of a thought if the prompt began one and the output never ends it.
+
+    Without the tag nobody could tell that the whole text is thought.
+    """
     is_plain = not opening or one.finish_reason == "error" or "</think" in one.text
     return one.text if is_plain else opening + one.text
 
 
 def _read(key: str) -> tuple[int, ChunkKey, int]:
-    """The run, the piece and the number of a draw."""
+    """Return the run, the chunk and the number of a sample's key."""
     run, ordinal, first, number = map(int, key.split("."))
     return run, (ordinal, first), number

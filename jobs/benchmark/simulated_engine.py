@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import eighth, num_to_submit
+from rollout_ray.actors.engine.supply import batch_share, num_to_submit
 from rollout_ray.core.records import ChunkKey, Cut
 from rollout_ray.data.question_set import PASSES
 from rollout_ray.driver.replica_set import COALESCE_S, HEARTBEAT_S
@@ -92,7 +92,7 @@ class SimulatedEngine:
         self.returned: list[Cut] = []
         self.finished_since = 0
         self.wait_s = HEARTBEAT_S
-        self._most_running, self._many = work.most_running, eighth(work.places)
+        self._most_running, self._many = work.most_running, batch_share(work.places)
         self._given = 0  # samples that the backend has and has not finished
         self._info = BackendInfo(work.places, 0.0, 0.0, core_apart=True)
         self._position = 0.0  # steps since the start
