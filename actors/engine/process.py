@@ -1,12 +1,8 @@
-"""Processes that have imported vLLM already: a server forks one for each engine that starts on its machine.
+"""Fork engines from a server that has imported vLLM.
 
-vLLM takes seconds to import, and a Ray actor can only begin with it once Ray runs. The driver starts a server first; it
-imports while Ray starts. That is one import, however many engines, and none for an engine that replaces another. On other
-machines an actor starts a server of its own where the engine has processes of its own: those can be forked from a process
-of a server, and not from an actor, which has threads.
-
-Owns how these processes begin, are called and end: an engine's with its actor, the server with whoever started it and the
-last of its engines, however these end. What an engine does is engine.py's.
+The driver's server imports vLLM (seconds) while Ray starts: one import for all engines, and none for a replacement.
+On another node, an actor starts a server if the engine core needs a process of its own; actors have threads and cannot
+fork one. Invariant: an engine ends with its actor, and a server with its owner and the last of its engines.
 """
 
 from __future__ import annotations
@@ -50,8 +46,15 @@ class EngineLost(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """What makes an engine of a process: what vLLM `needs` to have been imported with, the whole environment, the working
-    directory, sys.path, and what makes the Engine."""
+    """What turns a process of the server into an engine.
+
+    Attributes:
+        needs: Variables with which the server must have imported vLLM.
+        environment: All variables of the engine's process.
+        folder: Its working directory.
+        path: Its sys.path.
+        engine: Makes the Engine.
+    """
 
     needs: Mapping[str, str]
     environment: Mapping[str, str]
@@ -61,14 +64,18 @@ class Order:
 
 
 class EngineProcess:
-    """An Engine in a process of its own, which ends with this object's process; `server` is what else must end with it."""
+    """An Engine in a process of its own, which ends with this process. `server` ends with it."""
 
     def __init__(self, connection: Connection, server: ExitStack | None = None) -> None:
         self._connection, self._server = connection, server
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What that method of the Engine returns. Raises what it raises, as a RuntimeError where that is no error of ours,
-        and EngineLost where the process has ended."""
+        """Call a method of the Engine.
+
+        Raises:
+            EngineLost: The process has ended.
+            RuntimeError: The method raised an error that is not one of ours. Our own errors are raised as they are.
+        """
         try:
             self._connection.send((method, arguments))
             returned, value = self._connection.recv()
@@ -80,14 +87,16 @@ class EngineProcess:
 
 
 def fork_engine(order: Order, server: str) -> EngineProcess | None:
-    """A process of the server at `server`, once that has imported; None where it has ended, or imported with other
-    variables than the engine needs."""
+    """Fork an engine from the server at this address, once it has imported vLLM.
+
+    Returns None if the server has exited, or imported vLLM with other variables than the engine needs.
+    """
     connection = _ask(_reach(server), order)
     return EngineProcess(connection) if connection else None
 
 
 def fork_engine_apart(order: Order) -> EngineProcess | None:
-    """A process of a server that is started for it; None where that cannot import vLLM."""
+    """Fork an engine from a server that is started for it. Returns None if the server cannot import vLLM."""
     with ExitStack() as stack:
         address = stack.enter_context(forking(order.needs))
         link = _reach(address)
@@ -107,7 +116,7 @@ def _reach(server: str) -> socket.socket | None:
 
 
 def _ask(link: socket.socket | None, order: Order) -> Connection | None:
-    """The connection to the engine that a server makes of its end of `link`; None where it makes none."""
+    """Ask a server for an engine. Returns the connection to it, or None if the server makes none."""
     if link is None:
         return None
     with link, suppress(EOFError, OSError):
@@ -122,8 +131,10 @@ def _ask(link: socket.socket | None, order: Order) -> Connection | None:
 
 @contextmanager
 def forking(needs: Mapping[str, str]) -> Iterator[str]:
-    """Has a server on this machine, which imports vLLM with the variables that engines will need; gives its address. It
-    takes no more engines afterwards, and ends once those that it has have ended."""
+    """Run a server that imports vLLM with the variables that engines will need. Yields its address.
+
+    After the block it takes no more engines, and exits once its engines have ended.
+    """
     global _address
     folder = tempfile.mkdtemp(prefix="rollout-", dir="/tmp")  # a socket's path must be short; no other user may enter
     address = os.path.join(folder, "engines")
@@ -155,13 +166,15 @@ def forking(needs: Mapping[str, str]) -> Iterator[str]:
 
 
 def server_here() -> str | None:
-    """The address of this process's server, where it has one that is of use: vLLM looks at a GPU while it is imported, and
-    an engine may get any other one of the machine."""
+    """Return the address of this process's server, or None if it is of no use.
+
+    vLLM looks at a GPU during its import, so all GPUs of the machine must be alike.
+    """
     return _address if _address and alike() else None
 
 
 def _serve(fd: int) -> None:
-    """The whole life of the server, which listens at the socket `fd`. It has one thread, as what is forked must."""
+    """Run the server, which listens at the socket `fd`. It has one thread, because it forks."""
     with uncollected():
         import vllm.v1.engine.llm_engine  # noqa: F401
 
@@ -172,8 +185,11 @@ def _serve(fd: int) -> None:
 
 
 class _Server:
-    """The server once it has imported. It keeps an end of each engine's socket, so as to end the engine with its actor
-    whatever that is at, and closes it with the engine, for the actor to know."""
+    """The server after the import.
+
+    It keeps an end of the socket of each engine. The socket tells it that an actor ended, and tells the actor that the
+    engine ended.
+    """
 
     def __init__(self, listener: socket.socket, owner: int) -> None:
         self._listener, self._owner = listener, owner  # the latter a pipe whose other end closes with who started it
@@ -183,7 +199,7 @@ class _Server:
         self._poll.register(owner, select.POLLIN)
 
     def run(self) -> None:
-        """Returns once nothing is left to do."""
+        """Serve until the owner and all engines have ended."""
         address, owned = self._listener.getsockname(), True
         while owned or self._engines:
             for number, _ in self._poll.poll():
@@ -208,7 +224,7 @@ class _Server:
         self._engines[link.fileno()] = self._engines[process.sentinel] = link, process
 
     def _ended(self, number: int) -> None:
-        """An actor has, or an engine: of two that end at once the socket is told first, as it was registered first."""
+        """Handle the end of an actor or an engine. If both end at once, the socket comes first."""
         link, process = self._engines.pop(number)
         self._poll.unregister(number)
         if number != process.sentinel:
@@ -221,7 +237,7 @@ class _Server:
 
 
 def _forked(open_here: Sequence[socket.socket], link: socket.socket) -> None:
-    """The whole life of a process of the server. What it prints goes where its actor's output goes."""
+    """Run an engine in a process of the server. Its output goes where the output of its actor goes."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for one in open_here:
         one.close()
@@ -253,7 +269,7 @@ def _forked(open_here: Sequence[socket.socket], link: socket.socket) -> None:
 
 
 def _end_with(fd: int) -> None:
-    """Ends this process once the other end of its socket is closed: the server may have ended before."""
+    """End this process once the other end of its socket is closed. The server may have ended before."""
     poll = select.poll()
     poll.register(fd, 0)  # that it was closed is told unasked
     poll.poll()
@@ -261,7 +277,7 @@ def _end_with(fd: int) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error of ours itself; of another only its words, since not every class of error can be sent."""
+    """Return an error that can be sent: our own as it is, of others only the words."""
     if isinstance(error, (RolloutError, NoMemory)) or type(error) is RuntimeError:
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
-"""A checkpoint's architecture as vLLM sees it: its config, and vLLM's classes of the model.
+"""Read a checkpoint's architecture as vLLM sees it: its config, and vLLM's classes of the model.
 
-Owns the questions to vLLM's registry of models, by names that vLLM 0.26 to 0.33 share. It loads no weights.
+It asks vLLM's registry of models, by names that vLLM 0.26 to 0.33 share. It loads no weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PYTORCH_PACKAGES = {"torchvision", "torchaudio"}  # without a build for the CPU 
 
 
 def checkpoint_config(run: ResolvedRun) -> Any:
-    """The checkpoint's own config, as transformers reads it."""
+    """Return the config of the checkpoint, as transformers reads it."""
     from vllm.transformers_utils.config import get_config
 
     return get_config(
@@ -26,10 +26,12 @@ def checkpoint_config(run: ResolvedRun) -> Any:
 
 
 def register_classes(run: ResolvedRun) -> None:
-    """Registers the model's class itself in place of its name. By the name alone vLLM starts a process that imports
-    everything again to look at the class, which takes 14 s where it was never done on this machine.
+    """Register the model's class in vLLM in place of its name.
 
-    Raises ModuleNotFoundError, with the remedy, where a package is missing that the class needs.
+    For a name alone, vLLM starts a process that imports everything again: 14 s on a machine that never did it.
+
+    Raises:
+        ModuleNotFoundError: The class needs a package that is missing. The message has the remedy.
     """
     from vllm import ModelRegistry
 
@@ -38,13 +40,15 @@ def register_classes(run: ResolvedRun) -> None:
 
 
 def is_hybrid(checkpoint: Any) -> bool:
-    """Whether layers of the model with this `checkpoint_config` keep a state of one size (Mamba, linear attention) beside a
-    KV cache. Raises as `register_classes` does."""
+    """Return whether layers of the model keep a state of fixed size (Mamba, linear attention) beside the KV cache.
+
+    Raises as `register_classes` does.
+    """
     return any(getattr(model, "is_hybrid", False) for model in _classes(checkpoint).values())
 
 
 def _classes(checkpoint: Any) -> dict[str, Any]:
-    """vLLM's classes of the architectures that the checkpoint's config names."""
+    """Return vLLM's classes of the architectures in the checkpoint's config."""
     from vllm import ModelRegistry
 
     names = getattr(checkpoint, "architectures", None) or ()
@@ -63,7 +67,7 @@ def _classes(checkpoint: Any) -> dict[str, Any]:
 
 
 def _missing(error: BaseException | None) -> str | None:
-    """The package whose absence began this error; transformers tells of it by an error of its own."""
+    """Return the package whose absence caused this error. transformers wraps it in an error of its own."""
     found = None
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name:

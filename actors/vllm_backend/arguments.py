@@ -1,7 +1,7 @@
-"""The choices that vLLM is started with: environment variables and engine arguments, from the config and the hardware.
+"""Choose vLLM's environment variables and engine arguments from the config and the hardware.
 
-Owns each choice and its reason; a field of the config, or of `engine.extra`, beats it. It uses only names that vLLM 0.26
-to 0.33 share, and starts nothing.
+A field of the config, or of `engine.extra`, overrides a choice made here. This starts nothing.
+It uses only names that vLLM 0.26 to 0.33 share.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from rollout_ray.models.model_size import size_of
 from rollout_ray.models.resolved_run import ResolvedRun
 
 CPU_MAX_NUM_BATCHED_TOKENS = 4096
-UNKNOWN_KV_CACHE_BYTES = 2**30  # where a model's need is not known; it is not told for the states of a hybrid
+UNKNOWN_KV_CACHE_BYTES = 2**30  # for a model of unknown size, and for the states of a hybrid
 GRAPH_CHOICES = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "compilation_config"}  # the user's, through extra
 WORKER = "rollout_ray.actors.vllm_backend.worker.Worker"  # by name: the module imports vLLM
 
 
 def has_own_process(gpus: int) -> bool:
-    """Whether the engine core of a replica on that many GPUs has a process of its own, which is vLLM's default.
+    """Return whether the engine core has a process of its own, which is vLLM's default.
 
-    On H200s (7B, 4,000 x 220 tokens, warm caches) it then decodes as fast as the bare engine, over two GPUs 5% faster than
-    in one process with what feeds it. On the CPU it would take cores from itself. The variable of vLLM beats it.
+    On H200s (7B, 4,000 x 220 tokens, warm caches) it then decodes as fast as the bare engine, and over two GPUs 5% faster
+    than in one process. On the CPU it would take cores from itself. vLLM's own variable overrides this.
     """
     return os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1" if gpus else "0") != "0"
 
 
 def environment(run: ResolvedRun, *, gpus: int, threads: int) -> dict[str, str]:
-    """Variables that the engine's process needs before vLLM is imported."""
+    """Return the variables that a process needs before it imports vLLM."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     default = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "true"}
     if all(Path(name).is_dir() for name in (run.policy.path, run.tokenizer_path)):
         quiet |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     default["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if has_own_process(gpus) else "0"
     if gpus == 0:
-        # Two engines of one machine must not both bind every core. With more threads than cores vLLM's attention kernel
+        # Two engines of one machine must not both bind every core. With more threads than cores, vLLM's attention kernel
         # aborts.
         needed = {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(min(threads, len(os.sched_getaffinity(0)))),
         }
     else:
-        # A start then takes over what an earlier one has measured of the GPU's memory (vLLM checks that it still holds).
+        # A start then reuses an earlier measurement of the GPU's memory. vLLM checks that it still holds.
         default["VLLM_ENABLE_STARTUP_PLAN"] = "1"
-        # Several engines of a machine would each want all its cores for what little they compute there.
+        # Several engines of a machine would each use all cores for little work.
         default["OMP_NUM_THREADS"] = "1"
-        needed = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}  # where vLLM sees that it must not, it spawns
+        needed = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}  # vLLM spawns where a fork is not safe
         if run.config.engine.deterministic:
             needed["VLLM_BATCH_INVARIANT"] = "1"
         if importlib.util.find_spec("flashinfer") is None:
@@ -93,8 +93,8 @@ def _common_arguments(spec: LaunchSpec, max_model_len: int | None) -> dict[str, 
         "trust_remote_code": model.trust_remote_code,
         "dtype": engine.dtype,
         "load_format": engine.load_format,
-        # Questions are text. The encoders of a model that takes pictures or sound as well would want memory, time at the
-        # start, and files that a trainer does not save.
+        # Questions are text. Encoders of pictures or sound would need memory, time at the start, and files that a trainer
+        # does not save.
         "language_model_only": True,
         "max_model_len": max_model_len,
         "tensor_parallel_size": max(1, spec.gpus),
@@ -142,11 +142,10 @@ def _cpu_arguments(spec: LaunchSpec, *, batched_tokens: int, hybrid: bool) -> di
 
 
 def graph_sizes(most: int) -> list[int]:
-    """Batch sizes to capture CUDA graphs for, up to `most` sequences; a batch is padded to the next of them.
+    """Return the batch sizes to capture CUDA graphs for, up to `most` sequences. vLLM pads a batch to the next one.
 
-    Every graph costs 28 ms of the start, twice (with and without prefills in the batch), on an H200. vLLM captures every
-    8th size to 256 and every 16th above, by its own choice up to 512. Ours are fewer: a batch grows by less than a
-    quarter, and by less than 64 sequences.
+    On an H200 every graph costs 28 ms of the start, twice (with and without prefills). vLLM captures every 8th size to 256
+    and every 16th above, up to 512. These are fewer: padding adds less than a quarter, and less than 64 sequences.
     """
     sizes = {1, 2, 4, most}
     for first, last, apart in ((8, 64, 8), (80, 128, 16), (160, 256, 32), (320, most, 64)):
@@ -158,7 +157,7 @@ def _lora_arguments(spec: LaunchSpec) -> dict[str, Any]:
     room = adapters.capacity(adapters.adapters_of(spec.run.arms))
     if not room.count:
         return {}
-    # The CPU kernels give a request without adapter the one in the last place, so this place must stay empty.
+    # The CPU kernels give a request without an adapter the one in the last place, so this place stays empty.
     places = room.count if spec.gpus else room.count + 1
     return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
@@ -170,7 +169,7 @@ def _cpu_kv_cache_bytes(spec: LaunchSpec, checkpoint: Any, longest: int, hybrid:
     """
     if spec.limits.kv_cache_gib is not None:
         return int(spec.limits.kv_cache_gib * 2**30)
-    # A family may have names of its own (n_layer) for what size_of asks for.
+    # Some families have other names for the fields that size_of reads, such as n_layer.
     written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
     size = size_of(written, spec.run.config)
     if size is None:

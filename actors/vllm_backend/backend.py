@@ -1,7 +1,7 @@
-"""vLLM behind the Backend interface of engine.py: one replica on the CPU, on one GPU, or over several of one node.
+"""vLLM as a Backend: one replica on the CPU, on one GPU, or over several GPUs of one node.
 
-Owns what is particular to vLLM's engine: its start, its requests and their sampling parameters. What it is started with is
-vllm_arguments.py's. It uses only what vLLM 0.26 to 0.33 share, and keeps no record of whose request is whose.
+It starts vLLM's engine and passes requests on. arguments.py chooses how the engine starts, sampling.py how it samples.
+It uses only names that vLLM 0.26 to 0.33 share.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from rollout_ray.telemetry.engine_stats import EngineStats
 log = logging.getLogger(__name__)
 
 
-# Sampling parameters by which the text of the same tokens differs.
+# With these sampling parameters, the same tokens give another text.
 TEXT_PARAMETERS = frozenset(("include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"))
-RESET_S = 30.0  # within which the prefix cache must have been emptied after an update of the weights
+RESET_S = 30.0  # longest time to empty the prefix cache after an update of the weights
 
 
 class VllmBackend:
-    """One vLLM replica. Construct it in the process that is to hold it: vLLM is imported then."""
+    """One vLLM replica. Construct it in the process that holds it: the constructor imports vLLM."""
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._run = spec.run
@@ -90,10 +90,10 @@ class VllmBackend:
 
         self._stats = VllmStats(arguments["max_num_seqs"])
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments), stat_loggers=self._stats.loggers())
-        # Prompts and texts are made in threads beside the engine's. Python would let each keep the engine waiting for 5 ms.
-        # Set only now: the processes that vLLM has forked keep what they would have without us.
+        # Other threads encode prompts and decode texts. Python would let each keep the engine waiting for 5 ms.
+        # Set after the start: the processes that vLLM has forked keep Python's default.
         sys.setswitchinterval(0.001)
-        enable_envs_cache()  # for this process too: vLLM reads a variable with every token that it counts
+        enable_envs_cache()  # vLLM reads a variable with every token that it counts
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
@@ -108,14 +108,14 @@ class VllmBackend:
         return self._info
 
     def _worker_phases(self, arguments: Mapping[str, Any]) -> dict[str, float]:
-        """Seconds of each phase of vLLM's own start, of the slowest worker in each."""
+        """Return the seconds of each phase of vLLM's start, of the slowest worker in each."""
         if arguments["worker_cls"] != WORKER:
             return {}
         workers: list[dict[str, float]] = self._engine.collective_rpc("rollout_phases")
         return {name: max(worker.get(name, 0.0) for worker in workers) for name in workers[0]}
 
     def check(self) -> None:
-        """Raises RuntimeError where a process of the engine's own has ended: vLLM waits for a killed one for ever."""
+        """Raise RuntimeError if a process of the engine has ended. vLLM waits for a killed one for ever."""
         for process in self._processes:
             if not process.is_alive():
                 raise RuntimeError(f"vLLM's process {process.name} ended with exit code {process.exitcode}")
@@ -124,19 +124,23 @@ class VllmBackend:
         return self._stats.stats
 
     def begin(self, run: ResolvedRun) -> None:
-        """Takes up a run's arms. Raises ConfigError where vLLM cannot load an adapter or refuses an arm's sampling
-        parameters, and where the chat template knows no variable of an arm's."""
+        """Take up the arms of a run.
+
+        Raises:
+            ConfigError: vLLM cannot load an adapter or refuses a sampling parameter, or the chat template does not read a
+                variable of an arm.
+        """
         arms, sampling = run.arms, run.config.sampling
         self._encoder.check(arms)
         self._parameters = {arm.name: arm_parameters(arm, sampling) for arm in arms}
-        # A stop string must be seen when it comes, which takes vLLM's own text; and it reads special tokens in its own way.
+        # vLLM finds stop strings in the text that it decodes itself, and has its own way with special tokens.
         changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
         self._vllm_decodes = self._decoder is None or changed or bool(sampling.stop)
         wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
         for gone in self._served.keys() - wanted:
             self._engine.remove_lora(self._served.pop(gone).lora_int_id)
         for path, fingerprint in sorted(wanted - self._served.keys()):
-            # vLLM knows an adapter, and the prefixes cached under it, by id and name: no other content may bear them.
+            # vLLM knows an adapter, and its cached prefixes, by id and name, so other content gets new ones.
             self._last_lora += 1
             request = self._lora_request(f"adapter-{self._last_lora}", self._last_lora, path)
             try:
@@ -148,24 +152,24 @@ class VllmBackend:
         self._loras = {path: request for (path, _), request in self._served.items()}
 
     def update_weights(self, path: str) -> None:
-        """Loads the checkpoint in the folder `path`, which has the shape of the present one."""
+        """Load the checkpoint in the folder `path`. It has the shape of the present one."""
         self._engine.collective_rpc("rollout_load_weights", args=(path,))
         deadline = time.monotonic() + RESET_S
-        while not self._engine.reset_prefix_cache():  # what was aborted a moment ago may still hold its blocks
+        while not self._engine.reset_prefix_cache():  # aborted requests may hold their blocks a moment longer
             if time.monotonic() > deadline:
                 raise RuntimeError(f"vLLM's prefix cache could not be emptied within {RESET_S:g} s")
             time.sleep(0.05)
 
     def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
-        """The prompt's tokens; see PromptEncoder."""
+        """Return the tokens of the prompt, as PromptEncoder makes them."""
         return self._encoder.encode(prompt, arm)
 
     def opening(self, arm: Arm) -> str:
-        """What the prompt begins the output with; see PromptEncoder."""
+        """Return the tag of a thought that the prompt begins, as PromptEncoder finds it."""
         return self._encoder.opening(arm)
 
     def add(self, key: str, tokens: list[int], spec: SampleSpec, seed: int) -> None:
-        """Queues one request. Raises Refused where vLLM rejects it."""
+        """Queue one request. Raises Refused if vLLM rejects it."""
         arm = spec.arm
         parameters = self._parameters[arm.name] | {
             "max_tokens": min(arm.max_tokens, self._max_model_len - len(tokens)),
@@ -181,14 +185,16 @@ class VllmBackend:
             raise Refused(f"vLLM refused the request: {error}") from error
 
     def step(self) -> list[Finished]:
-        """Decodes one step; returns what it finished."""
+        """Decode one step, and return the requests that it finished."""
         ended = [output for output in self._engine.step() if output.finished]
         self._stats.finished(ended)
         return [_finished(output, self._vllm_decodes) for output in ended]
 
     def read(self, finished: Sequence[Finished]) -> list[Finished]:
-        """Gives what vLLM did not decode its text. Beside the steps: a thousand outputs that end together take longer than
-        the engine has."""
+        """Detokenize the outputs that vLLM did not.
+
+        This runs beside the steps: a thousand outputs that end together would hold up the engine.
+        """
         if self._decoder is None:
             return list(finished)
         texts = iter(self._decoder.texts([one.unread for one in finished if one.unread]))
@@ -198,7 +204,7 @@ class VllmBackend:
         self._engine.abort_request(list(keys))
 
     def close(self) -> None:
-        """Ends the engine's own processes, where it has some."""
+        """End the processes of the engine, if it has some."""
         shutdown = getattr(self._engine.engine_core, "shutdown", None)
         if shutdown:
             shutdown()

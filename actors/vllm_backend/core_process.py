@@ -1,7 +1,7 @@
-"""The process that vLLM's engine core has to itself on GPUs: that it ends with the process that made it.
+"""End the process of vLLM's engine core together with the process that made it.
 
-vLLM makes it (by a fork, where it may); nothing of vLLM's would end it, and free its GPU, where its maker is killed. Owns
-only that. Workers of a replica over several GPUs end with it by themselves.
+vLLM does not end it if its maker is killed, and its GPU would stay in use.
+Workers of a replica over several GPUs end with the core by themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _EndsWithMaker(_Process):
     def run(self) -> None:
         maker = parent_process()
         assert maker is not None
-        # Told by the kernel, since a thread of this process would not run while a kernel of CUDA's hangs.
+        # Linux sends the signal: a thread of this process would not run while a CUDA kernel hangs.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != maker.pid:  # it has ended already
             os._exit(1)
@@ -49,7 +49,7 @@ class _SpawningCores(SpawnContext):
 
 
 def end_cores_with_this_process() -> None:
-    """Holds for each engine core that this thread has vLLM make from now on."""
+    """Apply this to every engine core that this thread has vLLM make from now on."""
     from vllm.v1.engine import utils
 
     chosen = utils.get_mp_context

@@ -1,5 +1,4 @@
-"""How vLLM is imported: with the garbage collector at rest, and from compiled modules wherever it is installed. Owns only
-that."""
+"""Import vLLM faster: without garbage collection, and from compiled modules wherever it is installed."""
 
 from __future__ import annotations
 
@@ -14,8 +13,11 @@ from pathlib import Path
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Collecting garbage while five thousand modules load costs a fifth of the import and finds nothing. What was loaded is
-    frozen afterwards: it does not slow later collections, and forks go on to share it."""
+    """Switch the garbage collector off in the block, then freeze the loaded modules.
+
+    Collections cost a fifth of an import of five thousand modules, and find nothing. Frozen modules do not slow later
+    collections, and forks go on sharing them.
+    """
     gc.disable()
     try:
         yield
@@ -25,9 +27,11 @@ def uncollected() -> Iterator[None]:
 
 
 def compiled_modules(package: str = "torch") -> dict[str, str]:
-    """Variables for a Python that is to import `package`, and much else that was installed with it: compiled modules are
-    kept with vLLM's cache where the installation has none and will get none, which is so in containers
-    (PYTHONDONTWRITEBYTECODE, or read-only). Every start would compile them again, which takes as long as the import."""
+    """Return variables that make a new Python keep compiled modules with vLLM's cache.
+
+    They are empty unless the installation has no compiled modules and gets none, as in containers (read-only, or
+    PYTHONDONTWRITEBYTECODE). Every start would compile all modules again, which doubles the time of the import.
+    """
     spec = find_spec(package)
     if sys.pycache_prefix or spec is None or spec.origin is None or Path(cache_from_source(spec.origin)).exists():
         return {}

@@ -1,7 +1,7 @@
-"""Reads a checkpoint's weight files into the page cache while vLLM is still being imported.
+"""Read a checkpoint's weight files into the page cache while vLLM is imported.
 
-Owns only that: the import takes longer than most reads, and keeps a core busy but no disk. What would fill more than half
-of the machine's memory is left alone, since its beginning would be gone again before it is used.
+The import takes longer than most reads, and keeps a core busy but no disk. Files of more than half of the machine's
+memory are left alone: their beginning would leave the cache before vLLM reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BLOCK = 16 << 20  # bytes a read
 
 
 def read_ahead(folder: str) -> threading.Thread | None:
-    """Starts to read the weight files of a local `folder` in a thread; None where it is no folder, or too large."""
+    """Start to read the weight files of a local folder in a thread. Returns None if it is too large or no folder."""
     if not os.path.isdir(folder):
         return None
     files = sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES)
@@ -33,10 +33,10 @@ def _read(files: list[Path]) -> None:
             with file.open("rb", buffering=0) as stream:
                 while stream.readinto(block):
                     pass
-        except OSError:  # vLLM reads the same file next, and says what is wrong with it
+        except OSError:  # vLLM reads the same file next, and reports the error
             return
 
 
 def _memory() -> int:
-    """Bytes of the machine's memory."""
+    """Return the machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

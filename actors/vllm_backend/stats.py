@@ -1,7 +1,6 @@
-"""What vLLM tells about its own work: a stat logger that adds up, and what finished outputs tell where it cannot.
+"""Count vLLM's work from its own statistics, or from finished outputs if those are missing.
 
-Owns the names in vLLM's statistics, which vLLM does not promise to keep: what is missing there is taken from the finished
-outputs instead, and never fails an engine.
+vLLM does not promise to keep the names in its statistics. A missing name never fails an engine.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class VllmStats:
-    """Adds up what one vLLM engine with `max_num_seqs` places does. `record` and `finished` are called in the engine's
-    thread; `stats` may be read from another."""
+    """Adds up the work of one vLLM engine.
+
+    The engine's thread calls `record` and `finished`. Other threads may read `stats`.
+    """
 
     def __init__(self, max_num_seqs: int) -> None:
         self.stats = EngineStats()
@@ -25,8 +26,10 @@ class VllmStats:
         self._recorded = False  # whether the stat logger works; else finished outputs are counted
 
     def loggers(self) -> list[Any] | None:
-        """vLLM's `stat_loggers` argument; None where this vLLM has no such thing. The logger stands in for vLLM's own
-        one for Prometheus, which would be made beside it otherwise and costs more."""
+        """Return vLLM's `stat_loggers` argument; None if this vLLM has none.
+
+        The logger replaces vLLM's own one for Prometheus, which costs more.
+        """
         try:
             from vllm.v1.metrics.loggers import PrometheusStatLogger
         except ImportError:
@@ -35,21 +38,21 @@ class VllmStats:
 
         class Logger(PrometheusStatLogger):  # type: ignore[misc]
             def __init__(self, vllm_config: Any, engine_indexes: Any = None) -> None:
-                """Registers no metric."""
+                """Register no metric."""
 
             def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
                 record(scheduler_stats, iteration_stats)
 
             def log_engine_initialized(self) -> None:
-                """Nothing to announce."""
+                """Announce nothing."""
 
             def record_sleep_state(self, *args: Any, **kwargs: Any) -> None:
-                """Our engines do not sleep."""
+                """Record nothing: our engines do not sleep."""
 
         return [Logger]
 
     def record(self, scheduler: Any, iteration: Any) -> None:
-        """Counts one step in, from vLLM's SchedulerStats and IterationStats."""
+        """Count one step, from vLLM's SchedulerStats and IterationStats."""
         stats = self.stats
         try:
             running, waiting, use = scheduler.num_running_reqs, scheduler.num_waiting_reqs, scheduler.kv_cache_usage
@@ -73,7 +76,7 @@ class VllmStats:
         stats.kv_bound_steps += stats.short_of_memory and running < self._max_num_seqs
 
     def finished(self, outputs: Sequence[Any]) -> None:
-        """Counts RequestOutputs that have ended, where vLLM's own statistics are not to be had."""
+        """Count finished RequestOutputs, if vLLM's own statistics are missing."""
         if self._recorded:
             return
         for output in outputs:

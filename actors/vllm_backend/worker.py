@@ -1,7 +1,7 @@
-"""The worker that vLLM makes for us: its own, which also times its start, compiles once a machine, and takes new weights.
+"""Extend vLLM's worker: time its start, compile once a machine, and take new weights.
 
-vLLM looks the class up by name (worker_cls), so all of it runs where the weights are, whether that is the actor's process
-or one of vLLM's own. What surrounds it (requests, prefix cache, checks) is vllm_backend.py's.
+vLLM looks the class up by its name (worker_cls), so it runs where the weights are: in the engine's process or in one
+of vLLM's own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
         super().__init__(*args, **kwargs)
 
     def rollout_phases(self) -> dict[str, float]:
-        """Seconds of each phase of the start, in their order."""
+        """Return the seconds of each phase of the start, in order."""
         return self._rollout_phases
 
     @contextmanager
@@ -62,9 +62,10 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
 
     @contextmanager
     def _rollout_compile_once(self) -> Iterator[None]:
-        """Of the engines that start together on a machine whose cache does not hold this model's code yet, one compiles,
-        and the others load what it has written. Ranks of one replica wait for each other in the model, so they are not
-        made to wait here."""
+        """Let one engine of a machine compile this model's code, while the others wait and then load it.
+
+        Ranks of one replica wait for each other in the model, so they do not wait here.
+        """
         config = self.vllm_config
         if config.model_config.enforce_eager or config.parallel_config.world_size > 1 or current_platform.is_cpu():
             yield
@@ -80,9 +81,11 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
 
     @contextmanager
     def _rollout_one_triton_cache(self) -> Iterator[None]:
-        """Has the Triton kernels that are compiled after the model's graph kept in one place. vLLM's first start keeps them
-        with the graph that it has just compiled, and a start that finds the graph compiled looks elsewhere: the second one
-        would make them all again, which took an H200 21 s."""
+        """Keep the Triton kernels of all starts in one folder.
+
+        vLLM's first start keeps them with the graph that it compiles. A start that finds the graph looks elsewhere, and
+        would compile the kernels again: 21 s on an H200.
+        """
         from vllm import envs
 
         variable = "TRITON_CACHE_DIR"
@@ -91,9 +94,11 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
         os.environ[variable] = place
 
     def rollout_load_weights(self, path: str) -> None:
-        """Loads the checkpoint in the folder `path` into the present tensors, which compiled graphs go on to use. Raises
-        RuntimeError where a tensor was left out: some models' own loaders write past what vLLM then puts in place, and
-        say nothing."""
+        """Load the checkpoint in the folder `path` into the present tensors, which compiled graphs use.
+
+        Raises:
+            RuntimeError: vLLM left out a tensor. The loaders of some models do so without a word.
+        """
         parameters: dict[str, Any] = {}
         if not self.model_config.quantization:  # else the checkpoint need not have all of them
             named = self.model_runner.get_model().named_parameters()
