@@ -1,8 +1,7 @@
-"""Turns output tokens into text when a request is done, many at a time.
+"""Detokenize finished outputs off the engine thread, many at a time.
 
-vLLM would do it token by token in the thread that feeds the engine; here it is one call of the tokenizers library, which
-runs beside Python. The text is the same: what the output adds to the text of the prompt's last tokens. It finds no stop
-strings; a run that has some leaves the text to vLLM.
+vLLM would decode token by token in the thread that feeds the engine. The tokenizers library decodes all in one call.
+Invariant: the text is the one that vLLM makes. This finds no stop strings, so a run with some leaves the text to vLLM.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Any
 from tokenizers.decoders import ByteLevel, DecodeStream
 
 _UNREADABLE = "\ufffd"
-_LOST = "Invalid prefix encountered"  # how the library's decoder says that it cannot go on
-_CONTEXT = 6  # prompt tokens that decide how the output begins (a leading space, the rest of a character)
+_LOST = "Invalid prefix encountered"  # the decoder of the library cannot go on
+_CONTEXT = 6  # prompt tokens that decide how the output begins: a leading space, the rest of a character
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The tokens of one request; `stopped` where the last of them ended the output and is no part of its text."""
+    """The tokens of one request. `stopped`: the last token ended the output, and is not part of the text."""
 
     prompt_tokens: Sequence[int]
     tokens: Sequence[int]
@@ -36,7 +35,7 @@ class TextDecoder:
         self._byte_level = isinstance(backend_tokenizer.decoder, ByteLevel)
 
     def texts(self, outputs: Sequence[Output]) -> list[str]:
-        """The text of each output, without special tokens and without a character that is cut off at its end."""
+        """Return the text of each output, without special tokens and without a character that is cut off at its end."""
         contexts = [list(o.prompt_tokens[-_CONTEXT:]) for o in outputs]
         tokens = [list(o.tokens[:-1] if o.stopped else o.tokens) for o in outputs]
         whole = self._decode([c + t for c, t in zip(contexts, tokens, strict=True)])
@@ -47,7 +46,7 @@ class TextDecoder:
         ]
 
     def _is_whole(self, text: str) -> bool:
-        """Whether the tokens decoded together give the text that they give one after the other."""
+        """Return whether the tokens give the same text together as one after the other."""
         return not (text.endswith(_UNREADABLE) if self._byte_level else _UNREADABLE in text)
 
     def _decode(self, sequences: list[list[int]]) -> list[str]:
@@ -55,17 +54,19 @@ class TextDecoder:
         return texts
 
     def _step_by_step(self, context: list[int], tokens: list[int]) -> str:
-        """The text of tokens that are no UTF-8 together: one unreadable byte must not take readable characters with it,
-        and the bytes of a character that is cut off at the end are left out."""
+        """Decode tokens that are not UTF-8 together.
+
+        An unreadable byte must not take readable characters with it. A character that is cut off at the end is left out.
+        """
         stream = DecodeStream(ids=context, skip_special_tokens=True)
         text = ""
         for token in tokens:
             try:
                 text += stream.step(self._tokenizer, token) or ""
-            except Exception as error:  # the library has no class of its own for it
+            except Exception as error:  # the library raises no class of its own
                 if not str(error).startswith(_LOST):
                     raise
-                # Bytes that no longer are the characters which they were: it goes on from here, as in vLLM.
+                # These bytes are no longer the characters they were. Decoding starts anew here, as in vLLM.
                 stream = DecodeStream(skip_special_tokens=True)
                 text += stream.step(self._tokenizer, token) or ""
         return text

@@ -1,6 +1,6 @@
-"""The arms: the presets' wording and temperatures, and how an arm and a question become a prompt.
+"""The arms: prompts and temperatures of the presets, and the messages of an arm and a question.
 
-Owns the prompts' wording. It draws nothing and knows no tokenizer: an engine turns the messages into tokens.
+This knows no tokenizer: an engine turns the messages into tokens.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _REGIME_W_MAX_TOKENS, _REGIME_W_MAX_MODEL_LEN, _MAX_TOKENS = 1024, 2048, 2048
 
 
 def resolve_arms(config: RunConfig) -> tuple[Arm, ...]:
-    """The run's arms with every parameter settled.
+    """Return the arms of a run with every parameter set.
 
-    A preset arm takes what `sampling` sets, else the preset's value; an arm of `arm_list` takes its own value, else
-    `sampling`'s, else the value of the `samples` preset.
+    A preset arm takes the value of `sampling`, else its own. An arm of `arm_list` takes its own value, else the value of
+    `sampling`, else that of the `samples` preset.
     """
     sampling = config.sampling
     given = {
@@ -88,7 +88,7 @@ def resolve_arms(config: RunConfig) -> tuple[Arm, ...]:
 
 
 def default_max_model_len(config: RunConfig) -> int | None:
-    """Tokens of prompt and output that the arm set is made for; None: the model's own limit."""
+    """Return the tokens of prompt and output that the arm set is made for. None: the model's own limit."""
     return _REGIME_W_MAX_MODEL_LEN if _is_regime_w(config) else None
 
 
@@ -97,9 +97,9 @@ def _is_regime_w(config: RunConfig) -> bool:
 
 
 def chat_messages(prompt: Prompt, system_prompt: str | None) -> list[Message]:
-    """The conversation to be answered: the arm's system prompt, then the question.
+    """Return the conversation: the system prompt of the arm, then the question.
 
-    A question that brings a system message of its own keeps it, after the arm's and a blank line.
+    A system message of the question follows the arm's system prompt after a blank line.
     """
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if system_prompt is None:
@@ -111,9 +111,9 @@ def chat_messages(prompt: Prompt, system_prompt: str | None) -> list[Message]:
 
 
 def without_system_role(messages: list[Message]) -> list[Message]:
-    """The same conversation for a chat template that refuses system messages: its text opens the first user turn.
+    """Move the system message to the beginning of the first user message, for templates that refuse system messages.
 
-    The very same list where there is no system message, or no user's turn that could take it.
+    Returns the list as it is if there is no system message, or no user message to take it.
     """
     first = next((number for number, message in enumerate(messages) if message["role"] == "user"), None)
     if first is None or messages[0]["role"] != "system":
@@ -124,7 +124,7 @@ def without_system_role(messages: list[Message]) -> list[Message]:
 
 
 def plain_text(prompt: Prompt, system_prompt: str | None) -> str:
-    """The prompt for a tokenizer without a chat template."""
+    """Return the prompt for a tokenizer without a chat template."""
     question = prompt if isinstance(prompt, str) else "\n\n".join(str(m["content"]) for m in prompt)
     opening = f"{system_prompt}\n\n" if system_prompt is not None else ""
     return f"{opening}Problem: {question}\nSolution:"

@@ -1,7 +1,4 @@
-"""A budget: how long a run may go on, given as a time or as money at a price an hour.
-
-Owns how a budget is written and what it allows. Who stops the run is the driver's business.
-"""
+"""Read a budget: how long a run may last, as a time or as money at a price an hour. The driver stops the run."""
 
 from __future__ import annotations
 
@@ -13,10 +10,14 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def seconds_of(budget: str, price_per_hour: float | None = None) -> float:
-    """Seconds that a budget allows: a time (`30m`, `2h`, `1h30m`, `90s`, or a bare number of minutes), or money (`$20`) at
-    `price_per_hour` dollars for all machines of the run together.
+    """Return the seconds that a budget allows.
 
-    Raises ValueError with one sentence of cause and one of remedy.
+    Args:
+        budget: A time (`30m`, `2h`, `1h30m`, `90s`, or a bare number of minutes), or money (`$20`).
+        price_per_hour: Dollars an hour for all machines of the run together.
+
+    Raises:
+        ValueError: The budget cannot be read, or allows nothing.
     """
     text = budget.strip().lower().replace(" ", "")
     if text.startswith("$") and _NUMBER.fullmatch(text[1:]):

@@ -32,14 +32,14 @@ _FREE = {flag for flag, name in FLAGS.items() if "dict[" in str(_FIELDS[name].an
 def load_config(
     arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None, file: str | Path | None = None
 ) -> RunConfig:
-    """The config of these flags, variables and YAML file. Raises ConfigError with one sentence for each bad field."""
+    """Return the config of these flags, variables and YAML file. Raises ConfigError with a sentence for each bad field."""
     return overlaid({}, arguments, environment, file)
 
 
 def overlaid(
     base: Mapping[str, Any], arguments: Sequence[str], environment: Mapping[str, str] | None, file: str | Path | None
 ) -> RunConfig:
-    """The config of the sections `base` with what these sources give written over it. Raises ConfigError."""
+    """Return the config of the sections `base`, overridden by these sources. Raises ConfigError."""
     given: dict[str, Any] = read_yaml(file) if file else {}
     _overlay(given, _from_environment(environment or {}))
     _overlay(given, _from_flags(arguments))
@@ -47,9 +47,9 @@ def overlaid(
 
 
 def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
-    """The config of the sections `base` with the sections `given` written over it. Raises ConfigError.
+    """Return the config of the sections `base`, overridden by the sections `given`. Raises ConfigError.
 
-    A reward preset that is given brings its gamma and bonus, whatever `base` has.
+    A given reward preset brings its gamma and bonus, whatever `base` has.
     """
     values = deepcopy(dict(base))
     scoring = given.get("scoring")
@@ -83,7 +83,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _Flags(argparse.ArgumentParser):
-    """argparse over all fields; each flag gives the texts that it was given."""
+    """Parses a flag for every field. Each flag gives the list of its texts."""
 
     def __init__(self) -> None:
         super().__init__(prog="rollout", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -113,14 +113,17 @@ def _from_flags(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _underscored(argument: str) -> str:
-    """A flag with dashes as it is with underscores."""
+    """Return a flag with underscores in place of dashes."""
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument
 
 
 def _value(source: str, flag: str, texts: Sequence[str]) -> Any:
-    """What these texts say of a field: of one that holds a list or dict, each adds to it, as JSON, or as an entry of a list
-    of strings, or as name=value; of any other the last one counts, and `null` is unset."""
+    """Return the value of a field from its texts.
+
+    In a field that holds a list or dict, each text adds to it: as JSON, as an entry of a list of strings, or as
+    name=value. In any other field the last text counts, and `null` unsets it.
+    """
     kind = str(_FIELDS[FLAGS[flag]].annotation)
     if flag in _FREE:
         return {name: value for text in texts for name, value in _named(source, text).items()}
@@ -161,7 +164,7 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Writes `over` into `values`; sections are merged, anything else (a list, a free dict such as `extra`) is replaced."""
+    """Write `over` into `values`. Sections are merged; lists and free dicts such as `extra` are replaced."""
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in _FREE:
             _overlay(values[key], value)
@@ -170,7 +173,7 @@ def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 def describe(error: ValidationError) -> str:
-    """One sentence for each bad field."""
+    """Return one sentence for each bad field."""
     sentences = []
     for problem in error.errors(include_url=False):
         place = ".".join(str(part) for part in problem["loc"])
@@ -196,7 +199,7 @@ def _as_json(value: Any) -> str:
 
 
 def _hint(place: str) -> str:
-    """Which field was meant by the dotted name of one that there is not."""
+    """Return a hint at the field that an unknown dotted name may mean."""
     section, _, name = place.rpartition(".")
     its_section, _, field = FLAGS.get(name.replace("-", "_"), "").rpartition(".")
     if field and its_section != section:

@@ -232,7 +232,7 @@ class ResourcesConfig(Section):
 
     @property
     def budget_seconds(self) -> float | None:
-        """What the budget allows this session; None: no end."""
+        """Seconds that this session may last. None: no limit."""
         return None if self.budget is None else seconds_of(self.budget, self.price_per_hour)
 
     @model_validator(mode="after")
@@ -256,7 +256,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
-        """The config is written down in run.json, and what vLLM is given in events.jsonl."""
+        """Refuse secrets, because run.json and events.jsonl store the config."""
         values: dict[str, Any] = {
             "data": self.data.model_dump(include={"dataset", "lengths_from"}),
             "output": {"output_dir": self.output.output_dir},
@@ -272,12 +272,12 @@ class RunConfig(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Dotted names and JSON values of the fields that decide which rows are written."""
+        """Return the fields that decide which rows are written, as dotted names and JSON values."""
         values = self.model_dump(mode="json")
         return {name: _at(values, name) for name in leaf_fields(type(self)) if not is_operational(name)}
 
     def digest(self) -> str:
-        """16 hex digits, equal for two configs exactly when their `identity()` is."""
+        """Return 16 hex digits that two configs share exactly if their `identity()` is equal."""
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -301,12 +301,12 @@ OPERATIONAL = (
 
 
 def is_operational(name: str) -> bool:
-    """Whether the field of this dotted name leaves the rows as they are."""
+    """Return whether the field of this dotted name never changes a row."""
     return any(name.startswith(entry) if entry.endswith(".") else name == entry for entry in OPERATIONAL)
 
 
 def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Dotted name -> field of every value in the config; the last part of each name is unique, so it is also its flag."""
+    """Return every field by its dotted name. The last part of each name is unique, so it is also the flag."""
     found: dict[str, FieldInfo] = {}
     for name, info in model.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, Section):

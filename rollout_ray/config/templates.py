@@ -1,8 +1,7 @@
-"""Jinja templates that a run is given: of the user's message, made of a row's columns, and of the chat.
+"""Jinja templates of a run: prompt templates, which make the user's message from a row, and chat templates.
 
-Owns how a template is named (a file, or its own text), checked and rendered, in Jinja's sandbox. The config holds the
-text and not the file's name, so that a changed file is another run. It reads no rows (questions.py does), and a chat
-template is rendered by the tokenizer (rollout_ray/models/prompt_encoder.py).
+This reads, checks and renders them in Jinja's sandbox. The tokenizer renders chat templates.
+The config holds the text of a template, so that a changed file is another run.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# What a template raises on a row that its author did not provide for.
+# Errors of a template on a row that its author did not expect.
 TEMPLATE_ERRORS = (
     jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip
 
 
 class MissingColumn(Exception):
-    """A template asks for a column that the rows do not have; its text is the column's name."""
+    """The rows do not have a column of the template. The text of this error is the column's name."""
 
 
 class _Generation(Extension):
@@ -40,8 +39,14 @@ class _Generation(Extension):
 
 
 def template_text(value: str) -> str:
-    """The text of a template that is given as a file's name, or as the text itself. Raises ValueError where there is no
-    such file, or it holds nothing to fill in."""
+    """Return the text of a template.
+
+    Args:
+        value: Name of a file, or the text itself.
+
+    Raises:
+        ValueError: The file cannot be read, or it has nothing to fill in.
+    """
     if _has_marks(value):
         return value
     try:
@@ -59,18 +64,21 @@ def _has_marks(text: str) -> bool:
 
 
 def prompt_template(value: str) -> str:
-    """The text of a prompt template, checked. Raises ValueError where it is no Jinja, with its line."""
+    """Return the checked text of a prompt template. Raises ValueError with the line if it is not Jinja."""
     return _checked(value, _prompts())
 
 
 def chat_template(value: str) -> str:
-    """The text of a chat template, checked. Raises ValueError where it is no Jinja, with its line."""
+    """Return the checked text of a chat template. Raises ValueError with the line if it is not Jinja."""
     return _checked(value, _chats())
 
 
 def stored_template(folder: str) -> str | None:
-    """The chat template that the folder of a model or adapter has: in a file of its own, in its tokenizer's config, or, as
-    with some models that take pictures as well, where transformers' tokenizers do not look."""
+    """Return the chat template in the folder of a model or adapter; None if it has none.
+
+    It stands in a file of its own or in the tokenizer's config. Some models that take pictures keep it where
+    transformers' tokenizers do not look.
+    """
     own = Path(folder) / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8")
@@ -84,7 +92,7 @@ def stored_template(folder: str) -> str | None:
 
 
 def end_token(folder: str) -> str | None:
-    """The text of the token that ends an output, as the tokenizer's config in the folder has it."""
+    """Return the text of the token that ends an output, from the tokenizer's config in the folder."""
     found = _json(Path(folder) / "tokenizer_config.json").get("eos_token")
     text = found.get("content") if isinstance(found, dict) else found
     return text if isinstance(text, str) else None
@@ -99,7 +107,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def variables_of(text: str) -> set[str]:
-    """The variables that a chat template reads."""
+    """Return the variables that a chat template reads."""
     return meta.find_undeclared_variables(_chats().parse(text))
 
 
@@ -119,13 +127,17 @@ def _checked(value: str, environment: jinja2.Environment) -> str:
 
 
 def columns_of(text: str) -> frozenset[str]:
-    """The columns that a prompt template names."""
+    """Return the columns that a prompt template names."""
     return _compiled(text)[1]
 
 
 def render_prompt(text: str, row: Mapping[str, Any]) -> str:
-    """The prompt of one row. Raises MissingColumn where the template needs a column that `row` has not, and ValueError with
-    the reason where it fails on this row."""
+    """Return the prompt of one row.
+
+    Raises:
+        MissingColumn: The template needs a column that the row does not have.
+        ValueError: The template fails on this row.
+    """
     template, columns = _compiled(text)
     try:
         return template.render(row)

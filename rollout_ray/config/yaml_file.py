@@ -72,7 +72,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"{_NUMBER.p
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong with a YAML file, and where."""
+    """Return what is wrong with a YAML file, and where."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem} in line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
     return " ".join(str(error).split())

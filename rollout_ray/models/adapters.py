@@ -1,7 +1,6 @@
-"""LoRA adapters: which ones a run draws with, what an engine must be ready for, and whether an adapter fits the model.
+"""LoRA adapters: those of a run, the room that they need in an engine, and whether one fits the model.
 
-Owns the reading of a peft adapter's config and tensor shapes. It loads no tensor and knows no vLLM; an engine serves the
-adapters unmerged.
+This reads the config and the tensor shapes of a peft adapter. It loads no tensor. Engines serve adapters unmerged.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Arm
 from rollout_ray.models.checkpoints import model_fingerprint, tensor_shapes
 
-# The ranks that vLLM can make room for.
+# Ranks that vLLM accepts as max_lora_rank.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 PEFT_PREFIX = "base_model.model."  # of a tensor's name in an adapter
 _LANGUAGE_MODEL = "model.language_model."
@@ -27,7 +26,7 @@ _BEYOND = ("lora_bias", "target_parameters", "alora_invocation_tokens", "layer_r
 
 @dataclass(frozen=True)
 class Capacity:
-    """What an engine is ready for: adapters of at most this rank, so many at once. None at all where `count` is 0."""
+    """Room of an engine for adapters: their largest rank, and how many at once. A count of 0: no adapters."""
 
     rank: int = 0
     count: int = 0
@@ -37,12 +36,12 @@ class Capacity:
 
 
 def adapters_of(arms: Iterable[Arm]) -> list[str]:
-    """The distinct adapters of these arms, in their order."""
+    """Return the distinct adapters of these arms, in order."""
     return list(dict.fromkeys(arm.lora_path for arm in arms if arm.lora_path is not None))
 
 
 def capacity(paths: Sequence[str]) -> Capacity:
-    """The room that these adapters need. Raises ConfigError where one cannot be read."""
+    """Return the room that these adapters need. Raises ConfigError if one cannot be read."""
     if not paths:
         return Capacity()
     rank = max(read_adapter_config(path)["r"] for path in paths)
@@ -50,13 +49,15 @@ def capacity(paths: Sequence[str]) -> Capacity:
 
 
 def fingerprints(paths: Sequence[str]) -> dict[str, str]:
-    """Path -> what tells the adapter from another one in the same place."""
+    """Return the fingerprint of each adapter by its path. It tells the adapter from another one in the same place."""
     return {path: model_fingerprint(path) for path in paths}
 
 
 def check_adapter(path: str, model: str) -> None:
-    """Raises ConfigError where `path` is no LoRA adapter that vLLM can serve on `model` without merging. Shapes are
-    compared where the model is a folder."""
+    """Raise ConfigError if vLLM cannot serve the adapter on `model` without merging.
+
+    Shapes are compared only if the model is a folder.
+    """
     config = read_adapter_config(path)
     unfit = {
         "it uses DoRA": config.get("use_dora"),
@@ -74,8 +75,10 @@ def check_adapter(path: str, model: str) -> None:
 
 
 def check_wording(path: str, model: str, *, template_given: bool) -> None:
-    """Raises ConfigError where the adapter brings a chat template or an end token of its own: it was trained to be asked
-    with these, and unmerged it would be asked with those of the folder `model`, without a word."""
+    """Raise ConfigError if the adapter has another chat template or end token than the folder `model`.
+
+    It was trained with these. Unmerged, it would silently be asked with those of the model.
+    """
     template, end = stored_template(path), end_token(path)
     different = None
     if not template_given and template is not None and template.strip() != (stored_template(model) or "").strip():

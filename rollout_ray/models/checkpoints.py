@@ -1,7 +1,7 @@
 """Checkpoints on disk: which weights a policy has, and whether others fit in their place.
 
-Owns the fingerprint of a model folder and the comparison of two folders by their configs and by the names and shapes in
-their safetensors headers. It loads no tensor; an engine does.
+This makes the fingerprint of a model folder. It compares two folders by their configs and their safetensors headers.
+It loads no tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 BLOCKS, BLOCK = 64, 4096  # of each weight file go into its fingerprint: how many, and bytes of each
 MOST_HEADER = 1 << 27  # bytes; a longer one is no safetensors header
 
-# Fields of a config.json that say nothing about how weights are used.
+# Fields of a config.json that do not change how weights are used.
 _INCIDENTAL = {
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache",
     "pad_token_id", "bos_token_id", "eos_token_id",  # transformers' Trainer sets them to the tokenizer's
@@ -32,23 +32,28 @@ _UNUSED = re.compile(r"mtp\..*|.*\.rotary_emb\.inv_freq")
 
 @dataclass(frozen=True)
 class Policy:
-    """The weights that engines hold. `path` is a folder or hub id, `fingerprint` what model_fingerprint said of it when
-    they were loaded, `version` the number of updates since the engines were first started."""
+    """The weights that engines hold.
+
+    Attributes:
+        path: Folder or hub id.
+        fingerprint: Fingerprint of the path when the weights were loaded.
+        version: Number of updates since the engines first started.
+    """
 
     path: str
     fingerprint: str
     version: int = 0
 
     def changed_on_disk(self) -> bool:
-        """Whether the folder holds other weights by now, so that an engine that is started would get those."""
+        """Return whether the folder holds other weights now. A new engine would load those."""
         return os.path.isdir(self.path) and model_fingerprint(self.path) != self.fingerprint
 
 
 def model_fingerprint(model_path: str) -> str:
-    """What tells two local checkpoints or adapters apart cheaply: the bytes of their configs, and the names, sizes and 64
-    evenly spread blocks of the weight files. For a hub id it is the id itself.
+    """Return a cheap fingerprint of a local checkpoint or adapter; of a hub id the id itself.
 
-    A step of training moves nearly every weight, so the blocks differ though names and sizes do not.
+    It hashes the configs, and the names, sizes and 64 evenly spread blocks of the weight files. A step of training moves
+    nearly every weight, so the blocks differ even if names and sizes do not.
     """
     folder = Path(model_path)
     if not folder.is_dir():
@@ -70,8 +75,12 @@ def model_fingerprint(model_path: str) -> str:
 
 
 def check_same_shape(held: str, offered: str) -> None:
-    """Raises ConfigError where the folder `offered` is no checkpoint that can take the place of `held` (a folder or the
-    id of a hub model in the local cache): another architecture, other tensors, or other shapes."""
+    """Raise ConfigError if a checkpoint cannot take the place of another one.
+
+    Args:
+        held: Folder of the present weights, or id of a hub model in the local cache.
+        offered: Folder of the new weights.
+    """
     if not os.path.isdir(offered):
         raise ConfigError(f"there is no folder {offered} to load weights from; the old weights stay in use")
     base = _local_folder(held)
@@ -95,8 +104,11 @@ def check_same_shape(held: str, offered: str) -> None:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in the folder's safetensors files. Raises ConfigError where there are none, or one
-    is no safetensors file, or an index names a file that is not there."""
+    """Return the shape of every tensor in the folder's safetensors files, by name.
+
+    Raises:
+        ConfigError: There is no file, a file is damaged, or an index names a file that is not there.
+    """
     return {name: shape for shapes in shapes_by_file(folder).values() for name, shape in shapes.items()}
 
 
@@ -156,15 +168,17 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _ties(config: dict[str, Any]) -> bool:
-    """Whether the output layer may be the embedding, so that a file need not hold it. Some architectures tie by default."""
+    """Return whether the output layer may share the embedding, so that a file need not hold it.
+
+    Some architectures tie the two by default.
+    """
     text = config.get("text_config")
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
     return said is not False
 
 
 def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Fields that both have with different values, those of a config in the config by dotted names. One that only one of
-    them has, or has as null, may be a default that another version of transformers wrote out."""
+    """Return the fields that differ, by dotted names. A field that only one config has may be a written-out default."""
     return ", ".join(f"{name} ({there}, not {here})" for name, here, there in _differences(ours, theirs))
 
 
@@ -182,7 +196,7 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 
 
 def _local_folder(model: str) -> Path:
-    """The folder of a model; of a hub id, that in the local cache."""
+    """Return the folder of a model; for a hub id, its folder in the local cache."""
     if os.path.isdir(model):
         return Path(model)
     from huggingface_hub import snapshot_download

@@ -1,7 +1,6 @@
-"""How large a model is: the bytes of its weights, of a token's keys and values, and its heads.
+"""Compute the size of a model: bytes of its weights, bytes of a token's keys and values, and its heads.
 
-Owns the arithmetic over a checkpoint's config.json and weight files; it loads no tensor. Which GPUs hold the model is
-hardware.py's.
+The figures follow from a checkpoint's config.json and the sizes of its weight files. This loads no tensor.
 """
 
 from __future__ import annotations

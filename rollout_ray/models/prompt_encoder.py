@@ -1,8 +1,8 @@
-"""Turns a conversation into prompt tokens with the model's own tokenizer and chat template.
+"""Turn a conversation into prompt tokens with the model's own tokenizer and chat template.
 
-Owns what to do where a template is missing, takes no system message, leaves a message out or begins the model's thought,
-and that text stays text: a message that holds the words of a special token (`<|im_end|>`) gets their letters, never the
-token, and so cannot end its turn or begin another. The wording is arms.py's; no engine is known.
+Invariant: text stays text. A message with the words of a special token, such as `<|im_end|>`, gets their letters and
+never the token, so it cannot end its turn or begin another. This also handles templates that are missing, take no
+system message, leave a message out, or begin the model's thought.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from rollout_ray.core.records import Arm, Message, Prompt
 
 log = logging.getLogger(__name__)
 
-_CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark where a text must be cut; no text may hold them in this order
+_CUT = "\uf8ff\ue000\uf8ff"  # private characters that mark a cut; no text may hold them in this order
 
 _QUICKLY_TOKENIZED = 1 << 16  # characters
 NO_VARIABLES: Mapping[str, Any] = {}
-IN_CODE = frozenset(("thinking", "enable_thinking", "reasoning_effort"))  # what chat formats in code can be told
+IN_CODE = frozenset(("thinking", "enable_thinking", "reasoning_effort"))  # variables of chat formats that are code
 _OPENED = re.compile(r"<think(?:ing)?>\s{0,8}\Z")
 QUESTION = "What is 2 + 2?"  # by which a template is tried
 
 
 class PromptEncoder:
-    """Encodes for one tokenizer (transformers' interface); refuses prompts of `max_model_len` tokens or more.
-    `chat_template` is the text of a template to be used in place of the tokenizer's.
+    """Encodes prompts for one tokenizer with transformers' interface.
 
-    Some tokenizers of vLLM's own write a chat in code; Mistral's gives tokens alone, to which no text can become special.
+    Some tokenizers of vLLM write a chat in code. Mistral's gives tokens alone, so no text can become special.
+
+    Args:
+        tokenizer: The tokenizer.
+        max_model_len: Prompts of as many tokens are refused.
+        chat_template: Text of a template that replaces the tokenizer's own.
     """
 
     def __init__(self, tokenizer: Any, max_model_len: int, chat_template: str | None = None) -> None:
@@ -51,8 +55,10 @@ class PromptEncoder:
         self._takes_system = self._has_template and self._find_takes_system()
 
     def check(self, arms: Sequence[Arm]) -> None:
-        """Raises ConfigError where an arm gives the chat template a variable that it does not read, and where a template
-        was given that cannot be used."""
+        """Raise ConfigError if an arm gives the chat template a variable that it does not read.
+
+        It also raises ConfigError if this tokenizer cannot use the given template.
+        """
         if self._in_code and self._template:
             raise ConfigError(
                 "chat_template cannot take the place of this tokenizer's chat format, which is no template; leave it out, "
@@ -73,9 +79,10 @@ class PromptEncoder:
             )
 
     def encode(self, prompt: Prompt, arm: Arm) -> list[int]:
-        """Token ids of the prompt as the arm asks it, under the chat template where there is one.
+        """Return the token ids of the prompt as the arm asks it, under the chat template if there is one.
 
-        Raises Refused where the template rejects the conversation, or the prompt is empty or too long.
+        Raises:
+            Refused: The template rejects the conversation, or the prompt is empty or too long.
         """
         if not self._has_template:
             return self._fits(self._tokens_of_plain(plain_text(prompt, arm.system_prompt)))
@@ -89,8 +96,10 @@ class PromptEncoder:
         return self._fits(self._tokens(text))
 
     def opening(self, arm: Arm) -> str:
-        """What the template begins the model's own text with where that is a thought (`<think>` and what follows it): an
-        output that does not end it is nothing but thought. Empty where it begins none."""
+        """Return the tag with which the template begins a thought of the model, such as `<think>`; empty if it begins none.
+
+        An output that does not end the thought is nothing but thought.
+        """
         if not self._has_template or self._gives_tokens:
             return ""
         try:
@@ -101,20 +110,22 @@ class PromptEncoder:
         return found.group() if found else ""
 
     def _conversation(self, prompt: Prompt, arm: Arm) -> list[Message]:
-        """What the template is given for the arm's question."""
+        """Return the messages that the template gets for the arm's question."""
         messages = chat_messages(prompt, arm.system_prompt)
         return messages if self._takes_system else without_system_role(messages)
 
     def _shows(self, content: Any) -> bool:
-        """Whether the template shows the question in a message of this content. Some, of models that take pictures as well,
-        see a text only where it is one of several parts."""
+        """Return whether the template shows the question in a message of this content.
+
+        Some templates of models that take pictures read a text only if it is one of several parts.
+        """
         try:
             return QUESTION in self._templated([{"role": "user", "content": content}], add_generation_prompt=True)
         except TEMPLATE_ERRORS:
             return False
 
     def _find_takes_system(self) -> bool:
-        """Whether the template takes a system message, by a plain conversation: no row's text decides it for others."""
+        """Return whether the template takes a system message. A plain conversation decides, not the text of a row."""
         chat: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
         try:
             if self._gives_tokens:
@@ -127,9 +138,10 @@ class PromptEncoder:
         return True
 
     def _render(self, messages: list[Message], variables: Mapping[str, Any] = NO_VARIABLES) -> str:
-        """The conversation's text, with marks where special tokens in the messages' own text are to be cut.
+        """Return the text of the conversation, with marks inside special tokens that are text of a message.
 
-        Raises ValueError where the template leaves a message out without a word.
+        Raises:
+            ValueError: The template silently leaves a message out.
         """
         marked: list[Any] = [{**_mapped(message, self._cut), "role": message["role"]} for message in messages]
         text = self._templated(marked, variables, add_generation_prompt=True)
@@ -144,7 +156,7 @@ class PromptEncoder:
     ) -> str:
         if self._parts:
             messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
-        # The template is passed on and not set: vLLM's tokenizer is a pool of copies, which would not have it.
+        # The template is an argument, because vLLM's tokenizer is a pool of copies that would not have it.
         text: str = self._tokenizer.apply_chat_template(
             messages,
             chat_template=self._template,
@@ -155,7 +167,7 @@ class PromptEncoder:
         return text
 
     def _cut(self, text: str) -> str:
-        """The text with a mark inside every special token; what lies between two marks holds none whole."""
+        """Return the text with a mark inside every special token. No whole one lies between two marks."""
         if _CUT in text:
             raise Refused("the prompt holds the private characters U+F8FF U+E000 U+F8FF, which mark special tokens here")
         self._refuse_hopeless(len(text))
@@ -166,17 +178,17 @@ class PromptEncoder:
         return _CUT.join([*chunks, text[begin:]])
 
     def _tokens_of_chat(self, messages: list[Message], variables: Mapping[str, Any]) -> list[int]:
-        """Token ids of a conversation from a tokenizer that gives no text. It checks what it is given by itself."""
+        """Return the token ids of a conversation from a tokenizer that gives no text, and checks its input itself."""
         self._refuse_hopeless(sum(len(str(message["content"])) for message in messages))
         chat = [dict(message) for message in messages]
         return list(self._tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, **variables))
 
     def _tokens(self, rendered: str) -> list[int]:
-        """Token ids of a rendered template, which holds its own special tokens."""
+        """Return the token ids of a rendered template, which has its own special tokens."""
         return [t for chunk in rendered.split(_CUT) for t in self._tokenizer.encode(chunk, add_special_tokens=False)]
 
     def _tokens_of_plain(self, text: str) -> list[int]:
-        """Token ids of a bare text, between the tokens that the tokenizer itself puts around every text."""
+        """Return the token ids of a bare text, between the tokens that the tokenizer puts around every text."""
         cut = self._cut(text)
         if _CUT not in cut:
             return list(self._tokenizer.encode(text))
@@ -185,7 +197,7 @@ class PromptEncoder:
         return [*framed[:before], *self._tokens(cut), *framed[before + len(bare) :]]
 
     def _find_special(self) -> re.Pattern[str] | None:
-        """What no text may turn into: the tokens that are flagged special, and the added ones that frame a turn."""
+        """Return a pattern of the tokens that no text may become: special tokens, and added ones that frame a turn."""
         frame = ""
         if self._has_template and not self._gives_tokens:
             talk = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
@@ -202,7 +214,7 @@ class PromptEncoder:
         return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
 
     def _refuse_hopeless(self, characters: int) -> None:
-        """Refuses without tokenizing what no tokens of the model could hold: ten megabytes of text take 20 s."""
+        """Refuse a text that is too long for any tokens of the model. To tokenize ten megabytes takes 20 s."""
         if characters > max(_QUICKLY_TOKENIZED, self._max_model_len * self._longest_token):
             raise Refused(f"the prompt has {characters} characters, too many for max_model_len {self._max_model_len}")
 
@@ -215,7 +227,7 @@ class PromptEncoder:
 
 
 def _mistral_errors(tokenizer: Any) -> tuple[type[Exception], ...]:
-    """What Mistral's own tokenizer raises on a conversation that it does not take; nothing for another's."""
+    """Return the errors of Mistral's own tokenizer on a conversation that it refuses; none for other tokenizers."""
     if not getattr(tokenizer, "IS_MISTRAL_TOKENIZER", False):
         return ()
     from mistral_common.exceptions import MistralCommonException
@@ -228,7 +240,7 @@ def _as_parts(text: str) -> list[dict[str, str]]:
 
 
 def _mapped(value: Any, change: Any) -> Any:
-    """`value` with every string in it changed, the keys of its dicts not."""
+    """Return the value with every string in it changed, but for the keys of dicts."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
