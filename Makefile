@@ -1,26 +1,27 @@
-# make demo   set up, then the main job on generated questions with the shipped model
-# make test   set up, then the static checks and all tests
+# make demo    set up, then run the main job on generated questions with the shipped model
+# make check   set up, then run the static checks and the tests that start neither Ray nor an engine
+# make test    set up, then run the static checks and all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo test lint compat chaos bench clean
+.PHONY: setup demo check test lint compat chaos bench clean
 
 setup: $(VENV)/.ready
 
-# torch comes first and alone: its CPU build is in PyTorch's own index, and asking two indexes about every other
-# package as well would take minutes where one of them does not answer.
+# torch comes first and alone: its CPU build is in PyTorch's own index. Where that index does not answer, each further
+# package and each retry would cost seconds. Python compiles what a run imports; pip would compile all of torch and vLLM.
 $(VENV)/.ready: requirements-cpu.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
-	$(PIP) install --no-deps -r requirements-cpu.lock
+	$(PIP) install --no-compile --no-deps --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+	$(PIP) install --no-compile --no-deps -r requirements-cpu.lock
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.test-ready: $(VENV)/.ready requirements-test.lock
-	$(PIP) install --no-deps -r requirements-test.lock
+	$(PIP) install --no-compile --no-deps -r requirements-test.lock
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && ! { command -v ip && command -v chromium && command -v sshd && command -v rsync; } >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 chromium openssh-server rsync; fi
 	@touch $@
@@ -36,9 +37,13 @@ lint: $(VENV)/.test-ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The fixtures of a test give it its markers (tests/markers.py).
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not (ray or process or browser or slow)"
+
 # Most tests wait for engines and nodes to start, so three at once take half the time on two cores.
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 # The engine tests with the lowest and the highest allowed vLLM; each gets an environment of its own in .compat.
 compat: $(VENV)/.test-ready

@@ -1,8 +1,14 @@
-"""Shared by the tests: generated inputs, the command line as a process of its own, a local Ray that several tests use."""
+"""Share inputs, commands and a local Ray between the tests.
+
+The fixtures that start slow programs give their tests a marker (tests/markers.py).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -22,8 +28,14 @@ from rollout_ray.actors.engine.process import forking
 from rollout_ray.actors.vllm_backend.arguments import environment
 from rollout_ray.data.demo_questions import generate_problems
 from rollout_ray.models.resolved_run import resolve
+from tests.markers import (  # noqa: F401 - hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_runtest_call,
+    pytest_runtest_protocol,
+)
 
 T = TypeVar("T")
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 HANG_S = 1000.0  # on a busy machine a test takes twice its time; what takes longer than this hangs
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,18 +56,6 @@ OWN_PROCESS = "01"
 
 # A head that has just been started refuses jobs ("No available agent") until its agent has registered.
 AWAIT_JOB_AGENT = "for _ in $(seq 60); do ray job submit -- true >/dev/null 2>&1 && break; sleep 0.5; done"
-
-
-# Files that take minutes and come late in the alphabet: at the end one process would be at work and two idle.
-LONGEST_FIRST = (
-    "test_readme.py", "test_job.py", "test_fleet.py", "test_elastic.py", "test_pool.py", "test_pool_names.py",
-    "test_run.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def python_named_modules(folder: Path) -> Path:
@@ -90,8 +90,31 @@ def clean_environment() -> dict[str, str]:
     return kept | {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def rollout(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m rollout_ray.run` as a process of its own and waits for it."""
+def run_here(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, with its log lines and its signal handler as in a process of its own."""
+    from rollout_ray.cli.main import main
+
+    root, ours = logging.getLogger(), logging.getLogger("rollout_ray")
+    handlers, level, on_sigterm = root.handlers, ours.level, signal.getsignal(signal.SIGTERM)
+    root.handlers = []
+    with (
+        contextlib.chdir(cwd or "."),
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            root.handlers = handlers
+            ours.setLevel(level)
+            signal.signal(signal.SIGTERM, on_sigterm)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
+
+
+def run_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m rollout_ray.run` as a process of its own and wait for it."""
     return subprocess.run(
         [sys.executable, "-m", "rollout_ray.run", *arguments],
         cwd=cwd,
@@ -103,7 +126,7 @@ def rollout(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     )
 
 
-def run_alone(
+def run_in_namespaces(
     script: str,
     cwd: Path,
     environment: dict[str, str],
@@ -111,9 +134,11 @@ def run_alone(
     unshared: Sequence[str] = (),
     capture: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a bash script in PID and network namespaces of its own (and the further ones that `unshared` names): `ray
-    stop` sees nothing but what the script started, Ray's fixed ports are free, and whatever it leaves running ends with
-    it. Skips where the system allows no namespaces or has no iproute2."""
+    """Run a bash script in PID and network namespaces of its own, and in those that `unshared` names.
+
+    `ray stop` sees only what the script started, Ray's fixed ports are free, and what the script leaves running ends
+    with it. Skip the test where the system allows no namespaces or has no iproute2.
+    """
     unshare = ["unshare", *unshared, "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if os.geteuid() != 0:
         unshare += ["--user", "--map-root-user"]
@@ -148,6 +173,34 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def programs() -> None:
+    """Says that a test starts slow programs by itself: Ray, an engine, the command line, pip, sshd."""
+
+
+@pytest.fixture(scope="session")
+def long_computation() -> None:
+    """Says that a test computes for more than ten seconds, or imports an engine."""
+
+
+@pytest.fixture(scope="session")
+def rollout() -> Command:
+    """Runs the command line in this process. Its `returncode`, `stdout` and `stderr` are those of a process of its own."""
+    return run_here
+
+
+@pytest.fixture(scope="session")
+def rollout_process() -> Command:
+    """Runs the command line as a process of its own, for what only a process shows: a Ray of its own, signals, exit."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def run_alone() -> Command:
+    """Runs a bash script in namespaces of its own."""
+    return run_in_namespaces
+
+
+@pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tracked files, as a clone would hold them."""
     folder = tmp_path_factory.mktemp("checkout")
@@ -164,8 +217,11 @@ def local_ray() -> Iterator[None]:
     pool are forked from, as where such a run starts its own Ray."""
     import ray
 
+    from rollout_ray.ray_cluster.connection import _for_this_machine_alone
+
     with forking(environment(resolve(RunConfig()), gpus=0, threads=2)):
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        with _for_this_machine_alone():  # as a run starts it: without a dashboard, sooner
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
 

@@ -24,7 +24,11 @@ from rollout_ray.data.prepare import prepare_demo
 
 @dataclass(frozen=True)
 class Mistake:
-    """`command` follows `rollout`; `needs_ray` where it is noticed only once Ray is there, in the test one of four CPUs."""
+    """A command that is wrong. `command` follows `rollout`.
+
+    `needs_ray`: in the test there is a Ray of four CPUs. Without one, a run starts to import vLLM before it looks for
+    its model.
+    """
 
     mistake: str
     command: str

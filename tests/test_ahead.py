@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_gpus import look
+from tests.test_gpus import query
 
 CODE = """
 import json, os
@@ -41,7 +41,7 @@ CLUSTER = {"resources": {"ray_address": "head:6379"}}
     ],
 )
 def test_a_server_is_started_where_engines_may_use_it(
-    tmp_path: Path, command: str, variables: dict[str, str], sections: dict[str, Any], found: list[Any]
+    tmp_path: Path, command: str, variables: dict[str, str], sections: dict[str, Any], found: list[Any], programs: None
 ) -> None:
     code = CODE.format(variables=variables, sections=sections)
-    assert json.loads(look(tmp_path, command, code)) == found
+    assert json.loads(query(tmp_path, command, code)) == found

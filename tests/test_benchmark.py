@@ -31,7 +31,7 @@ def module(name: str, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def questions(tmp_path_factory: pytest.TempPathFactory, programs: None) -> Path:
     path = tmp_path_factory.mktemp("questions") / "q.parquet"
     prepare_demo(40, 1, path)
     return path

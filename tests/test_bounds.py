@@ -14,14 +14,14 @@ import pytest
 
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import room
+from rollout_ray.actors.engine.engine import num_to_submit
 from rollout_ray.actors.vllm_backend.stats import VllmStats
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.bottleneck import EngineAccount, SessionAccount, account_lines, bound_by
 from rollout_ray.telemetry.engine_stats import EngineStats, IdleClock
 from rollout_ray.telemetry.progress import Silent
 from rollout_ray.telemetry.run_view import RunView
-from tests.conftest import demo_rows, rollout
+from tests.conftest import Command, demo_rows
 
 ENGINE = EngineAccount(
     decoding_seconds=95.0, idle_seconds=5.0, generated_tokens=90_000, steps=1_000, prompt_tokens=1_000,
@@ -137,10 +137,10 @@ def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
     assert summary_lines(simulated.summary)[-1] == simulated.summary.bound_by != ""
 
 
-def test_the_start_of_ray_is_part_of_starting(tmp_path: Path) -> None:
+def test_the_start_of_ray_is_part_of_starting(tmp_path: Path, rollout_process: Command) -> None:
     pq.write_table(pa.Table.from_pylist(demo_rows(2)), tmp_path / "questions.parquet")
     words = ["--dataset", str(tmp_path / "questions.parquet"), "--backend", "simulated", "--quiet"]
-    done = rollout(*words, "--output_dir", str(tmp_path / "run"))
+    done = rollout_process(*words, "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     events = RunDirectory(str(tmp_path / "run")).events()
     begun, started = (next(e["time"] for e in events if e["event"] == kind) for kind in ("begun", "engine_started"))
@@ -150,20 +150,29 @@ def test_the_start_of_ray_is_part_of_starting(tmp_path: Path) -> None:
 
 def test_a_backend_is_given_an_eighth_more_than_it_decodes() -> None:
     info = BackendInfo(64, 0.0, 0.0)
-    assert room(info, held=0, waiting=0, short=False) == 8  # no more at a time
-    assert room(info, held=66, waiting=0, short=False) == 6 and room(info, held=80, waiting=16, short=False) == 0
+    assert num_to_submit(info, held=0, waiting=0, short=False) == 8  # no more at a time
+    assert (
+        num_to_submit(info, held=66, waiting=0, short=False) == 6
+        and num_to_submit(info, held=80, waiting=16, short=False) == 0
+    )
 
 
 def test_one_whose_core_is_apart_is_given_a_batch_more_and_at_once() -> None:
     info = BackendInfo(64, 0.0, 0.0, core_apart=True)
-    assert room(info, held=0, waiting=0, short=False) == 128
-    assert room(info, held=122, waiting=58, short=False) == 6 and room(info, held=128, waiting=64, short=False) == 0
+    assert num_to_submit(info, held=0, waiting=0, short=False) == 128
+    assert (
+        num_to_submit(info, held=122, waiting=58, short=False) == 6
+        and num_to_submit(info, held=128, waiting=64, short=False) == 0
+    )
 
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_backend_with_kv_cache_for_twenty_keeps_eight_waiting(apart: bool) -> None:
     info = BackendInfo(64, 0.0, 0.0, core_apart=apart)
-    assert room(info, held=25, waiting=5, short=True) == 3 and room(info, held=72, waiting=52, short=True) == 0
+    assert (
+        num_to_submit(info, held=25, waiting=5, short=True) == 3
+        and num_to_submit(info, held=72, waiting=52, short=True) == 0
+    )
 
 
 def test_a_kv_cache_that_is_too_small_is_named_and_most_of_the_work_stays_outside_of_vllm(

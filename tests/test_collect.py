@@ -170,7 +170,8 @@ def test_few_questions_with_many_samples_are_split_and_joined(tmp_path: Path, lo
 def test_no_questions_give_an_empty_file(tmp_path: Path, layout: str) -> None:
     import pyarrow as pa
 
-    cfg = RunConfig.model_validate({"output": {"output_dir": str(tmp_path / "run"), "layout": layout}})
+    output = {"output_dir": str(tmp_path / "run"), "layout": layout}
+    cfg = RunConfig.model_validate({"engine": {"backend": "simulated"}, "output": output})
     rollouts = collect(pa.table({"prompt": pa.array([], pa.string())}), cfg)
     assert rollouts.table().num_rows == 0 and rollouts.summary.trajectories == 0
 

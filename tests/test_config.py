@@ -13,7 +13,7 @@ from rollout_ray.config.help import help_text
 from rollout_ray.config.loading import FLAGS, load_config
 from rollout_ray.config.schema import OPERATIONAL, RunConfig, is_operational, leaf_fields
 from rollout_ray.core.errors import ConfigError
-from tests.conftest import ROOT, rollout
+from tests.conftest import ROOT, Command
 
 SEED_PARAMETERS = {
     "model_path", "trust_remote_code", "prompt_key", "n_samples", "max_tokens", "temperature", "top_p", "top_k",
@@ -162,7 +162,7 @@ def test_what_a_yaml_anchor_brings_in_may_be_given_again(tmp_path: Path) -> None
     assert [(arm.name, arm.temperature) for arm in arm_list] == [("a", 0.5), ("b", 0.5), ("c", 0.5)]
 
 
-def test_a_bad_field_ends_the_command_with_2_before_anything_starts(tmp_path: Path) -> None:
+def test_a_bad_field_ends_the_command_with_2_before_anything_starts(tmp_path: Path, rollout: Command) -> None:
     done = rollout("--n_sample", "8", "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 2
     assert done.stderr == "rollout: --n_sample is not a flag; did you mean --n_samples?\n"

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,25 +18,12 @@ import ray
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.actors.engine.actor import EngineActor
 from rollout_ray.actors.engine.launch import LaunchSpec
-from rollout_ray.actors.vllm_backend.worker import Worker
 from rollout_ray.core.errors import EngineError
 from rollout_ray.models.resolved_run import resolve
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
 from tests.processes import ENGINES, children, later_workers, servers
 from tests.test_collect import When
 from tests.test_fleet import assert_whole, changed
-
-
-class FailingWorker(Worker):
-    """Fails as a worker whose GPU does: in the middle of a run, with an error of its own."""
-
-    steps = 0
-
-    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        FailingWorker.steps += 1
-        if FailingWorker.steps == 100:
-            raise RuntimeError("an illegal memory access was encountered")
-        return super().execute_model(*args, **kwargs)
 
 
 @pytest.fixture
@@ -124,7 +110,7 @@ if __name__ == "__main__":  # a spawned process reads this file as well
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_one_that_hangs_ends_with_its_maker_however_it_was_made(tmp_path: Path, method: str) -> None:
+def test_one_that_hangs_ends_with_its_maker_however_it_was_made(tmp_path: Path, method: str, programs: None) -> None:
     """On GPUs vLLM forks it, on the CPU it never does."""
     script = tmp_path / "hanging.py"
     script.write_text(HANGING)
@@ -145,7 +131,7 @@ def test_what_failed_in_it_is_named(cfg: RunConfig, monkeypatch: pytest.MonkeyPa
     log.parent.mkdir(parents=True)
     log.write_text("ValueError: what an earlier engine died of\n")
     failing = changed(
-        cfg, engine={"extra": {"worker_cls": f"{__name__}.FailingWorker"}}, resources={"max_engine_deaths": 0}
+        cfg, engine={"extra": {"worker_cls": "tests.failing_worker.FailingWorker"}}, resources={"max_engine_deaths": 0}
     )
     with pytest.raises(EngineError, match=r"every engine died; the last one, engine-0: .*an illegal memory access"):
         collect(demo_rows(30), failing)

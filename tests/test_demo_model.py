@@ -26,7 +26,7 @@ def test_it_is_small_and_in_safetensors() -> None:
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "config.json"} <= set(files)
 
 
-def test_it_is_right_most_of_the_time_when_cold_and_less_when_warm() -> None:
+def test_it_is_right_most_of_the_time_when_cold_and_less_when_warm(long_computation: None) -> None:
     """300 questions that are unseen by construction, at the two ends of Regime W's temperatures."""
     folder = model_folder("demo")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -52,7 +52,7 @@ def test_training_solutions_end_in_an_answer_that_is_mostly_right(style: str | N
     assert 0.6 < right / len(problems) < 0.95  # the rest are the slips that make temperature matter
 
 
-def test_the_training_job_makes_a_model_that_loads(tmp_path: Path) -> None:
+def test_the_training_job_makes_a_model_that_loads(tmp_path: Path, programs: None) -> None:
     words = ["--steps", "3", "--examples", "200", "--batch-size", "8", "--layers", "1", "--eval", "2", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "rollout_ray.jobs.train_demo_model", "--out", str(tmp_path), *words],

@@ -13,7 +13,7 @@ import pytest
 from rollout_ray.ray_cluster.autoscaling import gpu_to_come, nodes_to_come
 from rollout_ray.ray_cluster.placement import Node
 from rollout_ray.sizing.hardware import Gpu
-from tests.conftest import ROOT, clean_environment, run_alone
+from tests.conftest import ROOT, Command, clean_environment
 
 HEAD = {"resources": {"CPU": 0}, "max_workers": 0}
 H100 = {"resources": {"CPU": 208, "GPU": 8, "memory": 1e12}, "max_workers": 2}
@@ -60,7 +60,7 @@ def test_the_gpus_of_nodes_to_come_are_known_by_their_types(kinds: dict[str, Any
 
 
 @pytest.mark.parametrize("version", ["v2", "v1"])
-def test_engines_follow_the_nodes_of_an_autoscaling_cluster(tmp_path: Path, version: str) -> None:
+def test_engines_follow_the_nodes_of_an_autoscaling_cluster(tmp_path: Path, version: str, run_alone: Command) -> None:
     """From no worker up and down again; with v2, two nodes are killed in between. Ray's logs are in a /tmp/ray that goes
     with the namespace."""
     script = (

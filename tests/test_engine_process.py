@@ -72,7 +72,7 @@ class Run:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+def start(tmp_path: Path, programs: None) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def started(*flags: str) -> Run:
@@ -126,7 +126,7 @@ def test_nothing_outlives_a_driver_that_was_killed_and_a_run_goes_on_without_a_s
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory, programs: None) -> Iterator[str]:
     """A server that is started in a folder with modules of the user's own that have the names of Python's."""
     before = server_here()
     with contextlib.ExitStack() as stack:
@@ -142,7 +142,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 CFG = simulated_greedy(Path("unused"))
 
 
-def test_a_server_stays_until_its_engines_have_ended_and_takes_no_more() -> None:
+def test_a_server_stays_until_its_engines_have_ended_and_takes_no_more(programs: None) -> None:
     """As those of a pool on a cluster, which outlive the driver that started the server."""
     others = set(servers(psutil.Process()))
     with forking({"OMP_NUM_THREADS": "1"}) as address:

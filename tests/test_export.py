@@ -20,7 +20,7 @@ from rollout_ray.export.trainer_rows import MESSAGE, TRAINER_FORMATS, Choice, ro
 from rollout_ray.results.merge import ROW_GROUP_BYTES, write_merged
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import demo_rows, rollout
+from tests.conftest import Command, demo_rows
 from tests.finished_runs import CHAT, finished
 from tests.s3_store import BUCKET, running_store
 
@@ -220,7 +220,7 @@ def test_what_is_refused(run: RunDirectory, tmp_path: Path) -> None:
     assert not (tmp_path / "x.jsonl").exists() and not (tmp_path / "x.parquet").exists()
 
 
-def test_the_command(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_command(run: RunDirectory, tmp_path: Path, rollout: Command) -> None:
     done = rollout("export", run.uri, "pairs.parquet", "--format", "dpo", "--pairs", "2", cwd=tmp_path)
     rows = pq.read_table(tmp_path / "pairs.parquet").num_rows
     assert done.returncode == 0 and done.stdout.startswith(f"{rows} dpo rows (correctness "), done.stderr

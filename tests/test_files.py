@@ -10,7 +10,7 @@ import pytest
 
 from rollout_ray import collect
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import ROOT, clean_environment, demo_rows, run_alone
+from tests.conftest import ROOT, Command, clean_environment, demo_rows
 from tests.test_collect import keys, simulated
 
 
@@ -131,7 +131,9 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("refusal", SENTENCES)
-def test_a_full_or_read_only_disk_is_one_sentence_and_leaves_no_torn_file(tmp_path: Path, refusal: str) -> None:
+def test_a_full_or_read_only_disk_is_one_sentence_and_leaves_no_torn_file(
+    tmp_path: Path, refusal: str, run_alone: Command
+) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "script.py").write_text(ON_A_SMALL_DISK)
     done = run_alone(
@@ -148,7 +150,7 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_leaves_no_torn_file(tmp_pa
         assert "run the same command again, which goes on from there" in sentence
 
 
-def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path: Path) -> None:
+def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path: Path, run_alone: Command) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "script.py").write_text(
         "from rollout_ray.storage.folder import Folder\n"
@@ -165,7 +167,7 @@ def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path
     assert "name another disk with TMPDIR" in said
 
 
-def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_path: Path, run_alone: Command) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demo_rows(300)))
     rollout = (

@@ -225,7 +225,7 @@ def test_engines_wait_for_a_disk_that_does_not_answer(tmp_path: Path, local_ray:
     assert progress.since == -1 and MOST_UNSCORED <= progress.most <= BOUND
 
 
-def test_workers_that_ray_ends_for_want_of_memory_are_replaced_and_then_named(tmp_path: Path) -> None:
+def test_workers_that_ray_ends_for_want_of_memory_are_replaced_and_then_named(tmp_path: Path, programs: None) -> None:
     """Ray's own monitor, on a machine that it takes for full from the beginning."""
     environment = clean_environment() | {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "50"}
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in demo_rows(50)))

@@ -170,8 +170,8 @@ def test_the_grading_process_can_write_no_file_and_start_no_process(tmp_path: Pa
     """Should a text ever get code to run there, this is what it meets."""
     script = f"""
 import os, socket, subprocess, sys
-from rollout_ray import grader_child
-sys.addaudithook(grader_child.refuse)
+from rollout_ray.scoring import sympy_worker
+sys.addaudithook(sympy_worker.refuse)
 for attempt in (
     lambda: open({str(tmp_path / "owned")!r}, "w"),
     lambda: os.open({str(tmp_path / "owned")!r}, os.O_CREAT | os.O_RDWR),

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import AWAIT_JOB_AGENT, clean_environment, free_port, run_alone
+from tests.conftest import AWAIT_JOB_AGENT, Command, clean_environment, free_port
 
 HEAD = """
 export RAY_AUTH_TOKEN_PATH={logs}/token
@@ -61,7 +61,7 @@ ray stop >/dev/null 2>&1
 """
 
 
-def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path: Path) -> None:
+def test_a_job_runs_on_a_head_with_token_authentication(checkout: Path, tmp_path: Path, run_alone: Command) -> None:
     prepare_demo(40, 1, tmp_path / "q.parquet")
     (tmp_path / "token").write_text(secrets.token_hex(32))
     script = (HEAD + SCRIPT).format(
@@ -111,7 +111,9 @@ ray stop >/dev/null 2>&1
 """
 
 
-def test_a_submitted_job_is_followed_stopped_and_outlives_its_submitter(checkout: Path, tmp_path: Path) -> None:
+def test_a_submitted_job_is_followed_stopped_and_outlives_its_submitter(
+    checkout: Path, tmp_path: Path, run_alone: Command
+) -> None:
     """The token is found without a variable; the exit code is the run's; a stopped job goes on where it was."""
     prepare_demo(40, 1, tmp_path / "q.parquet")
     (tmp_path / "token").write_text(secrets.token_hex(32))

@@ -106,7 +106,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def driver(uri: str) -> Iterator[Callable[..., Driver]]:
+def driver(uri: str, programs: None) -> Iterator[Callable[..., Driver]]:
     started: list[Driver] = []
 
     def start(elsewhere: bool = False) -> Driver:
@@ -253,7 +253,7 @@ def test_an_actor_on_another_node_is_fenced_too(uri: str) -> None:
     assert run.done_ids() == {"a"}
 
 
-def test_the_command_line_refuses_and_after_a_kill_goes_on(tmp_path: Path) -> None:
+def test_the_command_line_refuses_and_after_a_kill_goes_on(tmp_path: Path, programs: None) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in demo_rows(60)))
     output = tmp_path / "run"

@@ -29,7 +29,7 @@ from rollout_ray.lora.merge import merge_lora
 from rollout_ray.models.adapters import check_adapter
 from rollout_ray.models.checkpoints import tensor_shapes
 from rollout_ray.models.paths import model_folder
-from tests.conftest import rollout
+from tests.conftest import Command
 from tests.test_architectures import saved
 
 TOKENS = torch.arange(5, 45)[None]
@@ -209,7 +209,7 @@ def test_another_models_adapter_and_a_wrong_one_are_refused(tmp_path: Path, shar
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_the_command_prints_its_steps(tmp_path: Path) -> None:
+def test_the_command_prints_its_steps(tmp_path: Path, rollout: Command) -> None:
     saved_adapter(Path(model_folder("demo")), tmp_path / "lora")
     done = rollout("merge-lora", "--base", "demo", "--adapter", "lora", "--output", "merged", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.telemetry.metrics import COUNTERS, GAUGES, RunMetrics
 from rollout_ray.telemetry.run_view import EngineView, RunView
-from tests.conftest import ROOT, clean_environment, free_port, run_alone
+from tests.conftest import ROOT, Command, clean_environment, free_port
 
 DASHBOARD = ROOT / "cluster" / "grafana.json"
 EXPORTED = {f"ray_{name}" for name in GAUGES} | {f"ray_{name}_total" for name in COUNTERS}
@@ -51,7 +51,7 @@ ray stop >/dev/null 2>&1
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def probed(tmp_path_factory: pytest.TempPathFactory, run_alone: Command) -> Path:
     folder = tmp_path_factory.mktemp("metrics")
     prepare_demo(200, 1, folder / "q.parquet")
     script = SCRIPT.format(gcs=free_port(), dashboard=free_port(), metrics=free_port(), names=sorted(EXPORTED))

@@ -17,7 +17,7 @@ from rollout_ray.cli.main import USAGE, main
 from rollout_ray.config.loading import FLAGS
 from rollout_ray.core.errors import RolloutError
 from rollout_ray.data.prepare import prepare_demo
-from tests.conftest import HANG_S, ROOT, clean_environment, rollout, run_alone
+from tests.conftest import HANG_S, ROOT, Command, clean_environment
 from tests.mistakes import MISTAKES, Mistake, make, prepare
 
 
@@ -28,17 +28,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.mistake)
-def test_a_mistake_is_a_sentence_of_cause_and_one_of_remedy(
-    mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    if mistake.needs_ray:
-        request.getfixturevalue("local_ray")
+@pytest.fixture
+def no_engine_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with vLLM starts importing it before it reads the data set; a mistake needs no engine."""
+    monkeypatch.setenv("ROLLOUT_BACKEND", "simulated")
+
+
+def check(mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    if "--ray_address" in mistake.command:
-        monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a process of its own
     assert make(mistake) == (mistake.code, mistake.message)
     assert mistake.code in documented_codes() and re.search(r"[;,.]| in ", mistake.message)
+
+
+def name_of(mistake: Mistake) -> str:
+    return mistake.mistake
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if not m.needs_ray], ids=name_of)
+def test_a_mistake_is_a_sentence_of_cause_and_one_of_remedy(
+    mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch, no_engine_ahead: None
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a process of its own
+    check(mistake, folder, monkeypatch)
+
+
+@pytest.mark.parametrize("mistake", [m for m in MISTAKES if m.needs_ray], ids=name_of)
+def test_what_only_ray_can_tell_is_such_a_sentence_too(
+    mistake: Mistake, folder: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    check(mistake, folder, monkeypatch)
 
 
 def documented_codes() -> set[int]:
@@ -56,7 +74,7 @@ def test_there_are_enough_of_them_and_every_exit_code_is_documented() -> None:
     assert {int(number) for number in re.findall(r"(\d+) [a-z]", readme.partition(". ")[0])} == documented_codes()
 
 
-def test_debug_shows_the_traceback_and_nothing_else_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback_and_nothing_else_does(capsys: pytest.CaptureFixture[str], no_engine_ahead: None) -> None:
     assert main(["--dataset", "nowhere.parquet"]) == 3
     assert "Traceback" not in capsys.readouterr().err
     assert main(["--debug", "--dataset", "nowhere.parquet"]) == 3
@@ -122,7 +140,7 @@ def help_seconds() -> tuple[float, float]:
     return min(walls), min(used)
 
 
-def test_help_takes_less_than_half_a_second() -> None:
+def test_help_takes_less_than_half_a_second(programs: None) -> None:
     """Of CPU time: the wall time also shows what else the machine does."""
     wall, used = help_seconds()
     print(f"rollout --help: {wall:.2f} s, of which {used:.2f} s CPU time")
@@ -158,11 +176,13 @@ def test_the_other_shells_have_every_flag(shell: str, capsys: pytest.CaptureFixt
         subprocess.run([program, "-n"], input=script, text=True, check=True)
 
 
-def test_a_local_ray_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_ray_that_does_not_come_up_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rollout_process: Command
+) -> None:
     monkeypatch.setenv("RAY_testing_asio_delay_us", "NodeInfoGcsService.grpc_server.RegisterNode=50000000:50000000")
     prepare_demo(1, 1, tmp_path / "q.parquet")
     words = ["--dataset", str(tmp_path / "q.parquet"), "--output_dir", str(tmp_path / "run"), "--backend", "simulated"]
-    done = rollout(*words)
+    done = rollout_process(*words)
     assert done.returncode == 1
     assert re.search(r"^rollout: Ray could not be started on this machine: .* the same command again$", done.stderr, re.M)
 
@@ -183,7 +203,7 @@ until [ -e port ]; do sleep 0.1; done
 """
 
 
-def test_a_cluster_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_cluster_that_has_ended_is_not_waited_for(tmp_path: Path, run_alone: Command) -> None:
     prepare_demo(1, 1, tmp_path / "q.parquet")
     environment = clean_environment() | {
         "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": "0" * 64,

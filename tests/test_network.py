@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rollout_ray.data.prepare import prepare_demo
-from tests.conftest import ROOT, clean_environment, run_alone
+from tests.conftest import ROOT, Command, clean_environment
 
 DNS_SERVER = "192.0.2.53"
 METADATA = "169.254.169.254"  # Ray's dashboard asks there whether it runs in a cloud, whatever its usage reports are set to
@@ -59,7 +59,7 @@ until grep -q 203.0.113.7:443 {folder}/seen; do sleep 0.1; done
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace with a link in it needs root")
-def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
+def test_nothing_leaves_the_machine(tmp_path: Path, run_alone: Command) -> None:
     prepare_demo(4, 1, tmp_path / "q.parquet")
     script = SCRIPT.format(dns=DNS_SERVER, metadata=METADATA, folder=tmp_path, python=sys.executable)
     environment = clean_environment() | {"SNIFFER": SNIFFER}
@@ -89,7 +89,7 @@ LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace with a link in it needs root")
-def test_a_local_ray_listens_on_this_machine_only(tmp_path: Path) -> None:
+def test_a_local_ray_listens_on_this_machine_only(tmp_path: Path, run_alone: Command) -> None:
     prepare_demo(60, 1, tmp_path / "q.parquet")
     script = LISTENERS.format(folder=tmp_path, python=sys.executable)
     done = run_alone(script, ROOT, clean_environment() | {"PYTHONPATH": str(ROOT)})

@@ -78,13 +78,13 @@ def test_figures_show_what_the_file_holds(rollouts: Rollouts) -> None:
 def test_without_matplotlib_it_says_what_to_install(rollouts: Rollouts) -> None:
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from rollout_ray import plots\n"
+        "from rollout_ray.report import plots\n"
         "try: plots.accuracy(sys.argv[1])\n"
         "except ImportError as error: print(error)"
     )
     command = [sys.executable, "-c", code, rollouts.path]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout == "matplotlib draws the figures and is not installed; pip install matplotlib\n"
+    assert done.stdout == "matplotlib is not installed, and the plots need it. Run: pip install matplotlib\n"
 
 
 def test_a_file_without_scores_has_no_figures(tmp_path: Path) -> None:
@@ -101,7 +101,9 @@ rollouts = collect({rows!r}, cfg)
 """
 
 
-def test_a_notebook_shows_progress_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_shows_progress_table_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: None
+) -> None:
     """A real kernel: the live view is drawn while the run goes on, and the last line of a cell shows the run."""
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

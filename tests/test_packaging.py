@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray.scoring.grader_process import Child
-from tests.conftest import AWAIT_JOB_AGENT, HANG_S, clean_environment, demo_rows, free_port, python_named_modules, run_alone
+from tests.conftest import AWAIT_JOB_AGENT, HANG_S, Command, clean_environment, demo_rows, free_port, python_named_modules
 
 OUR_FOLDERS = ("actors", "cluster", "jobs", "tests")
 
 
 @pytest.fixture(scope="module")
-def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory, programs: None) -> Path:
     """The wheel of a copy of the checkout (building leaves files in it)."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
@@ -130,7 +130,7 @@ def test_the_installed_package_runs_from_anywhere(installed: Path, packages: Pat
     assert run(installed, packages, "rollout", "prepare", "demo", "5", "q.parquet") == "5 questions in q.parquet\n"
 
 
-def test_an_editable_install_takes_one_name_too(checkout: Path, tmp_path: Path, modules: Path) -> None:
+def test_an_editable_install_takes_one_name_too(checkout: Path, tmp_path: Path, modules: Path, programs: None) -> None:
     source = tmp_path / "source"
     shutil.copytree(checkout, source, symlinks=True, ignore=shutil.ignore_patterns(".venv", "runs", "path"))
     binaries = install(tmp_path / "environment", "-e", str(source))
@@ -186,7 +186,7 @@ ray job submit --working-dir . -- rollout --backend simulated --replicas 1 --sim
 """
 
 
-def test_a_job_from_a_folder_with_modules_of_our_folders_names(installed: Path, modules: Path) -> None:
+def test_a_job_from_a_folder_with_modules_of_our_folders_names(installed: Path, modules: Path, run_alone: Command) -> None:
     """Ray puts a job's working directory in front of everything that is installed."""
     places = {"gcs": free_port(), "dashboard": free_port(), "await_agent": AWAIT_JOB_AGENT, "folder": modules}
     run_alone(JOB.format(**places), modules, environment(installed))

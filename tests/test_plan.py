@@ -121,7 +121,9 @@ def test_too_long_prompts_and_a_missing_gold_give_warnings(capsys: pytest.Captur
     assert "(8 prompts tokenized)" in out and "measure it with --probe" in out
 
 
-def test_a_probe_brings_speed_and_lengths(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path) -> None:
+def test_a_probe_brings_speed_and_lengths(
+    capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path, local_ray: None
+) -> None:
     words = ["--dataset", data, "--backend", "simulated", "--sim_mean_tokens", "40", "--probe", "20"]
     code, out, _ = planned(capsys, *words, "--output_dir", str(tmp_path / "run"))
     assert code == 0 and "by a probe of 20 questions" in out and "(measured)" in out

@@ -21,7 +21,7 @@ import pytest
 from rollout_ray import collect
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.models.paths import model_folder
-from tests.conftest import rollout, simulated_greedy
+from tests.conftest import Command, simulated_greedy
 from tests.test_poison_inputs import BYTES, COLUMNS, FOLDERS, JSONL, REFUSED, merged, text_of
 
 ASKED = "asked"  # an ordinary trajectory: finish_reason stop or length, error null
@@ -160,7 +160,7 @@ def same_bytes(left: pa.Array, right: pa.Array) -> bool:
 
 
 @pytest.fixture(scope="module")
-def strings(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Table]:
+def strings(tmp_path_factory: pytest.TempPathFactory, rollout: Command, local_ray: None) -> tuple[pa.Table, pa.Table]:
     """The table of STRINGS, and the output of the command line for it."""
     folder = tmp_path_factory.mktemp("strings")
     table = pa.table({"prompt": text_of([prompt for _, prompt, _ in STRINGS]), "number": list(range(len(STRINGS)))})

@@ -156,7 +156,7 @@ def test_a_block_that_draws_runs(
             assert (target / "merged.parquet").exists()
 
 
-def test_make_demo(checkout: Path) -> None:
+def test_make_demo(checkout: Path, programs: None) -> None:
     """With vLLM, in a clone whose environment is already there, as on a second call."""
     clone = checkout
     if not (clone / ".venv").exists():
@@ -176,7 +176,7 @@ def test_make_demo(checkout: Path) -> None:
     assert all(re.search(rf"{arm} .* 100 .*%", done.stdout) for arm in arms)
 
 
-def test_make_test_runs_checks_and_tests() -> None:
+def test_make_test_runs_checks_and_tests(programs: None) -> None:
     planned = subprocess.run(
         ["make", "-n", "test"], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=True
     ).stdout

@@ -21,7 +21,7 @@ from rollout_ray.core.records import Completion, Question
 from rollout_ray.report.chunks import HEAD_CHARS, MOST_BYTES, TAIL_CHARS, Chunks, cut
 from rollout_ray.report.html import report_path, write_report
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import demo_rows, rollout
+from tests.conftest import Command, demo_rows
 from tests.finished_runs import altered, finished, merged_path
 from tests.s3_store import BUCKET, running_store
 
@@ -119,7 +119,9 @@ def test_a_custom_reward_has_no_terms(tmp_path: Path) -> None:
     assert {t["terms"] for q in page["chunk-0"] for t in q["trajectories"]} == {None}
 
 
-def test_the_command_line_writes_reports_of_runs_files_and_rescored_files(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_command_line_writes_reports_of_runs_files_and_rescored_files(
+    run: RunDirectory, tmp_path: Path, rollout: Command
+) -> None:
     done = rollout("report", run.uri)
     assert done.returncode == 0 and done.stdout.startswith(f"{run.path('report.html')}: 40 of 40 questions"), done.stderr
     done = rollout("report", merged_path(run), str(tmp_path / "a" / "page.html"))

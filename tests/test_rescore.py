@@ -18,7 +18,7 @@ from rollout_ray.core.records import Question, Trajectory
 from rollout_ray.results.rescore import Rescored, rescore
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import demo_rows, rollout
+from tests.conftest import Command, demo_rows
 from tests.finished_runs import INPUTS, altered, finished, merged_path
 
 
@@ -225,14 +225,14 @@ def without_engine(table: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_command(tmp_path: Path, run: RunDirectory) -> None:
+def test_the_command(tmp_path: Path, run: RunDirectory, rollout: Command) -> None:
     done = rollout("rescore", run.uri, "--config", str(yaml(tmp_path, "scoring: {beta: 0.25}")), "--alpha=2")
     assert done.returncode == 0, done.stderr
     assert "scoring.alpha: 1.0 -> 2.0\nscoring.beta: 0.5 -> 0.25\n" in done.stdout
     assert "20 questions, 160 trajectories" in done.stdout and "wolfram_3" in done.stdout
     assert verify(done.stdout.splitlines()[-1]).agrees
     again = rollout("rescore", run.uri, "--output", str(tmp_path / "same.parquet"))
-    assert again.stdout.startswith("no field differs from the run's; graded again\n")
+    assert again.stdout.startswith("no field differs from the run's. The texts were graded again.\n")
     refused = rollout("rescore", run.uri, "--seed", "3")
     assert refused.returncode == 2 and "sampling.seed was 42 and is 3" in refused.stderr
     assert "name the run directory or file before the flags" in rollout("rescore", "--beta", "3", run.uri).stderr

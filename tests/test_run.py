@@ -15,7 +15,7 @@ import pytest
 
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import HANG_S, ROOT, clean_environment, rollout
+from tests.conftest import HANG_S, ROOT, Command, clean_environment
 
 QUESTIONS = 60
 
@@ -42,7 +42,7 @@ def keys(out: Path) -> list[tuple[str, str, int, int]]:
     ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)]
 )
 def test_a_stopped_run_goes_on_with_the_same_command(
-    data: Path, tmp_path: Path, number: signal.Signals, whole_group: bool
+    data: Path, tmp_path: Path, number: signal.Signals, whole_group: bool, rollout_process: Command
 ) -> None:
     """Ctrl-C reaches the whole process group, a stopped job only the driver, and kill -9 asks nobody."""
     out = tmp_path / "run"
@@ -70,14 +70,14 @@ def test_a_stopped_run_goes_on_with_the_same_command(
         assert f"of {QUESTIONS} questions in {out}; the same command goes on from there" in stderr
         assert "Traceback" not in stderr
     assert not (out / "merged.parquet").exists()
-    again = rollout(*simulated(data, out))
+    again = rollout_process(*simulated(data, out))
     assert again.returncode == 0, again.stderr
     resumed = next(e for e in RunDirectory(str(out)).events() if e["event"] == "resumed")
     assert 0 < int(str(resumed["done"])) < QUESTIONS
     assert len(set(keys(out))) == len(keys(out)) == QUESTIONS * 8
 
 
-def test_what_is_printed(data: Path, tmp_path: Path) -> None:
+def test_what_is_printed(data: Path, tmp_path: Path, rollout: Command, local_ray: None) -> None:
     done = rollout(*simulated(data, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert f"{QUESTIONS} questions, {QUESTIONS * 8} trajectories" in done.stdout
@@ -86,38 +86,14 @@ def test_what_is_printed(data: Path, tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["--output_dir", "{out}"], 2, "no data set was given; name one with --dataset"),
-        (["--dataset", "nowhere.parquet", "--output_dir", "{out}"], 3, "nowhere.parquet does not exist"),
-        (["--config", "nowhere.yaml"], 2, "the config file nowhere.yaml cannot be read: No such file or directory"),
-        (
-            ["--dataset", "{data}", "--tensor_parallel_size", "8", "--output_dir", "{out}"],
-            4,
-            "set it to 1 to run on the",
-        ),
-        (
-            ["--dataset", "{data}", "--output_dir", "{out}", "--model_path", "/nowhere/model"],
-            2,
-            "is no folder; give one",
-        ),
-        (["--dataset", "{data}", "--output_dir", "{data}/run"], 6, "cannot be written"),
-        (["--dataset", "{data}", "--ray_address", "127.0.0.1:1", "--output_dir", "{out}"], 1, "no Ray cluster answers at"),
-        (["prepare", "gsm8k", "nowhere.jsonl", "x.parquet"], 3, "nowhere.jsonl cannot be read"),
-        (["prepare", "what"], 2, "invalid choice: 'what'"),
-        (["export", "{out}", "x.jsonl"], 6, "give a run directory or a merged parquet file"),
-    ],
-)
-def test_a_mistake_is_a_sentence_and_a_code(data: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
-    places = {"data": data, "out": tmp_path / "run"}
-    done = rollout(*[word.format(**places) for word in words], cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.startswith("rollout: ") or "\nrollout: " in done.stderr
+def test_a_mistake_is_a_sentence_and_the_exit_code_of_the_process(tmp_path: Path, rollout_process: Command) -> None:
+    """tests/mistakes.jsonl has the other mistakes."""
+    done = rollout_process("--dataset", "nowhere.parquet", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("rollout: nowhere.parquet does not exist") and "Traceback" not in done.stderr
 
 
-def test_export_and_prepare(data: Path, tmp_path: Path) -> None:
+def test_export_and_prepare(data: Path, tmp_path: Path, rollout: Command, local_ray: None) -> None:
     assert rollout(*simulated(data, tmp_path / "run")).returncode == 0
     done = rollout("export", str(tmp_path / "run"), str(tmp_path / "run.jsonl"))
     assert (done.returncode, done.stdout) == (0, f"{QUESTIONS} questions in {tmp_path}/run.jsonl\n")
@@ -127,19 +103,17 @@ def test_export_and_prepare(data: Path, tmp_path: Path) -> None:
     assert len(first["trajectories"]) == 8
 
 
-def test_the_environment_configures_too(data: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rollout_ray.run", *simulated(data, tmp_path / "run")],
-        env=clean_environment() | {"PYTHONPATH": str(ROOT), "ROLLOUT_ARM_SET": "greedy", "ROLLOUT_LIMIT": "3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_environment_configures_too(
+    data: Path, tmp_path: Path, rollout: Command, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    monkeypatch.setenv("ROLLOUT_ARM_SET", "greedy")
+    monkeypatch.setenv("ROLLOUT_LIMIT", "3")
+    done = rollout(*simulated(data, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "3 questions, 3 trajectories" in done.stdout
 
 
-def test_help_names_the_commands_and_every_flag() -> None:
+def test_help_names_the_commands_and_every_flag(rollout: Command) -> None:
     done = rollout("--help")
     assert done.returncode == 0
     assert "rollout prepare gsm8k" in done.stdout and "--n_samples" in done.stdout and "exit codes" in done.stdout

@@ -17,7 +17,7 @@ from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.redaction import has_credentials, secret_names
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.models.paths import model_folder
-from tests.conftest import ROOT, clean_environment, rollout, simulated_greedy
+from tests.conftest import ROOT, Command, clean_environment, simulated_greedy
 
 CANARY = "canary-7f3b9d1c5e"
 SECRETS = (
@@ -41,7 +41,9 @@ def ray_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_secrets_of_the_environment_stay_there(tmp_path: Path, ray_folder: Path, model: Path, fails: bool) -> None:
+def test_secrets_of_the_environment_stay_there(
+    tmp_path: Path, ray_folder: Path, model: Path, fails: bool, programs: None
+) -> None:
     prepare_demo(2, 1, tmp_path / "q.parquet")
     if fails:
         (model / "model.safetensors").write_bytes(b"torn")
@@ -62,7 +64,7 @@ def test_secrets_of_the_environment_stay_there(tmp_path: Path, ray_folder: Path,
     assert not [p for p in files if CANARY.encode() in p.read_bytes()]
 
 
-def test_a_secret_in_the_config_is_refused_and_not_repeated(tmp_path: Path) -> None:
+def test_a_secret_in_the_config_is_refused_and_not_repeated(tmp_path: Path, rollout: Command) -> None:
     for words in (
         ["--dataset", f"s3://key:{CANARY}@bucket/q.parquet"],
         ["--output_dir", f"s3://bucket/run?secret_key={CANARY}"],

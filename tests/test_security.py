@@ -19,7 +19,7 @@ from rollout_ray import collect
 from rollout_ray.core.errors import EngineError, RolloutError
 from rollout_ray.export.formats import export
 from rollout_ray.models.paths import model_folder
-from tests.conftest import ROOT, demo_rows, rollout, simulated_greedy
+from tests.conftest import ROOT, Command, demo_rows, simulated_greedy
 
 
 def test_no_module_can_unpickle_or_evaluate_what_it_reads() -> None:
@@ -72,7 +72,7 @@ def test_a_part_or_a_record_of_an_attacker_runs_no_code(tmp_path: Path, local_ra
     assert not marker.exists()
 
 
-def test_a_config_file_makes_no_objects(tmp_path: Path) -> None:
+def test_a_config_file_makes_no_objects(tmp_path: Path, rollout: Command) -> None:
     (tmp_path / "c.yaml").write_text(f"data: !!python/object/apply:pathlib.Path.touch ['{tmp_path}/marker']")
     done = rollout("--config", str(tmp_path / "c.yaml"))
     assert done.returncode == 2 and "is not YAML" in done.stderr and not (tmp_path / "marker").exists()

@@ -101,7 +101,7 @@ def test_a_torn_object_is_put_aside_and_its_questions_drawn_again(store: Store, 
     assert [e["part"] for e in RunDirectory(f"s3://{BUCKET}/torn").events() if e["event"] == "part_put_aside"] == [name]
 
 
-def test_a_killed_driver_is_followed_and_what_it_committed_counts(store: Store, tmp_path: Path) -> None:
+def test_a_killed_driver_is_followed_and_what_it_committed_counts(store: Store, tmp_path: Path, programs: None) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in demo_rows(60)))
     words = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(rows), "--output_dir", f"s3://{BUCKET}/killed"]

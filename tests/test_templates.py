@@ -93,7 +93,7 @@ def test_chat_templates_may_use_what_transformers_adds() -> None:
     assert ModelConfig(chat_template=text).chat_template == text
 
 
-def test_another_content_is_another_run(tmp_path: Path) -> None:
+def test_another_content_is_another_run(tmp_path: Path, local_ray: None) -> None:
     file = tmp_path / "p.jinja"
     cfg = {"data": {"prompt_template": str(file)}}
     digests = []

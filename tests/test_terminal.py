@@ -17,7 +17,7 @@ from rollout_ray.telemetry.live_view import Live
 from rollout_ray.telemetry.progress import Plain
 from rollout_ray.telemetry.run_view import EngineView, RunView
 from rollout_ray.telemetry.summary import ArmSummary, Summary, summary_table
-from tests.conftest import rollout
+from tests.conftest import Command
 
 HOSTILE = "[red]x[/] \x1b[31m\x1b]0;title\x07\u202e"
 ESCAPED = "[red]x[/] \\x1b[31m\\x1b]0;title\\x07\\u202e"
@@ -44,7 +44,7 @@ def test_lines_of_a_log_are_shown_too(capsys: pytest.CaptureFixture[str], monkey
     assert ESCAPED in capsys.readouterr().out
 
 
-def test_error_texts_and_paths_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+def test_error_texts_and_paths_are_shown_and_not_obeyed(tmp_path: Path, rollout: Command, local_ray: None) -> None:
     done = rollout("--dataset", HOSTILE, cwd=tmp_path)
     assert done.returncode == 3 and f"rollout: {ESCAPED} does not exist" in done.stderr and "\x1b" not in done.stderr
     folder = tmp_path / HOSTILE.replace("/", "")

@@ -62,7 +62,7 @@ def test_bytes_that_are_no_characters_after_all_do_not_end_an_output() -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=300)
 @given(data=st.data())
-def test_the_text_is_vllms(name: str, data: st.DataObject) -> None:
+def test_the_text_is_vllms(name: str, data: st.DataObject, long_computation: None) -> None:
     tokenizer = TOKENIZERS[name]
     prompt = tokenizer.encode(data.draw(st.text(alphabet="ab é€\n", min_size=1)) + "c", add_special_tokens=False)
     tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), min_size=1, max_size=24))

@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch, long_computation: None) -> Iterator[None]:
     """Keep TRL's model card from asking the hub for the base model."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     yield

@@ -22,7 +22,7 @@ from rollout_ray.results import merged_file as merged_module
 from rollout_ray.results.findings import SHOWN
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.run_directory import RunDirectory
-from tests.conftest import demo_rows, rollout
+from tests.conftest import Command, demo_rows
 from tests.finished_runs import INPUTS, Rows, altered, finished, merged_path
 
 
@@ -343,7 +343,7 @@ def test_a_uri_is_as_good_as_a_path(run: RunDirectory) -> None:
     assert verify(f"file://{run.uri}").agrees and verify(f"file://{merged_path(run)}").agrees
 
 
-def test_the_command_prints_and_returns_what_it_found(tmp_path: Path, run: RunDirectory) -> None:
+def test_the_command_prints_and_returns_what_it_found(tmp_path: Path, run: RunDirectory, rollout: Command) -> None:
     fine = rollout("verify", run.uri)
     assert fine.returncode == 0, fine.stderr
     assert "30 questions, 240 trajectories: all keys, seeds, answers, statuses, rewards agree (" in fine.stdout

@@ -28,7 +28,9 @@ print(os.environ["TRITON_CACHE_DIR"])
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile for the CPU needs g++")
 @pytest.mark.parametrize("own", [None, "kernels"])
-def test_a_first_start_leaves_triton_the_cache_that_later_starts_have(tmp_path: Path, own: str | None) -> None:
+def test_a_first_start_leaves_triton_the_cache_that_later_starts_have(
+    tmp_path: Path, own: str | None, programs: None
+) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
     environment["VLLM_CACHE_ROOT"] = str(tmp_path)
     if own:

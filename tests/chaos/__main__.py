@@ -107,10 +107,10 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 if __name__ == "__main__":
     if os.environ.get("CHAOS_ALONE") != "1":
-        from tests.conftest import ROOT, clean_environment, run_alone
+        from tests.conftest import ROOT, clean_environment, run_in_namespaces
 
         words = " ".join(sys.argv[1:])
         environment = clean_environment() | {"CHAOS_ALONE": "1", "PYTHONPATH": str(ROOT)}
-        done = run_alone(f"{sys.executable} -m tests.chaos {words}", ROOT, environment, timeout=5000, capture=False)
+        done = run_in_namespaces(f"{sys.executable} -m tests.chaos {words}", ROOT, environment, timeout=5000, capture=False)
         sys.exit(done.returncode)
     sys.exit(main())

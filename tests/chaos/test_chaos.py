@@ -6,10 +6,10 @@ import re
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT, clean_environment, run_alone
+from tests.conftest import ROOT, Command, clean_environment
 
 
-def printed(words: str, **variables: str) -> str:
+def printed(run_alone: Command, words: str, **variables: str) -> str:
     """Return the output of a module of tests.chaos, which must succeed."""
     environment = clean_environment() | {"PYTHONPATH": str(ROOT), **variables}
     done = run_alone(f"{sys.executable} -m {words}", ROOT, environment)
@@ -17,14 +17,14 @@ def printed(words: str, **variables: str) -> str:
     return done.stdout
 
 
-def test_no_row_is_lost_or_doubled_under_fire() -> None:
-    output = printed("tests.chaos --short", CHAOS_ALONE="1")
+def test_no_row_is_lost_or_doubled_under_fire(run_alone: Command) -> None:
+    output = printed(run_alone, "tests.chaos --short", CHAOS_ALONE="1")
     assert re.search(r"3 runs, 11 kills, (\d+) rows expected, \1 found, 0 missing, 0\s+duplicates", output), output
 
 
-def test_engines_leave_a_draining_node_in_time(tmp_path: Path) -> None:
-    assert "moved ['engine-" in printed(f"tests.chaos.drain {tmp_path}")
+def test_engines_leave_a_draining_node_in_time(tmp_path: Path, run_alone: Command) -> None:
+    assert "moved ['engine-" in printed(run_alone, f"tests.chaos.drain {tmp_path}")
 
 
-def test_results_lost_with_a_node_are_generated_again(tmp_path: Path) -> None:
-    assert "payloads lost" in printed(f"tests.chaos.lost_node {tmp_path}")
+def test_results_lost_with_a_node_are_generated_again(tmp_path: Path, run_alone: Command) -> None:
+    assert "payloads lost" in printed(run_alone, f"tests.chaos.lost_node {tmp_path}")

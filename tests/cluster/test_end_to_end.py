@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cluster.end_to_end import ARMS, QUESTIONS
-from tests.conftest import ROOT, clean_environment, run_alone
+from tests.conftest import ROOT, Command, clean_environment
 
 
 def left_behind(folder: Path) -> Iterator[str]:
@@ -29,7 +29,7 @@ def left_behind(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def played(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def played(checkout: Path, tmp_path_factory: pytest.TempPathFactory, run_alone: Command) -> tuple[dict[str, Any], Path]:
     """The report of the whole scenario, played once, and its folder."""
     if os.geteuid() != 0:
         pytest.skip("pretend instances need root")
