@@ -21,7 +21,8 @@ from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.supply import batch_share, num_to_submit
 from rollout_ray.core.records import ChunkKey, Cut
 from rollout_ray.data.question_set import PASSES
-from rollout_ray.driver.replica_set import COALESCE_S, HEARTBEAT_S
+from rollout_ray.driver.health import HEARTBEAT_S
+from rollout_ray.driver.replica_set import COALESCE_S
 
 PLACES = 1024
 ALONE, FULL = 150.0, 25_000.0  # tokens/s of one sequence, and of PLACES at once

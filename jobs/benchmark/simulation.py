@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollout_ray.core.records import Question
-from rollout_ray.driver.replica_set import COALESCE_S, HEARTBEAT_S
+from rollout_ray.driver.health import HEARTBEAT_S
+from rollout_ray.driver.replica_set import COALESCE_S
 from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.jobs.benchmark.simulated_engine import ALONE, SEQUENCE_S, STEP_S, SimulatedEngine, Workload
 

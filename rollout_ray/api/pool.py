@@ -139,7 +139,7 @@ class RolloutPool:
 
     def _open(self) -> PoolResources:
         if self._pool_resources is None:
-            from rollout_ray.driver.scorer_pool import IdleScorers
+            from rollout_ray.driver.ray_handles import IdleScorers
             from rollout_ray.driver.session import PoolResources
 
             try:
@@ -152,6 +152,7 @@ class RolloutPool:
 
     def _start(self) -> ReplicaSet:
         self._stack.enter_context(prewarm(self._run))
+        from rollout_ray.driver.ray_handles import RayEngines
         from rollout_ray.driver.replica_set import ReplicaSet
         from rollout_ray.ray_cluster.autoscaling import placed
         from rollout_ray.ray_cluster.connection import connected
@@ -161,7 +162,7 @@ class RolloutPool:
             self._stack.enter_context(connected(self._cfg))
             logs = tempfile.mkdtemp(prefix="rollout-pool-")
             self._stack.callback(shutil.rmtree, logs, ignore_errors=True)
-            replica_set = ReplicaSet(run, placed(run), logs)
+            replica_set = ReplicaSet(run, RayEngines(placed(run), logs))
             self._stack.callback(replica_set.close)
             return replica_set
         named_pool = self._take()
@@ -169,11 +170,11 @@ class RolloutPool:
         named_pool.note.update(_note(run, placement))
         found = named_pool.find(placement.replicas, self._cfg.resources.engine_hang_seconds)
         if found:
-            run = replace(run, policy=next(iter(found.values())).card.policy)
+            run = replace(run, policy=next(iter(found.values())).policy)
             log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, run.policy.version)
         logs = tempfile.mkdtemp(prefix=f"rollout-pool-{self._name}-")
         self._stack.callback(_remove_if_empty, logs)
-        return ReplicaSet(run, placement, logs, named_pool, found)
+        return ReplicaSet(run, RayEngines(placement, logs, named_pool), found)
 
     def _take(self) -> NamedPool:
         """Connect to the cluster, and make this the only job that uses the named pool."""

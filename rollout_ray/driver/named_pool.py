@@ -1,7 +1,7 @@
-"""Named pools on a cluster: which job uses one, which engines it has, and whether they are what a job wants.
+"""Named pools on a cluster: which job uses one, which engines it has, and whether a job can use them.
 
-Owns the names under which Ray knows a pool's engines and its tether (actors/engine/keepalive.py), and the refusals.
-The engines' lives are fleet.py's.
+This module knows the names under which Ray keeps a pool's engines and its keepalive actor. The replica set decides
+about the engines themselves.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
@@ -19,23 +18,25 @@ from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.actor import Card
 from rollout_ray.actors.engine.keepalive import NAMESPACE, Keepalive, KeepaliveActor
 from rollout_ray.core.errors import ConfigError, EngineError
+from rollout_ray.driver.handle import RunningEngine
+from rollout_ray.driver.ray_handles import RayEngine
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.ray_cluster.ray_internals import is_pending
 
-TAKE_S = 30.0  # within which Ray notices that the last job is gone
+TAKE_S = 30.0  # Ray notices within this that the last job has ended
 
 
-@dataclass(frozen=True)
-class Found:
-    """An engine of the pool that is at work: its actor, what it says of itself, and what its start settled on."""
+class _Candidate(NamedTuple):
+    """An engine that bears the pool's name and is up."""
 
+    replica: str
     actor: Any
     card: Card
     info: BackendInfo
 
 
 class NamedPool:
-    """This job's use of the pool `name`. `note` says what decides its engines, by the names of the fields."""
+    """This job's use of the pool `name`. `note` maps the fields that decide its engines to their values."""
 
     def __init__(self, name: str, note: Mapping[str, Any], idle_seconds: float) -> None:
         self.name, self.note = name, dict(note)
@@ -43,11 +44,11 @@ class NamedPool:
         self._keepalive_actor: Any = None
 
     def options(self, replica: str) -> dict[str, Any]:
-        """Ray's options for an engine of the pool. No two engines ever share a name: an old one may still be ending."""
+        """Return Ray's options for an engine of the pool. No two share a name: an old one may still be ending."""
         return {"name": f"{self.name}/{replica}/{time.time_ns()}", "namespace": NAMESPACE, "lifetime": "detached"}
 
     def take(self) -> None:
-        """Makes this job the one that uses the pool. Raises EngineError where another one does."""
+        """Make this job the one that uses the pool. Raises EngineError if another job does."""
         deadline = time.monotonic() + TAKE_S
         keepalive_actor = ray.remote(KeepaliveActor).options(
             name=self.keepalive.keepalive_actor, namespace=NAMESPACE, num_cpus=0, max_restarts=-1
@@ -61,11 +62,11 @@ class NamedPool:
                         f"the pool '{self.name}' is in use by {owner or 'another job'}, and one job at a time can use it; "
                         "wait for its end, or give another name"
                     ) from None
-                time.sleep(0.1)  # the last job's tether is about to go
+                time.sleep(0.1)  # the last job's keepalive actor is about to end
         ray.get(self._keepalive_actor.owner.remote())
 
     def _owner(self) -> str | None:
-        """Which job uses the pool; None where it has just ended."""
+        """Return which job uses the pool; None if it has just ended."""
         try:
             owner: str = ray.get(
                 ray.get_actor(self.keepalive.keepalive_actor, namespace=NAMESPACE).owner.remote(), timeout=TAKE_S
@@ -75,27 +76,42 @@ class NamedPool:
         return owner
 
     def let_go(self) -> None:
-        """Lets other jobs use the pool; its engines end when none does for `idle_seconds`."""
+        """Let other jobs use the pool. Its engines end when no job uses it for `idle_seconds`."""
         if self._keepalive_actor is not None:
             ray.kill(self._keepalive_actor)
             self._keepalive_actor = None
 
-    def find(self, replicas: int, wait_s: float) -> dict[str, Found]:
-        """The pool's engines that are up, by slot. Whatever else bears the pool's name is ended: engines that never
-        started, do not answer, hold older weights than others or stand beyond the number of slots.
+    def find(self, replicas: int, wait_s: float) -> dict[str, RunningEngine]:
+        """Return the pool's engines that are up, by replica, and end all others that bear the pool's name.
 
-        Raises ConfigError, naming what differs, where the engines are not what this job wants; they stay as they are.
+        It ends engines that never started, do not answer within `wait_s`, hold older weights than others or exceed the
+        number of replicas.
+
+        Raises:
+            ConfigError: The engines are not what this job needs; the text names what differs. They stay as they are.
         """
-        actors = []
+        found = self._answering(wait_s)
+        newest = newest_policy([one.card.policy for one in found])
+        wanted = {f"engine-{number}" for number in range(replicas)}
+        kept: dict[str, RunningEngine] = {}
+        for one in found:
+            if one.replica in wanted and one.replica not in kept and one.card.policy == newest:
+                kept[one.replica] = RunningEngine(RayEngine(one.actor, one.card.log_file), one.card.policy, one.info.node)
+            else:
+                ray.kill(one.actor)
+        return kept
+
+    def _answering(self, wait_s: float) -> list[_Candidate]:
+        """Return the engines that say within `wait_s` that they are up; end the others."""
+        cards = {}
         for replica, actor in self._actors():
-            if is_pending(actor):  # an earlier job's, which found no room: it would never say what it is
+            if is_pending(actor):  # an earlier job's that found no node: it would never answer
                 ray.kill(actor)
             else:
-                actors.append((replica, actor))
-        cards = {actor.card.remote(): (replica, actor) for replica, actor in actors}
+                cards[actor.card.remote()] = replica, actor
         if cards:
             ray.wait(list(cards), num_returns=len(cards), timeout=wait_s)
-        found: list[tuple[str, Found]] = []
+        found = []
         for call, (replica, actor) in cards.items():
             try:
                 card: Card = ray.get(call, timeout=0)
@@ -106,24 +122,16 @@ class NamedPool:
             if card.info is None:
                 ray.kill(actor)
             else:
-                found.append((replica, Found(actor, card, card.info)))
-        newest = newest_policy([one for _, one in found])
-        wanted = {f"engine-{number}" for number in range(replicas)}
-        kept: dict[str, Found] = {}
-        for replica, one in found:
-            if replica in wanted and replica not in kept and one.card.policy == newest:
-                kept[replica] = one
-            else:
-                ray.kill(one.actor)
-        return kept
+                found.append(_Candidate(replica, actor, card, card.info))
+        return found
 
     def end_all(self) -> None:
-        """Ends every engine of the pool."""
+        """End every engine of the pool."""
         for _, actor in self._actors():
             ray.kill(actor)
 
     def _actors(self) -> list[tuple[str, Any]]:
-        """Slot and actor of all that bear the pool's name, the last that were started first."""
+        """Return replica and actor of all that bear the pool's name, the youngest first."""
         known = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
         actors = []
         for name in sorted((n for n in known if n.startswith(f"{self.name}/engine-")), reverse=True):
@@ -143,7 +151,6 @@ class NamedPool:
             )
 
 
-def newest_policy(found: list[Found]) -> Policy | None:
-    """The weights after the most updates that one of these engines has."""
-    policies = [one.card.policy for one in found]
+def newest_policy(policies: list[Policy]) -> Policy | None:
+    """Return the weights after the most updates."""
     return max(policies, key=lambda policy: policy.version) if policies else None

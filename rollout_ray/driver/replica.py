@@ -1,123 +1,150 @@
-"""One engine slot: what is known of the engine in it, how it is started and ended, and the words for why it died.
+"""One replica of the engine: its state, and the transitions that are legal.
 
-Owns no decision: with what an engine is started, and when again, is fleet.py's.
+Invariant: a replica is in one state, and only `Replica.enter` changes it. It holds a handle exactly in the states of
+`_WITH_ENGINE`. What causes a transition stands in lifecycle.py and replica_set.py.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
-import ray
-from ray.util.placement_group import placement_group_table
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-from rollout_ray.actors.engine.actor import EngineActor
-from rollout_ray.actors.engine.launch import LaunchSpec, forwarded_environment
-from rollout_ray.actors.engine.process import EngineLost, server_here
-from rollout_ray.driver.named_pool import NamedPool
-from rollout_ray.models.resolved_run import ResolvedRun
-from rollout_ray.ray_cluster.placement import Placement
-from rollout_ray.ray_cluster.ray_internals import is_pending
-
-PROCESS_S = 10.0  # within which an actor that has room has a process
+from rollout_ray.driver.handle import EngineHandle
+from rollout_ray.driver.memory_retry import MemoryRetry
 
 
-@dataclass
+class ReplicaState(Enum):
+    """What a replica does. The value is the state that the display shows, or None where it shows no change."""
+
+    WAITING = "waiting"  # Ray has found no node for its engine yet
+    STARTING = "starting"  # its engine loads
+    LOADED = "loaded"  # its engine is up and serves no run
+    BEGINNING = "beginning"  # its engine takes up the run
+    IDLE = "idle"  # its engine serves the run and holds no sample
+    RUNNING = "running"  # its engine holds samples
+    DRAINING = "leaving"  # its node goes: its engine finishes what it has begun and gets no more
+    REFUSED = "refused"  # its engine could not start, nor could any other so far
+    DEAD = "dead"  # it has no engine and gets one next
+    RETIRED = "retired"  # it gets no engine any more
+
+    @property
+    def shown(self) -> str | None:
+        """Return the state of EngineView that this one appears as; None: as before."""
+        return _SHOWN.get(self, self.value)
+
+
+_SHOWN = {ReplicaState.LOADED: None, ReplicaState.BEGINNING: "starting", ReplicaState.REFUSED: "dead"}
+
+_S = ReplicaState
+_NEXT: dict[ReplicaState, frozenset[ReplicaState]] = {
+    _S.WAITING: frozenset({_S.WAITING, _S.STARTING, _S.DEAD}),
+    _S.STARTING: frozenset({_S.STARTING, _S.WAITING, _S.LOADED, _S.DEAD}),
+    _S.LOADED: frozenset({_S.LOADED, _S.BEGINNING, _S.DEAD}),
+    _S.BEGINNING: frozenset({_S.LOADED, _S.IDLE, _S.DEAD}),
+    _S.IDLE: frozenset({_S.IDLE, _S.RUNNING, _S.DRAINING, _S.LOADED, _S.DEAD}),
+    _S.RUNNING: frozenset({_S.RUNNING, _S.IDLE, _S.DRAINING, _S.LOADED, _S.DEAD}),
+    _S.DRAINING: frozenset({_S.DRAINING, _S.LOADED, _S.DEAD}),
+    _S.DEAD: frozenset({_S.DEAD, _S.STARTING, _S.REFUSED, _S.RETIRED}),
+    _S.REFUSED: frozenset({_S.DEAD, _S.STARTING, _S.RETIRED}),
+    _S.RETIRED: frozenset(),
+}
+_WITH_ENGINE = frozenset(_S) - {_S.DEAD, _S.REFUSED, _S.RETIRED}
+_PENDING = frozenset({_S.WAITING, _S.STARTING})
+_SERVING = frozenset({_S.IDLE, _S.RUNNING, _S.DRAINING})
+
+
+class IllegalTransition(RuntimeError):
+    """A replica was to enter a state that its present one does not lead to: a defect of the driver."""
+
+
+@dataclass(eq=False)
 class Replica:
-    """One engine slot. `call` has the returns of its start, its taking up of the run, or its exchange in flight: the
-    answer, and of an exchange what it hands over, by lane; it is empty while the engine is idle.
+    """One replica, with or without an engine.
 
-    `started` is set once the engine has loaded, `begun` once it has taken up the present run; `adopted` where it had
-    started before that run. `deaths` counts those since a piece was last delivered, `shrunk` the steps down in memory;
-    `refused` is what its start raised, while it waits for another engine to show that starting is possible at all;
-    `leaving` is set while its node is being drained; `placed` unless it waits for a node with room. `payloads` are those
-    that it has handed over and that may be unread; `asked_at` is when the engine was asked for.
+    Attributes:
+        reservation: The resources that its engines use one after the other, as the factory gave them.
+        call: The engine's call in flight: first its answer, then one payload for each scorer. Empty: none.
+        log_file: Path of its last engine's output.
+        node: Ray's id of its engine's node; empty while it is not known.
+        error: What the start raised, in the state REFUSED.
+        adopted: Its engine was up before the present run.
+        deaths: Deaths in a row without a result.
+        payloads: What its engines have handed over and no scorer has read yet.
+        unfinished: Samples that its engine holds.
+        steps: Decoding steps of its engine at its last answer.
+        asked_at: When its engine was asked for (s, on the driver's clock).
+        progress_at: When its engine last entered a phase or decoded (s, on the driver's clock).
     """
 
     name: str
-    placement_group: Any = None
-    actor: Any = None
+    reservation: Any = None
+    handle: EngineHandle | None = None
     call: Sequence[Any] = ()
-    log: str | None = None
-    started: bool = False
-    begun: bool = False
+    log_file: str | None = None
+    node: str = ""
+    error: Exception | None = None
     adopted: bool = False
     deaths: int = 0
-    shrunk: int = 0
-    keep_share: bool = False
-    refused: Exception | None = None
-    node: str = ""
-    leaving: bool = False
-    placed: bool = False
+    memory: MemoryRetry = field(default_factory=MemoryRetry)
     payloads: set[Any] = field(default_factory=set)
+    unfinished: int = 0
     steps: int = 0
     asked_at: float = 0.0
-    progress_at: float = field(default_factory=time.monotonic)
+    progress_at: float = 0.0
+    _state: ReplicaState = ReplicaState.DEAD
 
     @property
-    def empty(self) -> bool:
-        """Whether its engine has nothing in hand, and nothing that may be unread."""
+    def state(self) -> ReplicaState:
+        """Return the present state."""
+        return self._state
+
+    def enter(self, state: ReplicaState) -> None:
+        """Enter a state.
+
+        Raises:
+            IllegalTransition: The present state does not lead there, or the handle contradicts it.
+        """
+        if state not in _NEXT[self._state]:
+            raise IllegalTransition(f"{self.name} cannot go from {self._state.name} to {state.name}")
+        if (self.handle is not None) != (state in _WITH_ENGINE):
+            raise IllegalTransition(f"{self.name} cannot be {state.name} with the handle {self.handle}")
+        self._state = state
+
+    @property
+    def engine(self) -> EngineHandle:
+        """Return the handle of its engine."""
+        assert self.handle is not None, f"{self.name} is {self._state.name} and has no engine"
+        return self.handle
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether there is an engine, or one is on its way."""
+        return self._state in _WITH_ENGINE
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its engine has not loaded yet."""
+        return self._state in _PENDING
+
+    @property
+    def has_loaded(self) -> bool:
+        """Whether its engine is up."""
+        return self.has_engine and not self.is_pending
+
+    @property
+    def serves(self) -> bool:
+        """Whether its engine has taken up the present run."""
+        return self._state in _SERVING
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether its engine holds nothing, and nothing that it handed over is unread."""
         return not self.call and not self.payloads
 
-
-def start(replica: Replica, run: ResolvedRun, placement: Placement, logs: str | None, named_pool: NamedPool | None) -> None:
-    """Starts an engine of this run in the slot, on a fresh actor in the slot's room, with the placement's limits; `logs` is
-    the folder for its output."""
-    options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
-    if replica.placement_group is not None:
-        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-            replica.placement_group, placement_group_bundle_index=0
-        )
-    keepalive, note = None, None
-    if named_pool:
-        options |= named_pool.options(replica.name)
-        keepalive, note = named_pool.keepalive, named_pool.note
-    replica.log = f"{logs}/{replica.name}.log" if logs else None
-    spec = LaunchSpec(
-        name=replica.name,
-        run=run,
-        gpus=placement.gpus,
-        threads=placement.threads,
-        limits=placement.limits,
-        environment=forwarded_environment(os.environ),
-        log_file=replica.log,
-        keepalive=keepalive,
-        note=note,
-        server=server_here(),
-    )
-    replica.actor = ray.remote(EngineActor).options(**options).remote(spec)
-    replica.call, replica.started, replica.begun, replica.adopted = [replica.actor.start.remote()], False, False, False
-    replica.refused, replica.node, replica.leaving, replica.asked_at = None, "", False, time.monotonic()
-
-
-def end(replica: Replica) -> None:
-    """Ends the slot's engine, where it has one."""
-    if replica.actor is not None:
-        ray.kill(replica.actor)
-    replica.actor, replica.call, replica.started, replica.begun = None, (), False, False
-
-
-def waits_for_placement(replica: Replica) -> bool:
-    """Whether Ray has found no node yet for the slot's engine."""
-    if replica.placement_group is not None:
-        return str(placement_group_table(replica.placement_group).get("state")) != "CREATED"
-    return time.monotonic() - replica.asked_at > PROCESS_S and is_pending(replica.actor)
-
-
-def was_killed(error: Exception) -> bool:
-    """Whether a process ended under the engine, as against an exception that it raised."""
-    ended = isinstance(error, (ray.exceptions.RayError, EngineLost, TimeoutError))
-    return ended and not isinstance(error, ray.exceptions.RayTaskError)
-
-
-def reason_of(error: Exception) -> str:
-    """An error on one line. Ray's reports of a death run over many; those that say why are kept."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ray.exceptions.RayActorError):
-        why = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "namespace", "ip", "name"))]
-        return " ".join(why).partition(" Some common causes")[0][:600]
-    return " ".join(lines)[:600] or type(error).__name__
+    def take_call(self) -> tuple[Any, list[Any]]:
+        """Return the answer and the payloads of the call in flight, which the caller handles from now on."""
+        answer, *payloads = self.call
+        self.call = ()
+        return answer, payloads

@@ -1,352 +1,278 @@
-"""The engine slots: starts engines, notices that one hangs, and replaces, shrinks, moves or retires it.
+"""The set of replicas: keeps each supplied with an engine, and replaces, moves or retires engines that fail.
 
-The only place that starts an engine again; Ray restarts none of our actors, and vLLM none of its processes. What an
-engine had in hand is the scheduler's (driver.py returns it to the queue); this module never sees a question. A fleet
-serves one run after the other: it is attached to each, and whatever is left of an earlier one is dropped then.
+Only this module starts an engine again: Ray restarts none of our actors, and vLLM none of its processes. It sees no
+question: the scheduler knows what an engine holds, and the session returns that to the queue. A replica set serves one
+run after the other; attaching a run drops what is left of the earlier one.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-import ray
+from ray.exceptions import RayActorError
 
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.engine import Exchange
-from rollout_ray.actors.engine.logs import last_lines
-from rollout_ray.actors.engine.out_of_memory import MOST_STEPS, NoMemory, smaller
 from rollout_ray.core.errors import EngineError
 from rollout_ray.core.records import RolloutRequest
-from rollout_ray.driver.named_pool import Found, NamedPool
-from rollout_ray.driver.replica import Replica, end, reason_of, start, was_killed
+from rollout_ray.driver.failures import reason_of
+from rollout_ray.driver.handle import EngineFactory, RunningEngine
+from rollout_ray.driver.health import HEARTBEAT_S
+from rollout_ray.driver.lifecycle import ReplicaLifecycle
+from rollout_ray.driver.recovery import Recovery
+from rollout_ray.driver.replica import Replica, ReplicaState
 from rollout_ray.driver.weights import load_weights
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.resolved_run import ResolvedRun
-from rollout_ray.ray_cluster.placement import Placement, release, reserve
-from rollout_ray.ray_cluster.ray_internals import is_pending
-from rollout_ray.sizing.hardware import EngineLimits
+from rollout_ray.ray_cluster.placement import Placement
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.telemetry.run_view import EngineView
 
-log = logging.getLogger(__name__)
-
-HEARTBEAT_S = 1.0  # an engine answers at least this often
-COALESCE_S = 0.1  # finished pieces gather this long before they are handed over
-LOG_LINES = 6
+COALESCE_S = 0.1  # an engine gathers finished chunks for this long before it hands them over
 
 
 class ReplicaSet:
-    """All engine slots. A slot that dies is filled again up to `max_engine_deaths` times in a row without a result.
-
-    `policy` is the weights that the engines hold, at first those of `run`; `logs` the folder for their output; a `tenancy`
-    has engines of a named pool, those that were `found` among them.
-    """
+    """All replicas. One whose engine dies gets another, up to `max_engine_deaths` times in a row without a result."""
 
     def __init__(
         self,
         run: ResolvedRun,
-        placement: Placement,
-        logs: str | None,
-        named_pool: NamedPool | None = None,
-        found: Mapping[str, Found] | None = None,
+        engines: EngineFactory,
+        found: Mapping[str, RunningEngine] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._launched, self._cfg = run, run.config
-        self.placement, self.policy, self._logs, self._named_pool = placement, run.policy, logs, named_pool
+        """Start the engines of the placement.
+
+        Args:
+            run: The config and the weights of the engines.
+            engines: Launches engines.
+            found: Engines that are up, by replica; they are not started.
+            clock: Returns seconds from any origin.
+
+        Raises:
+            EngineError: Some engines are up, and the others cannot get the same weights.
+        """
+        self._life = ReplicaLifecycle(run, engines, clock)
+        self._recovery = Recovery(self._life, run.config.resources)
+        self._launched = self._run = run
         self._num_scorers = 1
-        self._run = run
-        self._views: Mapping[str, EngineView] = {}
-        self._events: EventLog | None = None
-        self._news: list[tuple[str, dict[str, Any]]] = []
-        self.deaths = 0
-        self.replicas: dict[str, Replica] = {}
-        if found and len(found) < placement.replicas:
-            self._check_weights()
-        for number in range(placement.replicas):
-            name = f"engine-{number}"
-            self.replicas[name] = self._adopt(name, found[name]) if found and name in found else self._new(name)
+        found = found or {}
+        if found and len(found) < engines.placement.replicas:
+            self._life.check_weights()
+        for name in (f"engine-{number}" for number in range(engines.placement.replicas)):
+            if name in found:
+                self._life.adopt(name, found[name])
+            else:
+                self._life.add(name)
 
-    def _new(self, name: str) -> Replica:
-        # A named pool's engine holds its room itself: what Ray booked for a group of its own would outlive it.
-        return self._fill(Replica(name, None if self._named_pool else reserve(self.placement)))
+    @property
+    def replicas(self) -> dict[str, Replica]:
+        """Return the replicas, by name."""
+        return self._life.replicas
 
-    def _adopt(self, name: str, found: Found) -> Replica:
-        return Replica(name, actor=found.actor, log=found.card.log_file, started=True, node=found.info.node)
+    @property
+    def placement(self) -> Placement:
+        """Return what each engine runs on."""
+        return self._life.engines.placement
+
+    @property
+    def deaths(self) -> int:
+        """Return how many engines of the present run died."""
+        return self._recovery.deaths
+
+    @property
+    def policy(self) -> Policy:
+        """Return the weights that the engines hold."""
+        return self._life.policy
 
     # Runs
 
-    def attach(self, run: ResolvedRun, num_scorers: int, views: Mapping[str, EngineView], events: EventLog) -> None:
-        """Serves this run of so many lanes from now on. Slots that stand empty are filled; the others' engines take the
-        run up, whatever they had in hand. Engines that died meanwhile are found out by that."""
-        self._run, self._num_scorers, self._views, self._events = run, num_scorers, views, events
-        self.deaths = 0
-        for event, fields in self._news:
-            events.write(event, **fields)
-        self._news.clear()
+    def attach(self, run: ResolvedRun, num_scorers: int, views: dict[str, EngineView], events: EventLog) -> None:
+        """Serve a run from now on, with as many replicas as it has views.
+
+        Replicas without an engine get one. The others' engines take up the run; one that has died meanwhile shows it by
+        that.
+        """
+        self.detach()
+        self._run, self._num_scorers = run, num_scorers
+        self._life.show_in(views, events)
+        self._recovery.begin_run(run.config.resources)
         for name in views:
             replica = self.replicas.get(name)
             if replica is None:
-                self.add(name)
+                self._life.add(name)
                 continue
-            replica.deaths, replica.begun, replica.adopted, replica.leaving = 0, False, replica.started, False
-            if replica.refused is not None or replica.actor is None:
-                self._refill(replica)
-            elif replica.started:
-                self._begin(replica)
-            elif not replica.call:
-                replica.call = [replica.actor.start.remote()]
-
-    def add(self, name: str) -> None:
-        """Starts an engine in a slot of its own."""
-        self._check_weights()
-        self.replicas[name] = self._new(name)
-
-    def let_go(self, replica: Replica, state: str) -> None:
-        """Ends the slot and what is in it, and gives its room back."""
-        end(replica)
-        del self.replicas[replica.name]
-        release(replica.placement_group)
-        self._show(replica, state)
+            replica.deaths, replica.adopted = 0, replica.has_loaded
+            if replica.has_loaded:
+                self._life.begin(replica, run)
+            elif not replica.has_engine:
+                self._life.restart(replica)
+            else:
+                self._life.enter(replica, replica.state)  # on the new run's display
+                if not replica.call:  # an interrupt came between its answer and what was to follow
+                    replica.call = [replica.engine.start()]
 
     def detach(self) -> None:
-        """Serves no run any more; its engines drop what they have of it."""
+        """Serve no run. The engines drop what they hold."""
+        self._life.show_nowhere()
+        self._run = self._launched
         for replica in self.replicas.values():
-            if replica.begun and replica.actor is not None:
-                replica.actor.drop.remote()
-            replica.begun = False
-        self._views, self._events = {}, None
+            if replica.serves:
+                replica.engine.drop()
+            if replica.has_loaded:
+                self._life.enter(replica, ReplicaState.LOADED)
+                replica.call = ()
 
-    def _fill(self, replica: Replica) -> Replica:
-        """Starts an engine in the slot, on a fresh actor."""
-        placement = replace(self.placement, limits=self._limits(replica))
-        start(replica, replace(self._launched, policy=self.policy), placement, self._logs, self._named_pool)
-        self._show(replica, "starting")
-        return replica
+    @property
+    def num_added(self) -> int:
+        """Return how many replicas the present run has had so far."""
+        return len(self._life.views)
 
-    def _refill(self, replica: Replica) -> None:
-        self._check_weights()
-        self._fill(replica)
+    def add(self) -> None:
+        """Start an engine in a further replica."""
+        name = f"engine-{self.num_added}"
+        self._life.views[name] = EngineView()
+        self._life.add(name)
+        self._life.note("engine_added", engine=name)
 
-    def _check_weights(self) -> None:
-        """An engine that is started later than others must get the same weights as they have."""
-        if self.policy.changed_on_disk():
-            raise EngineError(
-                f"the weights in {self.policy.path} are others than those that the engines were started with, so that no "
-                "engine can be started again; keep a checkpoint's folder as it is while it is in use"
-            )
+    def let_go(self, replica: Replica) -> None:
+        """End a replica that the run does not need any more, and give its resources back."""
+        self._life.let_go(replica, "ended")
+        self._life.note("engine_let_go", engine=replica.name, node=replica.node)
 
-    def _begin(self, replica: Replica) -> None:
-        replica.progress_at, replica.steps = time.monotonic(), 0
-        replica.call = [replica.actor.begin.remote(self._run)]
-        self._show(replica, "starting")
+    def note(self, event: str, **fields: Any) -> None:
+        """Write an event of the present run."""
+        self._life.note(event, **fields)
 
-    def _show(self, replica: Replica, state: str, unfinished: int = 0) -> None:
-        if replica.name in self._views:
-            self._views[replica.name].enter(state, unfinished)
+    def look(self) -> None:
+        """Find out which engines that start have a node. Call it once a heartbeat."""
+        for replica in self.replicas.values():
+            self._life.look(replica)
 
-    def _note(self, event: str, **fields: Any) -> None:
-        """To the run's events; what happens between two runs stands in the next one's."""
-        if self._events:
-            self._events.write(event, **fields)
-        else:
-            self._news.append((event, fields))
+    def end_pending(self) -> None:
+        """End engines that have no process yet. No later job takes over those of a named pool, and they would ask for a
+        node that nobody uses."""
+        for replica in self.replicas.values():
+            if replica.is_pending and replica.engine.is_pending():
+                self._life.end(replica)
+
+    def close(self) -> None:
+        """End every engine and give the resources back."""
+        self._life.close()
 
     # What engines say
 
     def calls(self) -> dict[Any, Replica]:
-        """The answers that engines owe, and whose each is."""
+        """Return the answers that engines owe, each with its replica."""
         return {replica.call[0]: replica for replica in self.replicas.values() if replica.call}
 
-    def started(self, replica: Replica, info: BackendInfo) -> None:
-        """The slot's engine has loaded, and takes up the run. Slots whose start was refused are tried again: it can be
-        done."""
-        replica.started, replica.node = True, info.node
-        seconds = time.monotonic() - replica.asked_at
-        process = seconds - info.import_seconds - info.load_seconds  # what Ray took to place the actor and start it
-        phases = {name: round(took, 2) for name, took in {"process": process, **info.phases}.items()}
-        self._note(
-            "engine_started",
-            **{
-                "engine": replica.name,
-                "shrunk": replica.shrunk,
-                **vars(info),
-                "seconds": round(seconds, 2),
-                "phases": phases,
-            },
-        )
-        self._begin(replica)
-        for other in list(self.replicas.values()):
-            if other.refused is not None:
-                self._died_once(other, other.refused)
+    def loaded(self, replica: Replica, info: BackendInfo) -> None:
+        """Have an engine that is up take up the run. It shows that a start is possible, so refused ones are repeated."""
+        self._life.loaded(replica, info)
+        self._life.begin(replica, self._run)
+        self._recovery.repeat_refused()
 
     def begun(self, replica: Replica, info: BackendInfo) -> None:
-        """The slot's engine has taken up the run."""
-        replica.begun, replica.node, replica.progress_at = True, info.node, time.monotonic()
-        self._show(replica, "idle")
+        """Note that an engine has taken up the run."""
+        replica.node = info.node
+        self._life.enter(replica, ReplicaState.IDLE)
         if replica.adopted:
-            self._note(
-                "engine_adopted", engine=replica.name, policy_version=self.policy.version, max_num_seqs=info.max_num_seqs
-            )
+            version = self.policy.version
+            self._life.note("engine_adopted", engine=replica.name, policy_version=version, max_num_seqs=info.max_num_seqs)
 
     def exchange(
         self, replica: Replica, work: Sequence[RolloutRequest], unfinished: int, reclaim: int, *, soon: bool = False
     ) -> None:
-        """Hands `work` to an engine that holds `unfinished` draws with it, and asks for what it has finished and for
-        `recalled` draws that it has not begun; `soon` even where that is nothing."""
-        if not self._views[replica.name].unfinished:  # it was idle until now
-            replica.progress_at = time.monotonic()
-        self._show(replica, "running" if unfinished else "idle", unfinished)
+        """Hand work to an engine and ask for what it has finished. An engine that holds nothing is not asked.
+
+        Args:
+            replica: A replica without a call in flight.
+            work: Chunks that the engine takes on.
+            unfinished: Samples that the engine holds, those of `work` among them.
+            reclaim: Samples to return, of those that it has not begun.
+            soon: The engine answers as soon as it has gathered what finishes together.
+        """
+        state = ReplicaState.RUNNING if unfinished else ReplicaState.IDLE
+        self._life.enter(replica, replica.state if replica.state is ReplicaState.DRAINING else state, unfinished)
         if unfinished:
             wait_s = COALESCE_S if soon else HEARTBEAT_S
-            exchange = replica.actor.exchange.options(num_returns=1 + self._num_scorers)
-            replica.call = exchange.remote(self._num_scorers, work, wait_s, COALESCE_S, reclaim)
+            replica.call = replica.engine.exchange(work, wait_s, COALESCE_S, reclaim, self._num_scorers)
 
     def answered(self, replica: Replica, exchange: Exchange) -> None:
-        """Notes whether the engine still decodes."""
+        """Note whether an engine still decodes."""
         if exchange.steps > replica.steps or not exchange.unfinished:
-            replica.steps, replica.progress_at = exchange.steps, time.monotonic()
+            replica.steps, replica.progress_at = exchange.steps, self._life.clock()
         if exchange.chunks:
             replica.deaths = 0
 
-    def hanging(self) -> list[tuple[Replica, Exception]]:
-        """Engines with requests at hand that have not decoded a step for `engine_hang_seconds`."""
-        limit, now = self._cfg.resources.engine_hang_seconds, time.monotonic()
-        return [
-            (replica, TimeoutError(f"no decoding step for {now - replica.progress_at:.0f} s"))
-            for replica in self.replicas.values()
-            if replica.started and replica.call and now - replica.progress_at > limit
-        ]
+    # Failures
 
-    # Deaths
+    def hanging(self) -> list[tuple[Replica, Exception]]:
+        """Return the replicas whose engine hangs, by the limits of the present run, each with the error that says so."""
+        return self._recovery.hanging()
 
     def died(self, replica: Replica, error: Exception) -> None:
-        """The slot's engine died, hangs, or refused to start: fills the slot again, or retires it.
+        """End an engine that died, hangs or could not start; replace it or retire its replica.
 
-        Raises EngineError with the engine's last words where no engine is left.
+        Raises:
+            EngineError: No engine is left; the text has the engine's last words.
         """
-        started, words = replica.started, self._last_words(replica, error)
-        self._show(replica, "dead")
-        self._note("engine_died", engine=replica.name, started=started, error=words)
-        end(replica)
-        if isinstance(error, NoMemory) and replica.shrunk < MOST_STEPS:
-            self._shrink(replica, error)
-        elif (
-            not started and not was_killed(error) and not any(s.started for s in self.replicas.values() if s is not replica)
-        ):
-            replica.refused = error
-            if all(s.refused is not None for s in self.replicas.values() if s.placed or not self.placement.scales):
-                raise EngineError(f"{replica.name} could not start: {words}")
-        else:
-            self._died_once(replica, error)
+        self._recovery.died(replica, error)
 
-    def _died_once(self, replica: Replica, error: Exception) -> None:
-        self.deaths += 1
-        if replica.deaths < self._cfg.resources.max_engine_deaths:
-            log.warning("%s died and is started again: %s", replica.name, reason_of(error))
-            replica.deaths += 1
-            self._refill(replica)
-            return
-        words = self._last_words(replica, error)
-        log.warning("%s died once too often and is retired: %s", replica.name, words)
-        self._note("engine_retired", engine=replica.name, error=words)
-        self.let_go(replica, "retired")
-        if not self.replicas:
-            raise EngineError(f"every engine died; the last one, {replica.name}: {words}")
-        refused = [(other, other.refused) for other in self.replicas.values() if other.refused is not None]
-        if len(refused) == len(self.replicas):
-            words = self._last_words(*refused[0])
-            raise EngineError(f"{refused[0][0].name} could not start, and every other engine died: {words}")
+    # Nodes that go
 
-    def _shrink(self, replica: Replica, error: NoMemory) -> None:
-        replica.shrunk += 1
-        replica.keep_share = error.keep_share
-        less = self._limits(replica)
-        settings = {"max_num_seqs": less.max_num_seqs, "gpu_memory_utilization": less.gpu_memory_utilization}
-        log.warning(
-            "%s could not allocate its memory and is tried again with %s: %s",
-            replica.name, ", ".join(f"{k} {v}" for k, v in settings.items()), reason_of(error),
-        )  # fmt: skip
-        self._note("engine_shrunk", engine=replica.name, error=str(error), **settings)
-        self._refill(replica)
+    def drain(self, nodes: Set[str]) -> list[str]:
+        """Take engines off nodes that are being drained: one that serves the run gets no more work, another moves at once.
 
-    def _limits(self, replica: Replica) -> EngineLimits:
-        limits = self.placement.limits
-        return smaller(limits, replica.shrunk, keep_share=replica.keep_share) if replica.shrunk else limits
-
-    def _last_words(self, replica: Replica, error: Exception) -> str:
-        """The error and, where a process ended without a word of its own, the end of its log."""
-        words, path = reason_of(error), replica.log
-        lines = last_lines(path, LOG_LINES) if path and was_killed(error) else []
-        return f"{words}; the end of {path}: {' | '.join(lines)}" if lines else words
-
-    # Leaving
-
-    def leave(self, nodes: frozenset[str]) -> list[str]:
-        """Engines on `nodes`, which are being drained, get no more work, and those that still start there do not go on;
-        returns the names of those newly told."""
-        told = [s for s in self.replicas.values() if s.node in nodes and not s.leaving]
+        Returns:
+            The names of the replicas that are told now.
+        """
+        told = [r for r in self.replicas.values() if r.has_engine and r.node in nodes]
+        told = [replica for replica in told if replica.state is not ReplicaState.DRAINING]
         for replica in told:
-            replica.leaving = True
-            if not replica.begun:
-                replica.call = ()
+            if replica.serves:
+                self._life.enter(replica, ReplicaState.DRAINING, replica.unfinished)
+            else:
+                self._life.move(replica)
         return [replica.name for replica in told]
 
-    def move_left(self) -> list[str]:
-        """Starts the engines that have left, with nothing in hand or unread any more, elsewhere; returns the names of
-        those that had begun."""
-        moved = [s for s in self.replicas.values() if s.leaving and s.empty]
-        names = [replica.name for replica in moved if replica.begun]
+    def move_drained(self) -> list[str]:
+        """Move the draining engines that hold nothing and whose payloads are read; return their names."""
+        moved = [r for r in self.replicas.values() if r.state is ReplicaState.DRAINING and r.is_empty]
         for replica in moved:
-            end(replica)
-            release(replica.placement_group)
-            replica.placement_group = None if self._named_pool else reserve(self.placement)
-            self._refill(replica)
-        return names
-
-    def end_pending(self) -> None:
-        """Ends the engines that have no process yet: of a named pool no later job takes those over, and they would ask for
-        a node for nobody."""
-        for replica in self.replicas.values():
-            if not replica.started and replica.actor is not None and is_pending(replica.actor):
-                end(replica)
-
-    def close(self) -> None:
-        """Ends every engine and gives the reservations back: the cluster may outlive the run."""
-        for replica in self.replicas.values():
-            end(replica)
-            release(replica.placement_group)
-        self.replicas.clear()
+            self._life.move(replica)
+        return [replica.name for replica in moved]
 
     # Weights
 
     def update_weights(self, policy: Policy) -> float:
-        """Loads other weights of the same shape into every engine, between two runs; returns the seconds that it took.
+        """Load other weights of the same shape into every engine, between two runs. Return the seconds that it took.
 
-        An engine that cannot load them is ended, and started anew with them for the next run. Raises EngineError where
-        none can: then the old weights stay in use.
+        An engine that cannot load them is ended; the next run starts it again with them.
+
+        Raises:
+            EngineError: No engine can load them. The old weights stay in use.
         """
-        began = time.monotonic()
+        began = self._life.clock()
         try:
-            loaded, failed = load_weights(list(self.replicas.values()), policy, self._cfg.resources.engine_hang_seconds)
+            loaded, failed = load_weights(self._life, policy, self._run.config.resources.engine_hang_seconds)
         except BaseException:
-            # Which engines hold which weights is not known now.
-            for replica in self.replicas.values():
-                end(replica)
+            for replica in self.replicas.values():  # nobody knows now which weights each of them holds
+                self._life.end(replica)
             raise
         for replica, error in failed:
-            self._note("engine_died", engine=replica.name, started=replica.started, error=reason_of(error))
-            end(replica)
-        refused = [reason_of(error) for _, error in failed if not isinstance(error, ray.exceptions.RayActorError)]
+            self._life.note("engine_died", engine=replica.name, started=replica.has_loaded, error=reason_of(error))
+            self._life.end(replica)
+        refused = [reason_of(error) for _, error in failed if not isinstance(error, RayActorError)]
         if refused and not loaded:
             raise EngineError(
                 f"no engine could load the weights in {policy.path}: {refused[-1]}; the old weights stay in use"
             )
-        self.policy = policy
-        seconds = time.monotonic() - began
-        self._note(
+        self._life.policy = policy
+        seconds = self._life.clock() - began
+        self._life.note(
             "weights_updated", path=policy.path, policy_version=policy.version, engines=loaded, seconds=round(seconds, 3)
         )
         return seconds
