@@ -1,7 +1,7 @@
-"""The scoring actor: joins the pieces of each question, grades and rewards them, and commits whole questions as parts.
+"""The scoring actor: join the chunks of each question, grade and reward them, and commit whole questions as parts.
 
-Owns what lies between a generation and a committed row. Its generations come by reference from the engines; the driver
-sees only receipts. Invariant: a question is acknowledged when, and only when, its part is on storage.
+Generations come by reference from the engines; the driver sees only receipts. Invariant: a receipt names a question if,
+and only if, its part is on storage.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ PART_BYTES = 64 << 20  # of text; a part is written before more than this is hel
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a call committed: the questions' ordinals, and a summary of their rows. `waiting` complete questions are
-    held for the next part."""
+    """What a call committed.
+
+    Attributes:
+        committed: Ordinals of the questions.
+        summary: Sums over their rows.
+        waiting: Complete questions that are held for the next part.
+    """
 
     committed: tuple[int, ...]
     summary: Summary
@@ -31,16 +36,16 @@ class Receipt:
 
 
 class ScorerActor:
-    """One scoring actor; the driver sends it every piece of the questions of its lane, in one run after the other."""
+    """One scoring actor. The driver sends it every chunk of the questions of its index, in one run after the other."""
 
     def __init__(self, scorer_index: int) -> None:
-        """`begin` comes before everything else."""
+        """Serve no run yet: `begin` comes before everything else."""
         self._index = scorer_index
         self._limits: dict[str, int] = {}
         self._grader = Grader()
 
     def __repr__(self) -> str:
-        """What Ray's dashboard and logs call it."""
+        """Return the name in Ray's dashboard and logs."""
         return f"scorer-{self._index}"
 
     def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm]) -> Receipt:
@@ -64,13 +69,17 @@ class ScorerActor:
         return Receipt((), Summary(), 0)
 
     def prepare(self) -> None:
-        """Does beforehand, while the engines start, what the first batch would wait for."""
+        """Start grading processes and imports while the engines start, so the first batch does not wait for them."""
         self._grader.prepare()
         part_table([])
 
     def score(self, batch: Sequence[Generated], wanted: Set[int]) -> Receipt:
-        """Takes the finished pieces of the questions `wanted` (ordinals); commits a part where enough questions, or
-        seconds, have gathered."""
+        """Score finished chunks, and commit a part if enough questions or seconds have gathered.
+
+        Args:
+            batch: The chunks.
+            wanted: Ordinals of the questions to score; chunks of others are left out.
+        """
         whole: list[tuple[Question, int, list[Completion]]] = []
         for generated in batch:
             ordinal = generated.request.ordinal
@@ -93,7 +102,7 @@ class ScorerActor:
         return Receipt((), Summary(), len(self._complete))
 
     def flush(self) -> Receipt:
-        """Commits the complete questions that are held."""
+        """Commit the complete questions that are held."""
         if not self._complete:
             return Receipt((), Summary(), 0)
         table = part_table(list(self._complete.values()))
@@ -104,7 +113,7 @@ class ScorerActor:
         return Receipt(committed, summary, 0)
 
     def close(self) -> None:
-        """Ends the grading children."""
+        """End the grading processes."""
         self._grader.close()
 
     def _score(self, whole: Sequence[tuple[Question, int, list[Completion]]]) -> list[ScoredQuestion]:

@@ -221,6 +221,6 @@ def test_a_named_pool_starts_no_engine_with_a_folder_that_was_written_over(
     ray.kill(ray.get_actor(name, namespace=NAMESPACE))
     shutil.copy2(Path(checkpoint(tmp_path / "next", noisy)) / "model.safetensors", latest)
     pool = RolloutPool(cfg, "overwritten")
-    with pytest.raises(EngineError, match="are others than those that the engines were started with"):
+    with pytest.raises(EngineError, match="have changed since the engines started"):
         pool.collect(demo_rows(10), at(folders()))
     RolloutPool(cfg, "overwritten").close()

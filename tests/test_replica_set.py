@@ -235,7 +235,7 @@ def test_a_run_ends_with_the_last_words_of_its_last_engine(tmp_path: Path) -> No
 def test_no_engine_starts_with_weights_that_were_written_over(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"old")
     run = replace(run_with(), policy=Policy(str(tmp_path), "another fingerprint"))
-    with pytest.raises(EngineError, match="are others than those that the engines were started with"):
+    with pytest.raises(EngineError, match="have changed since the engines started"):
         Driven(1, run)
 
 

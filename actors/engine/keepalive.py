@@ -1,8 +1,7 @@
-"""What keeps the engines of a named pool from being orphaned: a tether to the job that uses them.
+"""Keep the engines of a named pool alive while a job uses them, and end them when none does.
 
-While a job uses the pool, a Tether actor of its own is alive under a fixed name. Ray gives a name to one actor only, and
-ends this one with its job however that ends; so its being there both keeps other jobs out and tells the engines that they
-are needed. It holds no state of the pool.
+While a job uses the pool, its KeepaliveActor lives under a fixed name. Ray gives a name to one actor only, and ends the
+actor with its job. So the actor keeps other jobs out, and tells the engines that they are needed. It holds no state.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NAMESPACE = "rollout_ray"
-LOOK_S = 5.0  # an engine looks for the tether at least this often
+LOOK_S = 5.0  # an engine looks for the keepalive actor at least this often
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Keepalive:
-    """Where an engine looks for its job's tether, and how many seconds it lives without."""
+    """The name of the job's keepalive actor, and how many seconds an engine lives without it."""
 
     keepalive_actor: str
     idle_seconds: float
 
     def watch(self, end: Callable[[], None]) -> None:
-        """Calls `end`, in a thread of its own, once no job has used the pool for `idle_seconds`."""
-        threading.Thread(target=self._watch, args=(end,), name="leash", daemon=True).start()
+        """Call `end`, in a thread of its own, once no job has used the pool for `idle_seconds`."""
+        threading.Thread(target=self._watch, args=(end,), name="keepalive", daemon=True).start()
 
     def _watch(self, end: Callable[[], None]) -> None:
         import ray
@@ -49,16 +48,16 @@ class Keepalive:
 
 
 class KeepaliveActor:
-    """The sign that a job uses a pool. It lives as long as the job, or until the job lets the pool go."""
+    """Shows that a job uses a pool. It lives as long as the job, or until the job lets the pool go."""
 
     def __init__(self, process: int) -> None:
         self._owner = f"process {process} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
 
     def owner(self) -> str:
-        """Which job it is, for a message."""
+        """Return which job it is, for a message."""
         return self._owner
 
 
 def end_process() -> None:
-    """Ends this process at once; Ray gives back what it had reserved."""
+    """End this process at once. Ray frees its resources."""
     os._exit(0)

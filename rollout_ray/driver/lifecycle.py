@@ -94,8 +94,8 @@ class ReplicaLifecycle:
         """Raise EngineError if the folder of the weights has changed since the first engine started."""
         if self.policy.changed_on_disk():
             raise EngineError(
-                f"the weights in {self.policy.path} are others than those that the engines were started with, so that no "
-                "engine can be started again; keep a checkpoint's folder as it is while it is in use"
+                f"the weights in {self.policy.path} have changed since the engines started, so no engine can start again. "
+                "Keep a checkpoint's folder as it is while engines use it"
             )
 
     def _launch(self, replica: Replica) -> None:

@@ -1,6 +1,6 @@
-"""What a run begins before it knows that it needs it: the look at the GPUs, and the server that engines are forked from.
+"""Start early what engines on this machine will need: the query of the GPUs, and the server that engines are forked from.
 
-Owns the choice whether they are of use on this machine. Both go on beside whatever the caller does next.
+It decides whether they are of use here. Both go on while the caller does something else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rollout_ray.sizing.gpus import COMMAND, start_query
 
 @contextmanager
 def prewarm(run: ResolvedRun) -> Iterator[None]:
-    """Has begun what engines that may run on this machine will need."""
+    """Start what engines that may run on this machine will need; end it with the block."""
     if run.config.engine.backend != "vllm":
         yield
         return
@@ -33,8 +33,10 @@ def prewarm(run: ResolvedRun) -> Iterator[None]:
 
 
 def _engine_needs(run: ResolvedRun) -> dict[str, str] | None:
-    """The variables that engines on this machine will need; None where it is not known that there will be any, and on
-    macOS, which forbids a fork to much of what it offers."""
+    """Return the variables that engines on this machine will need; None if no engine may run here.
+
+    It is None on macOS as well: much of macOS does not work after a fork.
+    """
     if sys.platform != "linux":
         return None
     if shutil.which(COMMAND[0]) and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
@@ -50,5 +52,5 @@ def _engine_needs(run: ResolvedRun) -> dict[str, str] | None:
 
 
 def _has_ray() -> bool:
-    """Whether the caller has connected to a Ray of its own."""
+    """Return whether the caller is connected to Ray already."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()

@@ -1,13 +1,7 @@
-"""Decides which engine gets which draws next. Pure: no clock, no Ray; the driver and a simulation both drive it.
+"""Decide which engine gets which samples next. Pure: no clock, no Ray; the driver and a simulation both drive it.
 
-Invariant: every draw of every question is pending, outstanding at exactly one engine, set aside, or complete.
-An engine is kept supplied by credit (2 x its max_num_seqs unfinished) and never holds more than its share, by speed, of
-all that is still to be decoded anywhere, nor takes more than that part of what is pending at once; so hand-outs shrink
-with the queue, engines end together, and a question with many draws is split rather than left to one. Once nothing is
-pending, or as soon as it is known to be slow, an engine beyond its share gives back what it has not begun. Credit and
-share count what is still to be decoded, not what is still to be delivered: a question waits for its longest draw, and an
-engine that were refilled only then would idle half of its places on long-tailed lengths.
-Every call costs a time that depends on the pieces that it moves and not on the number of engines.
+Invariant: every sample of every question is pending, outstanding at exactly one engine, quarantined, or complete.
+A call takes a time that depends on the chunks that it moves, not on the number of engines. `Scheduler` has the policy.
 """
 
 from __future__ import annotations
@@ -19,19 +13,25 @@ from dataclasses import dataclass, field, replace
 
 from rollout_ray.core.records import ChunkKey, Cut, Question, RolloutRequest
 
-# Unfinished draws an engine may hold, as a multiple of the sequences that it decodes at once. Draws of one length end
-# together, within a few steps, and what replaces them takes the driver and the tokenizer a third of a second: with half a
-# batch ahead places stood empty meanwhile.
+# Unfinished samples an engine may hold, as a multiple of the sequences that it decodes at once. Samples of one length end
+# within a few steps of each other. The driver and the tokenizer take a third of a second to replace them. With half a
+# batch ahead, places stood empty meanwhile.
 CREDIT = 2
-SLOW = 0.75  # of the engines' mean speed; equal ones of a thousand places measure within an eighth of it
+SLOW = 0.75  # of the engines' mean speed; equal engines of a thousand places measure within an eighth of it
 MOST_SUSPECTS = 1024  # that an engine gets at once
-SMALLEST_SLICE = 8  # draws; a question is split only into pieces at least this large, to keep its shared prefix useful
+SMALLEST_SLICE = 8  # samples; a question is split into chunks at least this large: its prefix is computed for each
 
 
 @dataclass
 class _Engine:
-    """`draws` counts what it has still to deliver, `unfinished` what it had still to decode at the time `told_at`.
-    `decoded` draws took it `seconds` with a full batch; `speed` is their quotient once that says something."""
+    """One engine.
+
+    Attributes:
+        samples: Samples that it has still to deliver.
+        unfinished: Samples that it had still to decode at the time `told_at` (s).
+        decoded: Samples that it decoded in `seconds` with a full batch.
+        speed: `decoded` / `seconds`, once enough is known.
+    """
 
     max_num_seqs: int
     outstanding: dict[ChunkKey, RolloutRequest] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class _Engine:
     asks_soon: bool = False
 
     def tells(self, unfinished: int, now: float) -> None:
-        """Learns the speed. What an engine does with fewer draws than it could decode at once tells nothing."""
+        """Learn the speed. An engine with fewer samples than it could decode at once tells nothing about it."""
         if unfinished >= self.max_num_seqs:
             self.decoded += self.unfinished - unfinished
             self.seconds += now - self.told_at
@@ -54,10 +54,16 @@ class _Engine:
 
 
 class Scheduler:
-    """Hands out the draws of `count` questions, `draws_per_question` each, to engines that come and go.
+    """Hands out the samples of questions to engines that come and go.
 
-    `lanes` is the number of scoring actors; all pieces of a question carry the same lane. `expected_engines` counts
-    those still starting, so that the first one ready leaves them their share.
+    - Credit: an engine holds at most CREDIT x its max_num_seqs unfinished samples.
+    - Share: it never holds more than its share, by speed, of all that is still to be decoded anywhere. It takes at most
+      that part of what is pending at once. So hand-outs shrink with the queue, engines end together, and a question with
+      many samples is split.
+    - Return: an engine beyond its share returns what it has not begun, once nothing is pending or once it is slow.
+
+    Credit and share count samples that are still to be decoded, not those still to be delivered. A question waits for its
+    longest sample; an engine that is refilled only then would leave half of its places idle on long-tailed lengths.
     """
 
     def __init__(
@@ -70,6 +76,16 @@ class Scheduler:
         expected_engines: int = 1,
         most_deaths: int = 3,
     ) -> None:
+        """Take on `count` questions.
+
+        Args:
+            questions: The questions, in the order in which they are handed out.
+            count: How many questions there are.
+            samples_per_question: Samples of each question, over all arms.
+            num_scorers: Scorers; all chunks of a question go to one of them.
+            expected_engines: Engines, those that still start among them: the first one ready leaves them their share.
+            most_deaths: Engine deaths that a question is in flight at before it is quarantined.
+        """
         self._questions: Iterator[Question] = iter(questions)
         self._samples_per_question, self._num_scorers, self._most_deaths = samples_per_question, num_scorers, most_deaths
         self.expected_engines = expected_engines
@@ -80,20 +96,27 @@ class Scheduler:
         self._next_ordinal = 0
         self._engines: dict[str, _Engine] = {}
         self._deaths: Counter[int] = Counter()
-        self.outstanding = 0  # draws that engines hold
+        self.outstanding = 0  # samples that engines hold
         self._unfinished = 0  # of these, still to be decoded
-        self._known, self._known_speed = 0, 0.0  # engines whose speed is known, and its sum in draws/s
+        self._known, self._known_speed = 0, 0.0  # engines whose speed is known, and its sum in samples/s
 
     @property
     def finished(self) -> bool:
+        """Whether nothing is pending and no engine holds anything."""
         return self.pending == 0 and self.outstanding == 0
 
     def add_engine(self, name: str, max_num_seqs: int) -> None:
+        """Count on an engine that decodes up to `max_num_seqs` sequences at once."""
         self._engines[name] = _Engine(max_num_seqs)
 
     def assign(self, name: str, unfinished: int, now: float) -> list[RolloutRequest]:
-        """What engine `name`, with `unfinished` draws still to decode at `now` (s, any origin), shall take on; empty
-        where it holds enough or nothing is pending."""
+        """Return what an engine takes on; empty if it holds enough or nothing is pending.
+
+        Args:
+            name: The engine.
+            unfinished: Samples that it has still to decode.
+            now: The time, in seconds from any origin.
+        """
         engine = self._engines[name]
         self._count_speed(engine, -1)
         engine.tells(unfinished, now)
@@ -125,21 +148,27 @@ class Scheduler:
         return handed
 
     def asks_soon(self, name: str) -> bool:
-        """Whether engine `name` has room for more and was given its part of it only: the others may have ended as many
-        draws meanwhile, and it shall ask again once they have told."""
+        """Whether an engine has room beyond the part that it was given. It asks again soon: the others may have finished
+        samples meanwhile."""
         return self._engines[name].asks_soon
 
     def to_reclaim(self, name: str) -> int:
-        """Draws that engine `name` shall give back, of those that it has not begun: what it holds beyond its share, once
-        nothing is pending or where it is slow."""
+        """Return how many samples an engine is to return, of those that it has not begun. That is what it holds beyond its
+        share, once nothing is pending or if it is slow."""
         engine = self._engines[name]
         excess = engine.unfinished - self._share(engine)
         due = not self.pending or self._relative_speed(engine) < SLOW
         return excess if due and excess >= SMALLEST_SLICE else 0
 
     def return_samples(self, name: str, cuts: Iterable[Cut]) -> int:
-        """Engine `name` has given back, unbegun, the draws of these pieces from the given one on; returns how many.
-        Raises KeyError for a piece that it does not hold."""
+        """Put back samples that an engine has returned: those of each chunk from the given number on.
+
+        Returns:
+            How many samples these are.
+
+        Raises:
+            KeyError: The engine does not hold such a chunk.
+        """
         engine = self._engines[name]
         before = engine.samples
         for (ordinal, first), cut in cuts:
@@ -162,25 +191,25 @@ class Scheduler:
             self._known_speed += sign * engine.speed
 
     def _share(self, engine: _Engine) -> int:
-        """Draws of all that is still to be decoded that the engine can do while the others do theirs."""
+        """Return how many of all samples still to be decoded the engine can do while the others do theirs."""
         return math.ceil((self.pending + self._unfinished) * self._fraction(engine))
 
     def _part(self, engine: _Engine) -> int:
-        """Draws of what is pending that the engine may take at once, of which the others leave as much to it: guided
-        self-scheduling (Polychronopoulos and Kuck 1987). Draws of one length end together, and the first engine to say
-        so would else take what the others are about to ask for."""
+        """Return how many pending samples the engine may take at once (guided self-scheduling, Polychronopoulos and Kuck
+        1987). Without it, samples of one length end together, and the first engine to say so takes what the others are
+        about to ask for."""
         return max(SMALLEST_SLICE, math.ceil(self.pending * self._fraction(engine)))
 
     def _fraction(self, engine: _Engine) -> float:
-        """The engine's part of all engines' speed, those that are not there yet among them."""
+        """Return the engine's part of the speed of all engines, including those that still start."""
         return self._relative_speed(engine) / max(1, self.expected_engines, len(self._engines))
 
     def _relative_speed(self, engine: _Engine) -> float:
-        """The engine's speed by the mean of those that are known. One whose speed is not known counts as an average one."""
+        """Return the engine's speed divided by the mean of the known speeds. An unknown speed counts as the mean."""
         return 1.0 if engine.speed is None else engine.speed / (self._known_speed / self._known)
 
     def complete(self, name: str, chunks: Iterable[ChunkKey]) -> list[RolloutRequest]:
-        """Engine `name` has delivered these pieces; returns what they were. Raises KeyError for one it does not hold."""
+        """Return the requests of the chunks that an engine has delivered. Raises KeyError for one that it does not hold."""
         engine = self._engines[name]
         delivered = [engine.outstanding.pop(key) for key in chunks]
         samples = sum(map(len, delivered))
@@ -191,25 +220,28 @@ class Scheduler:
         return delivered
 
     def put_back(self, requests: Iterable[RolloutRequest]) -> None:
-        """Delivered pieces that were lost on their way to a scoring actor are drawn again, before all others."""
+        """Put requests at the front of the queue, such as those whose payload was lost on its way to a scorer."""
         for request in requests:
             (self._suspects if self._is_suspect(request) else self._queue).appendleft(request)
             self.pending += len(request)
 
     def remove_engine(self, name: str) -> list[RolloutRequest]:
-        """Engine `name` died: what it held returns to the front of the queue.
+        """Forget an engine that died, and return what it held to the front of the queue.
 
-        Returns the pieces that are set aside instead: one that was in flight at `most_deaths` deaths, the last time as
-        the only suspect (a piece one death short of it). A kill storm makes suspects of whole batches, and most of them
-        are innocent: an engine gets one suspect at a time, twice as many with each that completes, one again after a
-        death. So one death sets one question aside at most, and innocents are acquitted in a few rounds.
+        A question that was in flight at `most_deaths` - 1 deaths is a suspect. It is quarantined if it is the only suspect
+        at the next death. Many deaths at once make suspects of whole batches, and most of them are innocent. So an engine
+        gets one suspect at a time, twice as many after each that completes, and one again after a death. One death
+        quarantines one question at most, and innocent ones are cleared in a few rounds.
+
+        Returns:
+            The requests that are quarantined instead of queued.
         """
         engine = self._engines.pop(name)
         self.outstanding -= engine.samples
         self._unfinished -= engine.unfinished
         self._count_speed(engine, -1)
         held = list(engine.outstanding.values())
-        # By question, not by piece: several pieces of one question on this engine saw one death, not several.
+        # By question, not by chunk: several chunks of one question on this engine saw one death, not several.
         suspects = {request.ordinal for request in held if self._is_suspect(request)}
         self._deaths.update({request.ordinal for request in held} - suspects)
         self._suspects_at_once = 1
@@ -221,8 +253,7 @@ class Scheduler:
         return self._deaths[request.ordinal] >= self._most_deaths - 1
 
     def _take(self, wanted: int) -> RolloutRequest | None:
-        """The next piece: a whole question, or `wanted` draws of it where it is large enough to be split; None where
-        none is left but suspects."""
+        """Return the next chunk: a whole question, or `wanted` samples of a large one; None if only suspects are left."""
         request = self._queue.popleft() if self._queue else self._pull()
         if request is None:
             return None
