@@ -291,6 +291,19 @@ def test_an_engine_that_decodes_does_not_hang() -> None:
         driven.set.exchange(replica, [], 8, 0)
 
 
+def test_an_engine_that_answers_but_no_longer_decodes_hangs() -> None:
+    driven = Driven(1)
+    replica = driven.run_on()
+    replica.take_call()
+    driven.set.answered(replica, exchange_of((), 8, 5))
+    driven.set.exchange(replica, [], 8, 0)
+    assert not driven.pass_time(200)
+    replica.take_call()
+    driven.set.answered(replica, exchange_of((), 8, 5))
+    driven.set.exchange(replica, [], 8, 0)
+    assert driven.pass_time(105)
+
+
 def test_an_idle_engine_does_not_hang() -> None:
     driven = Driven(1)
     driven.begin()
