@@ -107,7 +107,9 @@ class ScorerActor:
             return Receipt((), Summary(), 0)
         table = part_table(list(self._complete.values()))
         self._run.write_part(table)
-        committed, self._complete, self._held_bytes = tuple(self._complete), {}, 0
+        committed = tuple(self._complete)
+        self._complete = {}
+        self._held_bytes = 0
         summary = Summary()
         summary.add(table)
         return Receipt(committed, summary, 0)

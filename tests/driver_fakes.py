@@ -80,7 +80,9 @@ class FakeEngine:
     """An engine whose calls wait for the test. `found_node` is its node, or None while it waits for one."""
 
     def __init__(self, name: str, limits: EngineLimits | None = None, policy: Policy | None = None) -> None:
-        self.name, self.limits, self.policy = name, limits, policy
+        self.name = name
+        self.limits = limits
+        self.policy = policy
         self.log_file: str | None = None
         self.found_node: str | None = ""
         self.pending = False

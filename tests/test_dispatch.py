@@ -16,8 +16,8 @@ from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.driver.scorer_pool import ScorerPool
 from rollout_ray.telemetry.run_view import RunView
 from rollout_ray.telemetry.summary import Summary
+from tests.driven_replicas import Driven
 from tests.driver_fakes import FakeCall, FakeEngine, FakeScorer, FakeScorers, backend_info, exchange_of
-from tests.test_replica_set import Driven
 
 KILLED = ActorDiedError()
 

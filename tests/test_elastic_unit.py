@@ -11,7 +11,7 @@ from rollout_ray.core.records import Question
 from rollout_ray.driver.elastic import LET_GO_S, REMIND_S, Cluster, Elastic
 from rollout_ray.driver.replica import ReplicaState
 from rollout_ray.driver.scheduler import Scheduler
-from tests.test_replica_set import Driven, run_with
+from tests.driven_replicas import Driven, run_with
 
 CPU_NODE = {"CPU": 1.0}
 

@@ -53,7 +53,9 @@ class Elastic:
         in_pool: bool,
     ) -> None:
         """Follow the cluster as it is now. The engines of a pool stay, and none is added."""
-        self._run, self._replica_set, self._scheduler = run, replica_set, scheduler
+        self._run = run
+        self._replica_set = replica_set
+        self._scheduler = scheduler
         self._cluster = cluster or Cluster()
         scales = replica_set.placement.scales
         self._lets_go = scales and not in_pool

@@ -31,7 +31,9 @@ class ReplicaLifecycle:
 
     def __init__(self, run: ResolvedRun, engines: EngineFactory, clock: Callable[[], float]) -> None:
         self.replicas: dict[str, Replica] = {}
-        self.policy, self.engines, self.clock = run.policy, engines, clock
+        self.policy = run.policy
+        self.engines = engines
+        self.clock = clock
         self._launched = run
         self.views: dict[str, EngineView] = {}
         self._events: EventLog | None = None
@@ -103,7 +105,9 @@ class ReplicaLifecycle:
         run = replace(self._launched, policy=self.policy)
         replica.handle = self.engines.launch(replica.name, run, limits, replica.reservation)
         replica.call = [replica.handle.start()]
-        replica.log_file, replica.node, replica.error = replica.handle.log_file, "", None
+        replica.log_file = replica.handle.log_file
+        replica.node = ""
+        replica.error = None
         replica.adopted, replica.asked_at = False, self.clock()
         self.enter(replica, ReplicaState.STARTING)
 

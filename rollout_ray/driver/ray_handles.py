@@ -57,7 +57,9 @@ class RayEngine:
     """One engine actor, in its placement group where it has one."""
 
     def __init__(self, actor: Any, log_file: str | None, placement_group: Any = None) -> None:
-        self._actor, self._log_file, self._group = actor, log_file, placement_group
+        self._actor = actor
+        self._log_file = log_file
+        self._group = placement_group
         self._asked_at = time.monotonic()
 
     @property
@@ -137,7 +139,10 @@ class RayScorer:
     """One scoring actor, with the run that it scores."""
 
     def __init__(self, actor: Any, run: ResolvedRun, context: RunContext, prepares: bool) -> None:
-        self.actor, self._run, self._directory, self._prepares = actor, run, context.directory, prepares
+        self.actor = actor
+        self._run = run
+        self._directory = context.directory
+        self._prepares = prepares
 
     def begin(self) -> Any:
         call = self.actor.begin.remote(self._directory, self._run.config, self._run.arms)
@@ -184,7 +189,9 @@ class RayScorers:
 
     def __init__(self, run: ResolvedRun, context: RunContext, placement: Placement, idle: IdleScorers | None) -> None:
         self.calls: Calls = RayCalls()
-        self._run, self._context, self._placement = run, context, placement
+        self._run = run
+        self._context = context
+        self._placement = placement
         # A reward function of the user's may have changed by the next run: its actors do not serve twice.
         self._idle = idle if run.config.scoring.reward is None else None
 

@@ -87,7 +87,9 @@ class Scheduler:
             most_deaths: Engine deaths that a question is in flight at before it is quarantined.
         """
         self._questions: Iterator[Question] = iter(questions)
-        self._samples_per_question, self._num_scorers, self._most_deaths = samples_per_question, num_scorers, most_deaths
+        self._samples_per_question = samples_per_question
+        self._num_scorers = num_scorers
+        self._most_deaths = most_deaths
         self.expected_engines = expected_engines
         self.pending = count * samples_per_question
         self._queue: deque[RolloutRequest] = deque()

@@ -80,7 +80,10 @@ class ScorerPool:
         events: EventLog,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cfg, self._factory, self._events, self._clock = cfg, scorers, events, clock
+        self._cfg = cfg
+        self._factory = scorers
+        self._events = events
+        self._clock = clock
         self.most_unscored = MOST_UNSCORED
         self._scorers = [self._start(scorer_index) for scorer_index in range(num_scorers)]
 

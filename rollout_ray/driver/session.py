@@ -83,7 +83,9 @@ class _Session:
     """One session's engines and scorers, and the loop over their answers."""
 
     def __init__(self, run: ResolvedRun, context: RunContext, replica_set: ReplicaSet, idle: IdleScorers | None) -> None:
-        self._cfg, self._directory, self._events = run.config, context.directory, context.events
+        self._cfg = run.config
+        self._directory = context.directory
+        self._events = context.events
         self._replica_set = replica_set
         placement = replica_set.placement
         log.info(placement.note)
