@@ -1,4 +1,4 @@
-"""Follow the nodes of the cluster: add engines as nodes join, and let nodes go that the run does not need any more.
+"""Follow the nodes of the cluster: add engines as nodes join, and let nodes go when their work is done.
 
 It decides which engines the scheduler may count on. The replica set starts and ends engines, and autoscaling.py says
 how many there are at most. Once a heartbeat is enough for all of it.

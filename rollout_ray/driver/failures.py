@@ -1,4 +1,4 @@
-"""Tell from an error what failed: the actor's process, or what it was asked to do; and put it on one line."""
+"""Tell whether an actor's process ended or its method raised, and put the error on one line."""
 
 from __future__ import annotations
 

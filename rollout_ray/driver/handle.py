@@ -82,7 +82,7 @@ class EngineFactory(Protocol):
 
 @dataclass(frozen=True)
 class RunningEngine:
-    """An engine of a named pool that an earlier job started: its handle, the weights that it holds, and its node."""
+    """A named pool's engine that an earlier job started: its handle, its weights and its node."""
 
     handle: EngineHandle
     policy: Policy

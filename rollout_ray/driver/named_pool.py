@@ -54,10 +54,11 @@ class NamedPool:
             name=self.keepalive.keepalive_actor, namespace=NAMESPACE, num_cpus=0, max_restarts=-1
         )
         while self._keepalive_actor is None:
+            late = time.monotonic() > deadline  # before the attempt: a job that was stopped meanwhile gets another one
             try:
                 self._keepalive_actor = keepalive_actor.remote(os.getpid())
             except ValueError:
-                if (owner := self._owner()) or time.monotonic() > deadline:
+                if (owner := self._owner()) or late:
                     raise EngineError(
                         f"the pool '{self.name}' is in use by {owner or 'another job'}, and one job at a time can use it; "
                         "wait for its end, or give another name"
@@ -84,8 +85,8 @@ class NamedPool:
     def find(self, replicas: int, wait_s: float) -> dict[str, RunningEngine]:
         """Return the pool's engines that are up, by replica, and end all others that bear the pool's name.
 
-        It ends engines that never started, do not answer within `wait_s`, hold older weights than others or exceed the
-        number of replicas.
+        It ends engines that never started or do not answer within `wait_s`. It also ends those with older
+        weights than others, and those beyond the number of replicas.
 
         Raises:
             ConfigError: The engines are not what this job needs; the text names what differs. They stay as they are.

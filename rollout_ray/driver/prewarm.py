@@ -1,4 +1,4 @@
-"""Start early what engines on this machine will need: the query of the GPUs, and the server that engines are forked from.
+"""Start early what local engines will need: the query of the GPUs, and the server that forks engines.
 
 It decides whether they are of use here. Both go on while the caller does something else.
 """

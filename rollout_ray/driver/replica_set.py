@@ -224,7 +224,9 @@ class ReplicaSet:
     # Nodes that go
 
     def drain(self, nodes: Set[str]) -> list[str]:
-        """Take engines off nodes that are being drained: one that serves the run gets no more work, another moves at once.
+        """Take engines off nodes that are being drained.
+
+        An engine that serves the run gets no more work. Any other moves at once.
 
         Returns:
             The names of the replicas that are told now.

@@ -60,10 +60,11 @@ class Scheduler:
     - Share: it never holds more than its share, by speed, of all that is still to be decoded anywhere. It takes at most
       that part of what is pending at once. So hand-outs shrink with the queue, engines end together, and a question with
       many samples is split.
-    - Return: an engine beyond its share returns what it has not begun, once nothing is pending or once it is slow.
+    - Return: an engine beyond its share returns what it has not begun. That applies once nothing is pending, and to slow
+      engines before.
 
     Credit and share count samples that are still to be decoded, not those still to be delivered. A question waits for its
-    longest sample; an engine that is refilled only then would leave half of its places idle on long-tailed lengths.
+    longest sample. An engine that is refilled only then leaves half of its places idle on long-tailed lengths.
     """
 
     def __init__(
@@ -198,8 +199,8 @@ class Scheduler:
 
     def _part(self, engine: _Engine) -> int:
         """Return how many pending samples the engine may take at once (guided self-scheduling, Polychronopoulos and Kuck
-        1987). Without it, samples of one length end together, and the first engine to say so takes what the others are
-        about to ask for."""
+        1987). Samples of one length end together. Without this limit, the first
+        engine to say so takes what the others are about to ask for."""
         return max(SMALLEST_SLICE, math.ceil(self.pending * self._fraction(engine)))
 
     def _fraction(self, engine: _Engine) -> float:
@@ -222,7 +223,7 @@ class Scheduler:
         return delivered
 
     def put_back(self, requests: Iterable[RolloutRequest]) -> None:
-        """Put requests at the front of the queue, such as those whose payload was lost on its way to a scorer."""
+        """Put requests at the front of the queue. Their payload was lost on its way to a scorer, say."""
         for request in requests:
             (self._suspects if self._is_suspect(request) else self._queue).appendleft(request)
             self.pending += len(request)
@@ -232,7 +233,7 @@ class Scheduler:
 
         A question that was in flight at `most_deaths` - 1 deaths is a suspect. It is quarantined if it is the only suspect
         at the next death. Many deaths at once make suspects of whole batches, and most of them are innocent. So an engine
-        gets one suspect at a time, twice as many after each that completes, and one again after a death. One death
+        gets one suspect at a time, and twice as many after each that completes. A death resets that to one. One death
         quarantines one question at most, and innocent ones are cleared in a few rounds.
 
         Returns:

@@ -1,7 +1,7 @@
 """One session of a run: keep engines supplied and scorers fed until every question is committed.
 
-It decides what happens next. The replica set decides what becomes of an engine, the scorer pool what becomes of a
-scorer, and dispatch.py moves the work between them.
+It decides what happens next. The replica set replaces engines, and the scorer pool replaces scorers. dispatch.py moves
+the work between them.
 """
 
 from __future__ import annotations
