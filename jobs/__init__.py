@@ -1,1 +1,1 @@
-"""Things a user submits with `ray job submit`; each module runs as `python -m rollout_ray.jobs.NAME`."""
+"""Programs to submit with `ray job submit`. Each module runs as `python -m rollout_ray.jobs.NAME`."""

@@ -1,9 +1,9 @@
-"""Preference pairs of one or several runs in one file, for DPO.
+"""Write the preference pairs of one or several runs into one file, for DPO.
 
     python -m rollout_ray.jobs.build_preferences runs/first runs/second pairs.parquet --pairs 4
 
-It is `rollout export --format dpo` for many runs: the pairs of each run follow those of the one before. Runs are not
-mixed: a pair's two trajectories are of one question of one run.
+This is `rollout export --format dpo` for several runs, one after the other. Runs are not mixed: both trajectories of a
+pair answer one question of one run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rollout_ray.export.trainer_rows import Choice
 
 
 def main(words: list[str]) -> int:
-    """Writes the file and returns the exit code."""
+    """Write the file and return the exit code."""
     parser = Parser(prog="python -m rollout_ray.jobs.build_preferences")
     parser.add_argument("runs", nargs="+", help="run directories, or merged parquet files")
     parser.add_argument("output", help="file to write: .parquet, .jsonl, .jsonl.gz or .jsonl.zst")

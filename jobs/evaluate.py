@@ -1,11 +1,11 @@
-"""Evaluates a policy on a question set: accuracy, pass@k and majority@k, each with its 95% interval.
+"""Evaluate a policy on a question set: accuracy, pass@k and majority@k, each with its 95% interval.
 
     python -m rollout_ray.jobs.evaluate --dataset test.parquet --model_path path/to/model --output_dir runs/eval
     python -m rollout_ray.jobs.evaluate --dataset test.parquet --n_samples 8 --output_dir runs/eval-8
 
-It is a run like any other, with its flags, YAML file and environment, and goes on where it was stopped. Without arms in
-them it is greedy, or with --n_samples that many draws at temperature 1. It prints a table and writes
-OUT/evaluation.json. A trajectory that could not be graded (an error, a timeout) is left out of its question, and counted.
+An evaluation is a run: it takes the same flags, YAML file and environment, and it resumes. If they name no arms, it draws
+greedily, or --n_samples samples at temperature 1. It prints a table and writes OUT/evaluation.json. Trajectories without a
+grade (an error, a timeout) do not count for their question; their number is reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REPORT = "evaluation.json"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share over questions, with its 95% interval; None where no question could be graded."""
+    """A share over questions in [0, 1], with its 95% interval. None if no question was graded."""
 
     value: float | None
     low: float | None
@@ -44,8 +44,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One arm: `questions` that were graded (all or some of their draws), `ungraded` draws by status, and by k the
-    estimates over the questions with at least k graded draws."""
+    """The estimates of one arm.
+
+    Attributes:
+        arm: Its name.
+        questions: Questions with at least one graded sample.
+        draws: Graded samples.
+        ungraded: Samples without a grade, by score status.
+        accuracy: Share of correct samples.
+        pass_at: By k, over the questions with at least k graded samples.
+        majority_at: By k, over the same questions.
+    """
 
     arm: str
     questions: int
@@ -66,7 +75,7 @@ class _Tally:
     majority_at: dict[int, Clustered] = field(default_factory=dict)
 
     def add(self, trajectories: Sequence[dict[str, Any]]) -> None:
-        """Counts in one question's trajectories of the arm."""
+        """Add one question's trajectories of the arm."""
         graded = [t for t in trajectories if t["correct"] is not None]
         self.ungraded.update(t["score_status"] for t in trajectories if t["correct"] is None)
         right = [bool(t["correct"]) for t in graded]
@@ -83,7 +92,7 @@ class _Tally:
 
 
 def powers(n: int) -> list[int]:
-    """1, 2, 4 ... up to n, and n itself; nothing for 0."""
+    """Return 1, 2, 4 ... up to n, and n itself. Return nothing for 0."""
     return sorted({1 << p for p in range(n.bit_length())} | {n}) if n else []
 
 
@@ -93,7 +102,7 @@ def _estimate(sums: Clustered) -> Estimate:
 
 
 def evaluate(rollouts: Rollouts) -> list[Evaluation]:
-    """The arms of a finished run, in their order. Reads the merged file batch by batch."""
+    """Return the estimates of each arm of a finished run. Read the merged file batch by batch."""
     tallies: dict[str, _Tally] = {}
     with rollouts.run.open_parquet("merged.parquet") as file:
         for batch in row_batches(file, 256, ["trajectories"]):
@@ -107,7 +116,7 @@ def evaluate(rollouts: Rollouts) -> list[Evaluation]:
 
 
 def lines(evaluations: Sequence[Evaluation]) -> list[str]:
-    """For people: the accuracy of each arm."""
+    """Return a line for each arm, with its accuracy."""
     found = []
     for one in evaluations:
         ungraded = ", ".join(f"{status} {count}" for status, count in one.ungraded.items()) or "none"
@@ -117,7 +126,7 @@ def lines(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def table(evaluations: Sequence[Evaluation]) -> Table:
-    """For people: one line an arm and k."""
+    """Return a table with a row for each arm and k."""
     made = Table("arm", "k", "pass@k", "majority@k")
     for one in evaluations:
         for k, passed in one.pass_at.items():
@@ -134,10 +143,12 @@ def _words(estimate: Estimate) -> str:
 
 
 def configured(flags: Sequence[str], environment: dict[str, str], file: str | None) -> RunConfig:
-    """The run's config, with an arm for an evaluation where none is named. Raises ConfigError."""
+    """Return the run's config. Add an evaluation's arm if the config names none. Raise ConfigError if it is wrong."""
     given = load_config(flags, environment, file)
     if given.output.layout != "questions":
-        raise ConfigError(f"an evaluation reads the layout questions, not {given.output.layout}; leave layout unset")
+        raise ConfigError(
+            f"layout is {given.output.layout}, but an evaluation reads the layout questions; leave layout unset"
+        )
     if "arms" in given.model_fields_set:
         return given
     arm_set = "greedy" if given.sampling.n_samples is None else "samples"
@@ -145,7 +156,7 @@ def configured(flags: Sequence[str], environment: dict[str, str], file: str | No
 
 
 def main(words: list[str]) -> int:
-    """Runs an evaluation and returns the exit code."""
+    """Run an evaluation and return the exit code."""
     parser = Parser(
         prog="python -m rollout_ray.jobs.evaluate", allow_abbrev=False, epilog="further flags: those of `rollout`"
     )

@@ -1,4 +1,4 @@
-"""`rollout merge-lora` as a job: merges where the model lies, on a node of the cluster.
+"""Run `rollout merge-lora` as a job, on a node of the cluster that sees the model.
 
 ray job submit --working-dir . -- python -m rollout_ray.jobs.merge_lora --base /m/base --adapter /m/lora --output /m/merged
 """

@@ -1,8 +1,7 @@
-"""Submits a run to a cluster as a Ray job and follows its log: `python -m rollout_ray.jobs.submit CONFIG.yaml`.
+"""Submit a run to a cluster as a Ray job and follow its log: `python -m rollout_ray.jobs.submit CONFIG.yaml`.
 
-Owns what is checked before anything is sent, and what the job is given; the run is `python -m rollout_ray.run`, on the
-head. The job needs the submitter no more once it is accepted: Ctrl-C here, or a connection that stays lost, ends the
-following, not the job.
+It checks the config before it sends anything. The job runs `python -m rollout_ray.run` on the head. Once accepted, the job
+no longer needs the submitter: Ctrl-C or a lost connection ends the following, not the job.
 """
 
 from __future__ import annotations
@@ -30,26 +29,26 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 ADDRESS = "http://127.0.0.1:8265"
-STOP_S = 60  # that `ray job stop` leaves the run to save what is complete; Ray's own default is 3
-AGENT_S = 60.0  # within which a head that has just been started takes jobs
-EXIT_FAILED = 1  # of a job that ended without an exit code of its own
-LOST_S = 300.0  # for which a lost connection is tried again
+STOP_S = 60  # `ray job stop` gives the run so long to save complete questions; Ray's default is 3
+AGENT_S = 60.0  # a head that has just started accepts jobs after at most so long
+EXIT_FAILED = 1  # for a job that ended without an exit code
+LOST_S = 300.0  # how long to retry a lost connection
 RETRY_S = 1.0
-RUNS_OWN = ("--quiet", "--debug")  # flags of the run that are no fields of its config
+RUN_FLAGS = ("--quiet", "--debug")  # flags of the run that are not fields of its config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the job's exit code; 0 where it is left alone on demand, and CloudError's where the connection is lost."""
+    """Submit and follow. Return the job's exit code, 0 after Ctrl-C, or that of CloudError if the connection is lost."""
     parser = argparse.ArgumentParser(
         prog="python -m rollout_ray.jobs.submit",
-        description="Submits a run as a Ray job and follows its log; Ctrl-C ends the following, not the job. Further "
-        "flags are the run's (--limit 100, --replicas 16).",
+        description="Submit a run as a Ray job and follow its log. Ctrl-C ends the following, not the job. Further "
+        "flags go to the run (--limit 100, --replicas 16).",
         allow_abbrev=False,
     )
     parser.add_argument("config", help="YAML file of the run, in the working directory")
     parser.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS), help="the dashboard's URL")
     parser.add_argument(
-        "--working-dir", default=".", help="folder that the job gets a copy of (what .gitignore names is left out)"
+        "--working-dir", default=".", help="the job gets a copy of this folder, without the files that .gitignore names"
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME", help="pass on this environment variable")
     parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
@@ -78,12 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def checked_entrypoint(config: Path, working_dir: Path, flags: Sequence[str]) -> str:
-    """The job's command. Raises ConfigError where the run would be refused for its config, or could not find it."""
+    """Return the job's command.
+
+    Raises:
+        ConfigError: The config is wrong, or the job would not find it.
+    """
     if not config.resolve().is_relative_to(working_dir.resolve()):
         raise ConfigError(
-            f"{config} is not in the working directory {working_dir}, of which the job gets a copy; put it there"
+            f"{config} is not in the working directory {working_dir}, which is copied to the job; put it there"
         )
-    cfg = load_config([flag for flag in flags if flag not in RUNS_OWN], {}, config)
+    cfg = load_config([flag for flag in flags if flag not in RUN_FLAGS], {}, config)
     for name, path in (("dataset", cfg.data.dataset), ("output_dir", cfg.output.output_dir)):
         if path is None:
             raise ConfigError(f"no {name} was given; name one in {config} or with --{name}")
@@ -94,25 +97,27 @@ def checked_entrypoint(config: Path, working_dir: Path, flags: Sequence[str]) ->
 
 
 def job_environment(names: Sequence[str]) -> dict[str, str]:
-    """The variables of these names, and what a stop needs. Raises ConfigError for one that is not set, or a secret: a
-    job's environment stands in the dashboard."""
+    """Return the environment of the job: these variables, and the time that a stop gives the run.
+
+    Raises:
+        ConfigError: A variable is not set, or it is a secret. The dashboard shows a job's environment.
+    """
     values = {name: os.environ.get(name, "") for name in names}
     for name, value in values.items():
         if not value:
             raise ConfigError(f"{name} is not set here; set it, or leave out --env {name}")
     if secrets := sorted(values.keys() - without_secrets(values).keys()):
         raise ConfigError(
-            f"{', '.join(secrets)} is a secret, and a job's environment stands in Ray's dashboard; set it on the "
-            "nodes instead"
+            f"{', '.join(secrets)} is a secret, and Ray's dashboard shows a job's environment; set it on the nodes instead"
         )
     return {"RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **values}
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """Raises RolloutError where no cluster answers, or it refuses the client."""
+    """Connect to the cluster. Raise RolloutError if none answers, or if it refuses this client."""
     check_token()
     if has_token():
-        os.environ.setdefault(MODE, "token")  # before Ray is imported: it reads it then
+        os.environ.setdefault(MODE, "token")  # Ray reads it when it is imported
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
@@ -126,7 +131,11 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def submit(client: JobSubmissionClient, entrypoint: str, working_dir: str, environment: dict[str, str]) -> str:
-    """The submission id. Raises RolloutError where the cluster takes no job, or it is not known whether it has."""
+    """Send the job and return its submission id.
+
+    Raises:
+        RolloutError: The cluster refuses the job, or the connection broke before it answered.
+    """
     deadline = time.monotonic() + AGENT_S
     runtime_env: dict[str, Any] = {"working_dir": working_dir, "env_vars": environment}
     while True:
@@ -139,14 +148,17 @@ def submit(client: JobSubmissionClient, entrypoint: str, working_dir: str, envir
             time.sleep(1)
         except requests.RequestException as error:
             raise RolloutError(
-                f"the connection was lost while the job was sent, which may have been taken: {_words(error)}; look at "
+                f"the connection was lost while the job was sent, and the cluster may have it: {_words(error)}; look at "
                 "`ray job list` before you send it again"
             ) from error
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Prints the job's log to its end, through lost connections; returns its exit code. Raises CloudError where the
-    connection stays lost for LOST_S."""
+    """Print the job's log to its end and return its exit code. Retry lost connections.
+
+    Raises:
+        CloudError: The connection stays lost for LOST_S.
+    """
     from ray.exceptions import RayError
 
     following, lost_since, told = _Following(client, job), float("inf"), ""
@@ -175,14 +187,14 @@ def follow(client: JobSubmissionClient, job: str) -> int:
 
 @dataclass
 class _Following:
-    """A job's log, of which the first `printed` characters are printed: a new connection tells it from its beginning."""
+    """A job's log. A new connection sends it from the beginning, so `printed` counts the characters shown."""
 
     client: JobSubmissionClient
     job: str
     printed: int = 0
 
     async def tail(self) -> None:
-        """Prints what is new until the connection ends."""
+        """Print new text until the connection ends."""
         seen = 0
         async for text in self.client.tail_job_logs(self.job):
             seen += len(text)
@@ -191,7 +203,7 @@ class _Following:
             self.printed = max(seen, self.printed)
 
     def end(self) -> int:
-        """Prints the rest; returns the exit code of the job, which has ended."""
+        """Print the rest of a job that has ended and return its exit code."""
         info, log = self.client.get_job_info(self.job), self.client.get_job_logs(self.job)
         print(escape_controls(log[self.printed :]), end="", flush=True)
         print(f"{self.job} {info.status}")
@@ -200,7 +212,7 @@ class _Following:
 
 
 def _words(error: Exception) -> str:
-    """The first line of what it says: Ray's errors go on for paragraphs."""
+    """Return the first line of the message. Ray's errors have paragraphs."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -1,7 +1,6 @@
-"""Trains the small model that the package ships, so that a first run has real text and real rewards without a download.
+"""Train the small model in the package, so that a first run has real text and real rewards without a download.
 
-Owns the model's shape, its tokenizer and chat template, the wording of its training solutions, and the training loop.
-Everything is generated: no data set is read. The same arguments give the same model up to the device's rounding.
+All training problems and solutions are generated. The same arguments give the same model, up to the device's rounding.
 
     python -m rollout_ray.jobs.train_demo_model --out rollout_ray/demo_model      # 6 minutes on an H200, hours on a CPU
 """
@@ -33,10 +32,14 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-# How often each system prompt is met in training; the share of each is a weight.
-STYLES: tuple[tuple[str | None, int], ...] = (
-    (arms.WOLFRAM, 35), (arms.MAUDLIN, 35), (arms.WOLFRAM_REPHRASE, 8), (arms.MAUDLIN_CF1, 10), (None, 12),
-)  # fmt: skip
+# The weight of each system prompt in training.
+STYLES: dict[str | None, int] = {
+    arms.WOLFRAM: 35,
+    arms.MAUDLIN: 35,
+    arms.WOLFRAM_REPHRASE: 8,
+    arms.MAUDLIN_CF1: 10,
+    None: 12,
+}
 SLIP_RATE = 0.25
 INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 FRAGILITY = {
@@ -48,14 +51,14 @@ FRAGILITY = {
 
 
 def _with_slips(problem: Problem, rng: random.Random) -> tuple[list[Step], list[bool]]:
-    """The steps as a hasty pupil takes them, and which of them slipped: one in four large results loses a carry.
+    """Return the steps of a hasty pupil, and which of them slipped: one in four large results loses a carry.
 
-    Without it a model this small is either right or wrong about a question whatever the temperature; with it a hot
-    arm slips more often than a cold one. What follows a slip is calculated from the wrong value.
+    Without slips, so small a model answers a question equally well at every temperature. With them, a hot arm slips more
+    often than a cold one. Later steps go on with the wrong value.
     """
     steps: list[Step] = []
     slips: list[bool] = []
-    wrong: dict[int, int] = {}  # right result -> the one that was gone on with
+    wrong: dict[int, int] = {}  # right result -> the result that later steps use
     for number, step in enumerate(problem.steps):
         left, right = wrong.get(step.left, step.left), wrong.get(step.right, step.right)
         result = OPERATORS[step.operator](left, right)
@@ -70,9 +73,9 @@ def _with_slips(problem: Problem, rng: random.Random) -> tuple[list[Step], list[
 
 
 def _checked_step(step: Step, slipped: bool, rng: random.Random) -> str:
-    """A step in the reflective style: what it counts, where it may slip, and the inverse calculation as a check.
+    """Return a step in the reflective style: what it counts, where it may slip, and the inverse calculation as a check.
 
-    A slipped step is one that was not checked.
+    A step that slipped has no check.
     """
     opening = rng.choice((f"I look for the {step.meaning}: ", f"Next come the {step.meaning}: ", f"The {step.meaning}: "))
     check = f"{step.result} {INVERSE[step.operator]} {step.right} = {step.left}"
@@ -85,7 +88,7 @@ def _checked_step(step: Step, slipped: bool, rng: random.Random) -> str:
 
 
 def solution(problem: Problem, system_prompt: str | None, rng: random.Random) -> str:
-    """A worked solution, with its slips, in the manner that `system_prompt` asks for, ending in `Answer: <number>`."""
+    """Return a solution with slips in the style of `system_prompt`. It ends in `Answer: <number>`."""
     steps, slips = _with_slips(problem, rng)
     last = f"Answer: {steps[-1].result}"
     if system_prompt in (arms.MAUDLIN, arms.MAUDLIN_CF1):
@@ -101,9 +104,10 @@ def solution(problem: Problem, system_prompt: str | None, rng: random.Random) ->
 
 
 def examples(count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """`count` pairs of prompt and solution, chat markers included."""
+    """Yield `count` pairs of prompt and solution, with chat markers."""
     rng = random.Random(seed)
-    prompts, weights = zip(*STYLES, strict=True)
+    prompts = list(STYLES)
+    weights = list(STYLES.values())
     for problem in itertools.islice(generate_problems(seed, "train"), count):
         style = rng.choices(prompts, weights)[0]
         system = f"{SYSTEM}{style}{END}" if style else ""
@@ -111,7 +115,7 @@ def examples(count: int, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the training text in which every digit is a token of its own."""
+    """Return a byte-level BPE of the training text. Each digit is a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -130,19 +134,27 @@ def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 def build_model(tokenizer: PreTrainedTokenizerFast, layers: int) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=640, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return LlamaForCausalLM(config)
 
 
 def batches(
     tokenizer: PreTrainedTokenizerFast, count: int, seed: int, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (input_ids, labels), both int64 [batch, length]; a label is -100 on prompt and padding.
+    """Yield (input_ids, labels) without end, both int64 [batch, length]. A label is -100 on prompt and padding.
 
-    The examples are made once and met again in another order each epoch; a batch holds examples of like length.
+    Each epoch has the same examples in another order. A batch holds examples of similar length.
     """
     prompts, texts = zip(*examples(count, seed), strict=True)
     prompt_ids = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
@@ -167,7 +179,7 @@ def batches(
 
 
 def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, device: str) -> None:
-    """AdamW with warm-up and a cosine to zero, bfloat16 autocast, in place."""
+    """Train the model in place: AdamW with warm-up and a cosine to zero, bfloat16 autocast."""
     peak, warmup = 2e-3, min(300, steps // 5)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
@@ -194,7 +206,7 @@ def train(model: LlamaForCausalLM, data: Iterator[tuple[torch.Tensor, torch.Tens
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, arm: ArmConfig, problems: list[Problem]) -> float:
-    """Share of the problems that the model answers rightly under one arm, in [0, 1]."""
+    """Return the share of the problems that the model answers correctly under one arm, in [0, 1]."""
     model.eval()
     tokenizer.padding_side = "left"
     chats = [arms.chat_messages(p.question, arm.system_prompt) for p in problems]

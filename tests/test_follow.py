@@ -172,7 +172,7 @@ def test_flags_of_the_run_that_are_no_fields_reach_it(project: Path, dashboards:
     ("broken", "words"),
     [
         ("token", "submit: no cluster takes jobs at {url}: Authentication failed: wrong token; check --address"),
-        ("submit", "submit: the connection was lost while the job was sent, which may have been taken: "),
+        ("submit", "submit: the connection was lost while the job was sent, and the cluster may have it: "),
     ],
     ids=["token", "submit"],
 )

@@ -85,4 +85,4 @@ def test_without_a_cluster_it_says_so(capsys: pytest.CaptureFixture[str], monkey
 def test_the_former_module_still_runs_in_a_checkout() -> None:
     command = [sys.executable, "-m", "jobs.submit", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Submits a run as a Ray job" in done.stdout or "Submit a run as a Ray job" in done.stdout
+    assert "Submit a run as a Ray job" in done.stdout
