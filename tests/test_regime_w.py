@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.config.schema import RewardConfig
+from rollout_ray.config.scoring_schema import RewardConfig
 from rollout_ray.scoring.grader import Grade
 from rollout_ray.scoring.regime_w import Scorable, score_question
 

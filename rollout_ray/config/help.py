@@ -15,7 +15,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from rollout_ray.config.arm_schema import Section
-from rollout_ray.config.schema import RunConfig, SimulatedConfig, leaf_fields
+from rollout_ray.config.engine_schema import SimulatedConfig
+from rollout_ray.config.schema import RunConfig, leaf_fields
 
 FLAG_COLUMNS = 28
 LINE_COLUMNS = 110

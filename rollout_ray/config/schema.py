@@ -1,29 +1,29 @@
 """Define RunConfig: every parameter of a run with its default, unit and range, and the digest that tells two runs apart.
 
-The sections for arms and sampling are in arm_schema.py. Arguments and the environment are read in loading.py. The only
-files that are read here are templates, whose text is part of the run. A field that is None is chosen when the run starts,
-from the model and the hardware.
+arm_schema.py, engine_schema.py and scoring_schema.py have the larger sections. loading.py reads the sources of a config.
+The only files that are read here are templates, whose text is part of the run.
+A field that is None is chosen when the run starts, from the model and the hardware.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from rollout_ray.config.arm_schema import ArmsConfig, SamplingConfig, Section
 from rollout_ray.config.budget import seconds_of
-from rollout_ray.config.free_values import FreeValues, TemplateArguments
+from rollout_ray.config.engine_schema import EngineConfig
+from rollout_ray.config.free_values import TemplateArguments
+from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.redaction import secret_names
 
 DEMO_MODEL = "demo"
 
 Layout = Literal["questions", "trajectories", "responses"]
-
-NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class DataConfig(Section):
@@ -81,113 +81,6 @@ class ModelConfig(Section):
         from rollout_ray.config.templates import chat_template
 
         return None if value is None else chat_template(value)
-
-
-class SimulatedConfig(Section):
-    """The simulated engine, for tests: known speed and faults, no model."""
-
-    sim_tokens_per_second: float = Field(10_000.0, gt=0, description="Output tokens a second of a full batch.")
-    sim_mean_tokens: int = Field(100, ge=1, description="Mean output length in tokens.")
-    sim_start_seconds: float = Field(0.0, ge=0, description="Duration of a start, in seconds.")
-    sim_error_rate: float = Field(0.0, ge=0, le=1, description="Share of requests that the engine refuses.")
-    sim_death_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request kills its engine.")
-    sim_hang_rate: float = Field(0.0, ge=0, le=1, description="Chance that a request hangs its engine.")
-    sim_straggler: float = Field(1.0, gt=0, description="Factor by which engine-0 is slower than the others.")
-    sim_memory_seqs: int = Field(2**20, ge=1, description="Largest max_num_seqs for which the engine has memory.")
-
-
-class EngineConfig(Section):
-    """One vLLM replica. The run chooses unset fields from the hardware when it starts."""
-
-    backend: Literal["vllm", "simulated"] = Field("vllm", description="Engine that generates.")
-    tensor_parallel_size: int | None = Field(
-        None, ge=1, le=64, description="GPUs of one replica. Unset: the fewest that hold the model."
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Type of weights and activations; auto takes the checkpoint's."
-    )
-    max_model_len: int | None = Field(
-        None, ge=16, description="Largest sum of prompt and output, in tokens. Unset: the arm set's, at most the model's."
-    )
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory for the engine.")
-    kv_cache_gib: float | None = Field(
-        None,
-        gt=0,
-        description="KV cache of a CPU replica, in GiB. Unset: enough for max_num_seqs sequences of middling length.",
-    )
-    max_num_seqs: int | None = Field(
-        None,
-        ge=1,
-        description="Most sequences that are decoded at once. Unset: up to 1024 on a GPU, by its kind; 256 on the CPU.",
-    )
-    max_num_batched_tokens: int | None = Field(
-        None, ge=16, description="Most tokens in one step. Unset: up to 16384, by the kind of GPU."
-    )
-    enforce_eager: bool | None = Field(
-        None, description="Use no CUDA graphs and no compilation. Unset: false on a GPU, true on the CPU."
-    )
-    enable_prefix_caching: bool | None = Field(
-        None, description="Share the KV cache of prompts with the same beginning. Unset: true where the model can."
-    )
-    enable_chunked_prefill: bool | None = Field(
-        None, description="Split long prompts over several steps. Unset: true on a GPU. The CPU engine cannot."
-    )
-    deterministic: bool = Field(
-        False,
-        description="Give the same text for the same seed in every batch. GPUs only, about a fifth slower. Without it a "
-        "seed may give another text in another batch.",
-    )
-    load_format: str = Field("auto", description="How vLLM loads the weights; dummy makes random ones.")
-    extra: FreeValues = Field(default_factory=dict, description="Further engine arguments of vLLM, passed on unchanged.")
-    simulated: SimulatedConfig = SimulatedConfig()
-
-
-REWARD_PRESETS: dict[str, dict[str, float]] = {
-    "regime-w": {"gamma": 0.0, "bonus": 0.0},
-    "regime-w-2": {"gamma": 0.3, "bonus": 0.2},
-}
-
-
-class RewardConfig(Section):
-    """Regime W: reward = alpha x correct + beta x s_wm + gamma x quality + bonus - penalty."""
-
-    reward_preset: Literal["regime-w", "regime-w-2"] = Field(
-        "regime-w", description="Source of gamma and bonus: regime-w sets both to 0, regime-w-2 to 0.3 and 0.2."
-    )
-    alpha: float = Field(1.0, description="Reward of a correct answer.")
-    beta: float = Field(0.5, description="Weight of the coherence s_wm of the question. Wrong answers get it, too.")
-    gamma: float = Field(0.0, description="Weight of the quality of a correct trajectory: how short it is.")
-    bonus: float = Field(0.0, description="Reward of a correct trajectory where s_end is above bonus_above.")
-    bonus_above: float = Field(0.9, ge=0, le=1, description="Value of s_end above which the bonus is paid.")
-    penalty_per_token: float = Field(0.001, ge=0, description="Penalty for each output token beyond penalty_free_tokens.")
-    penalty_free_tokens: int = Field(512, ge=0, description="Output tokens without a penalty.")
-    s_wm_weights: tuple[NonNegative, NonNegative, NonNegative] = Field(
-        (0.4, 0.3, 0.3), description="Weights of s_end, s_path and s_cf in s_wm. Their sum is 1."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset_fills_in(cls, data: Any) -> Any:
-        preset = data.get("reward_preset", "regime-w") if isinstance(data, dict) else None
-        return {**REWARD_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
-
-    @model_validator(mode="after")
-    def _weights_sum_to_one(self) -> Self:
-        if abs(sum(self.s_wm_weights) - 1.0) > 1e-9:
-            raise ValueError(f"s_wm_weights must sum to 1, not {sum(self.s_wm_weights):g}")
-        return self
-
-
-class ScoringConfig(RewardConfig):
-    """Grading and rewards."""
-
-    reward: str | None = Field(
-        None,
-        pattern=r"^[\w.]+:\w+$",
-        description="Reward function of your own, as module:function. It replaces Regime W's.",
-    )
-    grade_timeout_s: int = Field(5, ge=1, le=600, description="Time limit of one symbolic comparison, in seconds.")
-    grader_memory_mib: int = Field(1024, ge=256, description="Memory limit of a grading process, in MiB.")
 
 
 class OutputConfig(Section):

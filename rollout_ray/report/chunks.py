@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rollout_ray.config.schema import ScoringConfig
+from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.core.redaction import escape_controls
 from rollout_ray.results.merged_file import StoredQuestion

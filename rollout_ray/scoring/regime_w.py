@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from rollout_ray.config.schema import RewardConfig
+from rollout_ray.config.scoring_schema import RewardConfig
 from rollout_ray.scoring.grader import Grade
 from rollout_ray.scoring.normal_form import votes
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rollout_ray.config.schema import ScoringConfig
+from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import (
     PART_SCHEMA,

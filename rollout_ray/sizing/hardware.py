@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rollout_ray.config.schema import EngineConfig
+from rollout_ray.config.engine_schema import EngineConfig
 from rollout_ray.core.errors import PlacementError
 from rollout_ray.models.model_size import ModelSize
 from rollout_ray.models.resolved_run import ResolvedRun

@@ -1,0 +1,58 @@
+"""Define the config's section for grading and rewards, and the presets of rewards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rollout_ray.config.arm_schema import Section
+
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+REWARD_PRESETS: dict[str, dict[str, float]] = {
+    "regime-w": {"gamma": 0.0, "bonus": 0.0},
+    "regime-w-2": {"gamma": 0.3, "bonus": 0.2},
+}
+
+
+class RewardConfig(Section):
+    """Regime W: reward = alpha x correct + beta x s_wm + gamma x quality + bonus - penalty."""
+
+    reward_preset: Literal["regime-w", "regime-w-2"] = Field(
+        "regime-w", description="Source of gamma and bonus: regime-w sets both to 0, regime-w-2 to 0.3 and 0.2."
+    )
+    alpha: float = Field(1.0, description="Reward of a correct answer.")
+    beta: float = Field(0.5, description="Weight of the coherence s_wm of the question. Wrong answers get it, too.")
+    gamma: float = Field(0.0, description="Weight of the quality of a correct trajectory: how short it is.")
+    bonus: float = Field(0.0, description="Reward of a correct trajectory where s_end is above bonus_above.")
+    bonus_above: float = Field(0.9, ge=0, le=1, description="Value of s_end above which the bonus is paid.")
+    penalty_per_token: float = Field(0.001, ge=0, description="Penalty for each output token beyond penalty_free_tokens.")
+    penalty_free_tokens: int = Field(512, ge=0, description="Output tokens without a penalty.")
+    s_wm_weights: tuple[NonNegative, NonNegative, NonNegative] = Field(
+        (0.4, 0.3, 0.3), description="Weights of s_end, s_path and s_cf in s_wm. Their sum is 1."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, data: Any) -> Any:
+        preset = data.get("reward_preset", "regime-w") if isinstance(data, dict) else None
+        return {**REWARD_PRESETS.get(preset, {}), **data} if isinstance(preset, str) else data
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> Self:
+        if abs(sum(self.s_wm_weights) - 1.0) > 1e-9:
+            raise ValueError(f"s_wm_weights must sum to 1, not {sum(self.s_wm_weights):g}")
+        return self
+
+
+class ScoringConfig(RewardConfig):
+    """Grading and rewards."""
+
+    reward: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="Reward function of your own, as module:function. It replaces Regime W's.",
+    )
+    grade_timeout_s: int = Field(5, ge=1, le=600, description="Time limit of one symbolic comparison, in seconds.")
+    grader_memory_mib: int = Field(1024, ge=256, description="Memory limit of a grading process, in MiB.")
