@@ -166,8 +166,7 @@ class Engine:
             coalesce_s: Time to wait for more chunks once one is finished. It gathers many into one hand-over.
             reclaim: How many samples to return that are not begun yet.
 
-        Raises:
-            Exception: What broke the engine.
+        A broken engine raises what broke it.
         """
         for request in requests:
             self._accept(request)

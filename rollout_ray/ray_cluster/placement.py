@@ -74,21 +74,11 @@ def choose_placement(
         PlacementError: The nodes cannot hold the engines that the config asks for.
     """
     config = run.config
-    wanted, size = config.resources.replicas, config.engine.tensor_parallel_size or 1
-    cpus = sum(node.cpus for node in nodes)
+    wanted = config.resources.replicas
     if config.engine.backend == "simulated":
         return Placement(wanted or CPU_REPLICAS, 0, 1, "simulated engines", usual_limits(config.engine, 0), cpus=0)
     if not any(node.gpus for node in nodes):
-        if size > 1:
-            raise PlacementError(
-                f"tensor_parallel_size {size} needs GPUs and the machines at hand have none; set it to 1 to run on the CPU"
-            )
-        if cpus < (wanted or 1):
-            raise PlacementError(f"{wanted or 1} engines need a CPU each and Ray has {cpus}; lower --replicas")
-        replicas = wanted or min(CPU_REPLICAS, cpus)
-        threads = max(1, min(node.cpus for node in nodes if node.cpus) * len(nodes) // replicas)
-        note = f"no GPU here: {replicas} engine(s) on the CPU, {threads} thread(s) each"
-        return Placement(replicas, 0, threads, note, usual_limits(config.engine, 0))
+        return _on_the_cpu(nodes, config)
     layout = lay_out(run, model, gpu, max(node.gpus for node in nodes), degree)
     size = layout.tensor_parallel_size
     capacity = sum(node.gpus // size for node in nodes)
@@ -105,6 +95,22 @@ def choose_placement(
     replicas = wanted or capacity
     note = f"{replicas} engine(s) of {size} GPU(s) each, the nodes have {have}; {layout.reason}"
     return Placement(replicas, size, 1, note, layout.limits)
+
+
+def _on_the_cpu(nodes: Sequence[Node], config: RunConfig) -> Placement:
+    """Return how many engines to run on nodes without GPUs. Raises PlacementError."""
+    wanted, size = config.resources.replicas, config.engine.tensor_parallel_size or 1
+    cpus = sum(node.cpus for node in nodes)
+    if size > 1:
+        raise PlacementError(
+            f"tensor_parallel_size {size} needs GPUs and the machines at hand have none; set it to 1 to run on the CPU"
+        )
+    if cpus < (wanted or 1):
+        raise PlacementError(f"{wanted or 1} engines need a CPU each and Ray has {cpus}; lower --replicas")
+    replicas = wanted or min(CPU_REPLICAS, cpus)
+    threads = max(1, min(node.cpus for node in nodes if node.cpus) * len(nodes) // replicas)
+    note = f"no GPU here: {replicas} engine(s) on the CPU, {threads} thread(s) each"
+    return Placement(replicas, 0, threads, note, usual_limits(config.engine, 0))
 
 
 def scorers_for(config: RunConfig, replicas: int) -> int:
