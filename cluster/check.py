@@ -1,6 +1,6 @@
-"""`rollout cluster check FILE`: whether a cluster's YAML can be launched, and what it would cost an hour.
+"""Check whether a cluster's YAML can be launched, and what it would cost an hour: `rollout cluster check FILE`.
 
-Owns the comparison of the YAML with Ray's schema and with what Lambda offers now. It launches nothing and writes nothing.
+It compares the YAML with Ray's schema and with what Lambda offers now. It launches nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(words: Sequence[str]) -> int:
-    """The command `rollout cluster`. Raises ConfigError with everything that is wrong, CloudError where Lambda does not
-    answer or no key is at hand."""
+    """Run the command `rollout cluster` and return its exit code.
+
+    Raises:
+        ConfigError: The YAML is wrong. The message names every fault.
+        CloudError: Lambda does not answer, or there is no key.
+    """
     parser = _Parser(prog="rollout cluster", description="Compare a cluster's YAML with what can be launched now.")
     actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="launches nothing, and tells what an hour would cost")
+    check = actions.add_parser("check", help="launch nothing, and print what an hour would cost")
     check.add_argument("file", help="cluster YAML")
     for line in check_file(parser.parse_args(words).file):
         print("".join(c if c.isprintable() else "?" for c in line))
@@ -47,7 +51,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def check_file(path: str) -> list[str]:
-    """The summary's lines. Raises ConfigError, CloudError."""
+    """Return the lines of the summary. Raise ConfigError or CloudError as `main` does."""
     config = _read(path)
     provider = config["provider"]
     if provider.get("type") == "local":
@@ -90,7 +94,7 @@ def _no_problems(path: str, problems: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Offer:
-    """What Lambda offers the account: `types` and `files` are the API's answers by name, `keys` name -> public key."""
+    """What Lambda offers the account: `types` and `files` by name, and the public key of each name in `keys`."""
 
     types: Mapping[str, Any]
     regions: Sequence[str]
@@ -99,11 +103,11 @@ class Offer:
 
     @classmethod
     def now(cls, client: LambdaClient) -> Offer:
-        """Asks Lambda. Raises CloudError."""
+        """Ask Lambda. Raise CloudError if it does not answer."""
         return cls(client.instance_types(), client.regions(), client.ssh_keys(), client.file_systems())
 
     def regions_of(self, kind: str) -> list[str]:
-        """Regions that have the type at this moment."""
+        """Return the regions that have the type at this moment."""
         return sorted(one["name"] for one in self.types[kind]["regions_with_capacity_available"])
 
     def dollars(self, kind: str) -> float:
@@ -152,7 +156,7 @@ def _names(settings: ProviderSettings, offer: Offer) -> Iterator[str]:
 
 
 def _private_key(auth: Mapping[str, Any], settings: ProviderSettings, offer: Offer) -> Iterator[str]:
-    """The private key is there, is ours alone, and belongs to the public key that instances will be given."""
+    """Check that the private key exists, that only its owner reads it, and that it fits the public key of instances."""
     file = Path(str(auth.get("ssh_private_key", ""))).expanduser()
     if not file.is_file():
         yield f"auth.ssh_private_key: {file} does not exist; give the private half of SSH key {settings.ssh_key_name}"
@@ -200,7 +204,7 @@ def _summary(
     for name in settings.file_systems:
         lines.append(f"file system {name} at {offer.files[name]['mount_point']}")
     whole, least, most = int(config.get("max_workers", 0)), 0.0, 0.0
-    workers: list[float] = []  # the price of every worker that there may be
+    workers: list[float] = []  # the price of each possible worker
     head = config["head_node_type"]
     for name in [head, *(name for name in nodes if name != head)]:
         block, prices = config["available_node_types"][name], [offer.dollars(kind) for kind in nodes[name].types]

@@ -99,7 +99,7 @@ class Instance:
 
 
 def file_key(path: str) -> str:
-    """The key in the file. Raises CloudError where it is missing, or others may read it."""
+    """Return the key in the file. Raise CloudError if it is missing, or if others may read it."""
     file = Path(path).expanduser()
     try:
         mode = file.stat().st_mode
@@ -115,7 +115,7 @@ def file_key(path: str) -> str:
 
 
 def api_key(path: str) -> str:
-    """The key: of the environment, else of the file. Raises CloudError where there is none."""
+    """Return the key from the environment, or from the file. Raise CloudError if there is none."""
     key = os.environ.get(KEY_VARIABLE)
     return _checked(key, KEY_VARIABLE) if key else file_key(path)
 
@@ -145,7 +145,7 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
     def hidden(self, text: str) -> str:
-        """The text without the key."""
+        """Return the text without the key."""
         return text.replace(self._key, "***")
 
 
@@ -165,7 +165,7 @@ class LambdaClient:
         self.pace = pace
 
     def instances(self) -> list[Instance]:
-        """Every instance of the account, whichever cluster it belongs to."""
+        """Return every instance of the account, of whichever cluster."""
         what = "listing instances"
         listed = self._safe(what, "GET", "/instances")
         try:
@@ -199,7 +199,7 @@ class LambdaClient:
         return [one["name"] for one in self._safe("listing regions", "GET", "/regions")]
 
     def ssh_keys(self) -> dict[str, str]:
-        """Name -> public key."""
+        """Return name -> public key."""
         return {one["name"]: one["public_key"] for one in self._safe("listing SSH keys", "GET", "/ssh-keys")}
 
     def file_systems(self) -> dict[str, dict[str, Any]]:
@@ -234,7 +234,7 @@ class LambdaClient:
         raise AssertionError("unreachable")
 
     def _call(self, what: str, method: str, path: str, body: Mapping[str, Any] | None, launch: bool = False) -> Any:
-        """One request. Returns the answer's data; raises LambdaError."""
+        """Send one request and return the answer's data. Raise LambdaError if it fails."""
         self.pace.wait(launch)
         try:
             answer = requests.request(

@@ -1,7 +1,6 @@
-"""What a cluster's YAML may say to the Lambda provider: its keys, their defaults, and their form.
+"""Read the two blocks of a cluster's YAML that belong to the Lambda provider: `provider` and each type's `node_config`.
 
-Owns the two blocks that are ours: `provider` and each type's `node_config`. Ray's own schema has the rest; whether the
-names exist at Lambda is check.py's.
+It checks keys and types. Ray's schema checks the rest of the file, and check.py asks Lambda whether the names exist.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class ProviderSettings:
 
     @property
     def state(self) -> Path:
-        """Folder of the pace's and the tags' files."""
+        """The folder for the request times and the tags."""
         return Path(self.state_dir).expanduser()
 
 
@@ -57,7 +56,7 @@ class NodeSettings:
 
     @property
     def types(self) -> tuple[str, ...]:
-        """Instance types, the preferred one first."""
+        """The instance types, the preferred one first."""
         return (self.instance_type, *self.fallback_instance_types)
 
 
@@ -65,7 +64,7 @@ Settings = TypeVar("Settings", ProviderSettings, NodeSettings)
 
 
 def provider_settings(block: Mapping[str, Any]) -> ProviderSettings:
-    """Raises ConfigError. Keys with an underscore in front are no user's."""
+    """Return the `provider` block without keys that begin with an underscore. Raise ConfigError if it is wrong."""
     ours = {k: v for k, v in block.items() if k not in RAYS_OWN_KEYS and not k.startswith("_")}
     settings = _filled(ProviderSettings, ours, "provider")
     if min(settings.request_interval_s, settings.launch_interval_s, settings.request_timeout_s) <= 0:
@@ -74,19 +73,24 @@ def provider_settings(block: Mapping[str, Any]) -> ProviderSettings:
 
 
 def node_settings(block: Mapping[str, Any], place: str = "node_config") -> NodeSettings:
-    """Raises ConfigError."""
+    """Return a `node_config` block. Raise ConfigError if it is wrong."""
     return _filled(NodeSettings, block, place)
 
 
 def check_cluster_name(name: str) -> None:
-    """Raises ConfigError."""
+    """Raise ConfigError if the cluster cannot have this name."""
     if not CLUSTER_NAME.fullmatch(name):
         raise ConfigError(f"cluster_name {name!r} cannot be used; take up to 40 letters, digits, - and _")
 
 
 def missing_mounts(mounts: Mapping[str, str]) -> list[str]:
-    """A sentence for each file of `file_mounts` (path there -> path here) that is not here: `ray up` would launch the
-    head, and fail then."""
+    """Return a sentence for each local file of `file_mounts` that does not exist.
+
+    `ray up` would launch the head first and fail then.
+
+    Args:
+        mounts: Path on the node -> path on this machine.
+    """
     sentences = []
     for local in mounts.values():
         path = os.path.expanduser(local)

@@ -61,18 +61,18 @@ class LambdaFleet:
             return {one.id: one for one in self._listed.values() if one.status not in ENDED}
 
     def known(self, instance_id: str) -> Instance | None:
-        """The instance as last seen, which may be long ago; asks nobody."""
+        """Return the instance as last seen, which may be long ago. Send no request."""
         with self._state:
             return self._known.get(instance_id)
 
     def launched(self, instance: Instance) -> None:
-        """An instance that listings may not show yet."""
+        """Note an instance that listings may not show yet."""
         with self._state:
             self._launched[instance.id] = self._now()
             self._known[instance.id] = self._live[instance.id] = instance
 
     def ended(self, ids: Iterable[str]) -> None:
-        """Instances that listings may still show as alive."""
+        """Note instances that listings may still show as alive."""
         with self._state:
             for one in ids:
                 self._ended[one] = self._now()

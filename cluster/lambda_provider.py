@@ -71,13 +71,13 @@ MOUNTS = "_file_mounts"  # key of the provider's block
 
 
 def client_of(settings: ProviderSettings) -> LambdaClient:
-    """A client with the key at hand. Raises CloudError where there is none."""
+    """Return a client with the account's key. Raise CloudError if there is none."""
     pace = Pace(settings.state / "pace.json", settings.request_interval_s, settings.launch_interval_s)
     return LambdaClient(api_key(settings.api_key_file), pace, settings.api_url, settings.request_timeout_s)
 
 
 class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
-    """The nodes of one cluster. A node's id is its instance's."""
+    """The nodes of one cluster. The id of a node is that of its instance."""
 
     def __init__(
         self, provider_config: dict[str, Any], cluster_name: str, now: Callable[[], float] = time.monotonic
@@ -134,7 +134,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
         return self._address(node_id, "private_ip")
 
     def _address(self, node_id: str, which: str) -> str | None:
-        """None until it is known. A node that is gone keeps its last one."""
+        """Return the address, or None until it is known. A node that is gone keeps its last one."""
         one = self._fleet.one(node_id) or self._fleet.known(node_id)
         return getattr(one, which) if one else None
 
@@ -158,7 +158,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
     # Launching
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Launches `count` instances, one after the other. Returns {id: {}} of those launched.
+        """Launch `count` instances, one after the other. Return {id: {}} of those launched.
 
         Raises NodeLaunchException where one of them could not be; the others stay, and are counted by their tags. Raises
         ConfigError, CloudError where a head could not be set up, or there is one.
@@ -203,7 +203,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
         return body
 
     def _check_head(self) -> None:
-        """Raises ConfigError where a file that the head is to be sent is not here, CloudError where there is a head."""
+        """Raise ConfigError if a file for the head does not exist, and CloudError if there is a head already."""
         if missing := missing_mounts(self.provider_config.get(MOUNTS, {})):
             raise ConfigError("; ".join(missing))
         live = self._fleet.live(fresh=True)
@@ -219,7 +219,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
         self.terminate_nodes([node_id])
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
-        """Raises CloudError, which names those that could not be ended, after all others have been."""
+        """End the nodes. Afterwards raise CloudError if some could not be ended; it names them."""
         failed: dict[str, LambdaError] = {}
         for one, error in self._end(list(node_ids)).items():
             if error.code != NO_SUCH_OBJECT:
@@ -231,7 +231,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
             raise CloudError(_not_ended(failed, str(next(iter(failed.values())))))
 
     def _end(self, ids: list[str]) -> dict[str, LambdaError]:
-        """Ends them with one call, or where that is refused each with its own; returns what failed."""
+        """End the nodes with one call, or one by one if Lambda refuses that. Return what failed."""
         if not ids:
             return {}
         try:
