@@ -1,4 +1,4 @@
-"""`rollout rescore`: new rewards from stored texts, and nothing but new rewards."""
+"""Test `rollout rescore`: it changes the rewards of stored texts, and nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_it_gives_what_a_run_with_that_scoring_would_have_given(tmp_path: Path, 
     done = rescore(paths["first"].uri, file=yaml(tmp_path, json.dumps({"scoring": scoring})))
     expected = pq.read_table(merged_path(paths["second"]))
     table = pq.read_table(done.path)
-    assert table.equals(expected) or repr(table.to_pylist()) == repr(expected.to_pylist())  # a NaN equals no NaN
+    assert table.equals(expected) or repr(table.to_pylist()) == repr(expected.to_pylist())  # NaN does not equal NaN
     assert table.schema.equals(expected.schema)
     metadata, wanted = (json.loads(t.schema.metadata[b"rollout_ray"]) for t in (table, expected))
     assert (
@@ -85,8 +85,10 @@ def test_what_a_new_config_leaves_out_stays_as_in_the_run(tmp_path: Path) -> Non
     assert done.changed == {"scoring.beta": (0.5, 0.1), "scoring.bonus_above": (0.9, 0.5)}
     other = rescore(run.uri, ["--reward_preset", "regime-w"])
     assert other.changed == {
-        "scoring.reward_preset": ("regime-w-2", "regime-w"), "scoring.gamma": (0.3, 0.0), "scoring.bonus": (0.2, 0.0),
-    }  # fmt: skip
+        "scoring.reward_preset": ("regime-w-2", "regime-w"),
+        "scoring.gamma": (0.3, 0.0),
+        "scoring.bonus": (0.2, 0.0),
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_a_field_that_is_not_of_scoring_is_refused_by_name(run: RunDirectory, fl
 
 
 def test_the_whole_config_of_the_run_may_be_given_again(tmp_path: Path, run: RunDirectory) -> None:
-    """A copy of the run's YAML with another beta; where it ran and where its output went do not matter."""
+    """The YAML of the run with another beta. Fields of machines and output do not matter."""
     values: dict[str, Any] = RunConfig().model_dump(mode="json")
     values["scoring"]["beta"] = 0.0
     values["resources"]["replicas"], values["data"]["dataset"] = 8, "elsewhere.parquet"
@@ -152,7 +154,7 @@ def test_an_incomplete_file_is_refused_and_nothing_is_written(tmp_path: Path, ru
     with pytest.raises(IncompleteError, match=r"broken.parquet cannot be rescored: \d+ rows where 20 are due; `rollout v"):
         rescore(broken)
     short = altered(merged_path(run), tmp_path / "broken.parquet", lambda all_rows: all_rows[9]["trajectories"].pop())
-    with pytest.raises(IncompleteError, match=r"question \w+ has not every trajectory once"):
+    with pytest.raises(IncompleteError, match=r"question \w+ does not have every trajectory once"):
         rescore(short)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.parquet", "run"]
 
@@ -169,7 +171,7 @@ def shortest(question: Question, trajectories: Sequence[Trajectory]) -> list[flo
 
 
 def failing(question: Question, trajectories: Sequence[Trajectory]) -> list[float | None]:
-    """A custom reward with a mistake."""
+    """A custom reward with an error."""
     raise ZeroDivisionError("no")
 
 
@@ -189,7 +191,7 @@ def test_rewards_of_ones_own(tmp_path: Path, run: RunDirectory) -> None:
 
 
 def test_texts_are_graded_anew(tmp_path: Path, run: RunDirectory) -> None:
-    """A grade that ran out of time in the run gets a second chance."""
+    """A grade that timed out in the run is tried again."""
 
     def time_out(rows: list[dict[str, Any]]) -> None:
         for entry in rows[2]["trajectories"]:

@@ -1,4 +1,4 @@
-"""The roster: a few kB that name what a file lacks."""
+"""Test the id sketch: a few kB that name the ids that a file lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rollout verify`: what was altered is named, what was not agrees, and what cannot be told is said."""
+"""Test `rollout verify`: it names altered values, accepts unaltered ones, and reports unchecked ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rollout_ray.config.schema import Layout, RunConfig
 from rollout_ray.core.errors import LedgerError, VerifyError
 from rollout_ray.core.records import Question, Trajectory
 from rollout_ray.results import merged_file as merged_module
-from rollout_ray.results.findings import SHOWN
+from rollout_ray.results.findings import MAX_PRINTED
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import Command, demo_rows
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The same, a trajectory a row."""
+    """The same run with one row per trajectory."""
     folder = tmp_path_factory.mktemp("verify-flat") / "run"
     return finished(folder, demo_rows(30), output={"output_dir": str(folder), "layout": "trajectories"})
 
@@ -117,8 +117,11 @@ def test_an_altered_reward_or_seed_is_named_and_nothing_else(
         for t in r["trajectories"]
     ]
     assert (first.question_id, first.arm, first.what, first.stored) == (
-        every[20]["question_id"], every[20]["arm"], "reward", 9.5,
-    )  # fmt: skip
+        every[20]["question_id"],
+        every[20]["arm"],
+        "reward",
+        9.5,
+    )
     assert first.recomputed == pytest.approx(every[20]["reward"])
     assert (second.arm, second.what, second.stored, second.recomputed) == (every[50]["arm"], "seed", 7, every[50]["seed"])
     assert str(second) == (
@@ -128,7 +131,7 @@ def test_an_altered_reward_or_seed_is_named_and_nothing_else(
 
 @pytest.mark.parametrize("name", ["s_end", "s_path", "s_cf", "s_wm"])
 def test_an_altered_coherence_is_named(tmp_path: Path, run: RunDirectory, flat: RunDirectory, name: str) -> None:
-    for source, row in ((run, 4), (flat, 35)):  # in the long form in one row only of its question
+    for source, row in ((run, 4), (flat, 35)):  # in the flat layout, in only one row of its question
         path = altered(
             merged_path(source), tmp_path / "file.parquet", lambda rows, row=row: rows[row].update({name: 0.123})
         )
@@ -178,7 +181,7 @@ def test_many_lost_questions_are_named_as_far_as_the_file_allows_and_all_in_its_
     assert any("number of questions: stored 300, recomputed 400" in str(d) for d in result.disagreements)
     shutil.copy(alone, merged_path(run))
     whole = verify(run.uri)
-    assert whole.counts == {"rows": 100} and whole.lines()[SHOWN] == "... and 80 more"
+    assert whole.counts == {"rows": 100} and whole.lines()[MAX_PRINTED] == "... and 80 more"
     assert {d.question_id for d in whole.disagreements} <= set(ids[100:200])
 
 
@@ -217,10 +220,12 @@ def test_a_timeout_is_no_disagreement_unless_nothing_had_to_be_compared(tmp_path
     file = tmp_path / "file.parquet"
     result = verify(altered(merged_path(run), file, lambda rows: time_out(rows, "incorrect")))
     assert result.agrees
-    assert result.lines()[0] == "1 statuses could not be checked: a comparison failed or ran out of time, now or then"
+    assert result.lines()[0] == "1 statuses could not be checked: a comparison failed or timed out, then or now"
     assert [what for _, _, _, what in found(altered(merged_path(run), file, lambda rows: time_out(rows, "no_answer")))] == [
-        "score_status", "correct", "reward",
-    ]  # fmt: skip
+        "score_status",
+        "correct",
+        "reward",
+    ]
 
 
 def test_symbolic_answers_are_compared_again(tmp_path: Path) -> None:
@@ -244,7 +249,7 @@ def test_of_many_disagreements_the_rare_kinds_are_shown_first(tmp_path: Path, ru
         rows[29]["trajectories"][7]["seed"] = 0
 
     result = verify(altered(merged_path(run), tmp_path / "file.parquet", change))
-    assert len(result.disagreements) == SHOWN and result.disagreements[0].what == "seed"
+    assert len(result.disagreements) == MAX_PRINTED and result.disagreements[0].what == "seed"
     assert result.counts == {"top_p": 240, "seed": 1}
     assert result.lines()[-1].startswith("30 questions, 240 trajectories: 241 disagreements (top_p 240, seed 1) (")
 
@@ -258,7 +263,7 @@ def test_what_is_shown_does_nothing_to_a_terminal(tmp_path: Path, run: RunDirect
 
 
 def half_a_point(question: Question, trajectories: Sequence[Trajectory]) -> list[float | None]:
-    """A custom reward that depends on all that it is given."""
+    """A custom reward that depends on all its arguments."""
     assert question.gold_answer is not None
     return [0.5 * (t.finish_reason == "length") + t.num_tokens / 1000 + (t.engine == "engine-1") for t in trajectories]
 
@@ -302,9 +307,9 @@ def test_a_file_that_another_program_wrote_again_is_verified_in_its_run(tmp_path
     run = finished(tmp_path / "run", demo_rows(9), output={"output_dir": str(tmp_path / "run"), "layout": layout})
     pd.read_parquet(merged_path(run)).to_parquet(merged_path(run))
     result = verify(run.uri)
-    assert result.agrees and "run.json beside it was taken" in result.lines()[0]
+    assert result.agrees and "run.json in its folder was used" in result.lines()[0]
     shutil.copy(merged_path(run), tmp_path / "alone.parquet")
-    with pytest.raises(LedgerError, match=r"does not say what run it is of .*; give the run directory"):
+    with pytest.raises(LedgerError, match=r"does not name its run .* Give the run directory"):
         verify(str(tmp_path / "alone.parquet"))
 
 

@@ -22,7 +22,8 @@ from rollout_ray.data.columns import ID_KEY
 from rollout_ray.export.targets import Target, Writer, parse_target, write_lines
 from rollout_ray.export.trainer_files import Exported, trainer_writer
 from rollout_ray.export.trainer_rows import Choice, TrainerFormat, column_values
-from rollout_ray.results.merge import output_schema, to_layout, write_merged
+from rollout_ray.results.layouts import output_schema, to_layout
+from rollout_ray.results.merge import write_merged
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.storage.paths import join_path, split_path
 

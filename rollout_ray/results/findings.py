@@ -1,6 +1,6 @@
-"""What a verification found: every disagreement by kind, the ones to be shown, and the report for people.
+"""Collect the disagreements that a verification finds, and print them.
 
-Owns the limits on what is kept and the wording; verify.py does the checking.
+All disagreements are counted; a limited number is kept. The checks are in verify.py.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-SHOWN = 20  # disagreements that are kept and shown in full; all are counted
-SHOWN_CHARS = 60  # of a value
+MAX_PRINTED = 20  # disagreements that are printed in full
+MAX_VALUE_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """One value that is not what it must be, or with no values a row that is missing, foreign or double. `arm` and `sample`
-    are None where a whole question is meant."""
+    """One wrong value; or, without values, a row that is missing, unexpected or doubled.
+
+    `arm` and `sample` are None for a whole question. `what` names the value or the problem.
+    """
 
     question_id: str
     arm: str | None
@@ -37,7 +39,18 @@ class Disagreement:
 
 @dataclass
 class Verification:
-    """What a verification found. `counts` has all disagreements by kind; `unchecked` sentences on what could not be."""
+    """Result of a verification.
+
+    Attributes:
+        path: The verified file.
+        layout: Layout of the file.
+        questions: Number of questions in the file.
+        trajectories: Number of trajectories in the file.
+        counts: All disagreements by kind.
+        unchecked: Sentences on checks that were not possible.
+        rewards_checked: Whether rewards were recomputed.
+        seconds: Duration of the verification.
+    """
 
     path: str
     layout: str
@@ -55,19 +68,19 @@ class Verification:
 
     @property
     def disagreements(self) -> list[Disagreement]:
-        """At most SHOWN of them, the rare kinds first, so that many of one kind hide none of another."""
+        """Return at most MAX_PRINTED disagreements, rare kinds first, so that a frequent kind hides no other."""
         kinds = sorted(self._kept, key=lambda kind: self.counts[kind])
-        return [one for kind in kinds for one in self._kept[kind]][:SHOWN]
+        return [one for kind in kinds for one in self._kept[kind]][:MAX_PRINTED]
 
     def add(self, kind: str, found: Disagreement) -> None:
-        """Counts a disagreement in, and keeps it where it may be shown."""
+        """Count a disagreement, and keep it if it may be printed."""
         self.counts[kind] += 1
         kept = self._kept.setdefault(kind, [])
-        if len(kept) < SHOWN:
+        if len(kept) < MAX_PRINTED:
             kept.append(found)
 
     def lines(self) -> list[str]:
-        """The report for people: what disagrees, what could not be checked, and the outcome."""
+        """Return the printed report: disagreements, unchecked values, and the outcome."""
         size = f"{self.questions} questions, {self.trajectories} trajectories"
         total = self.counts.total()
         lines = [str(found) for found in self.disagreements]
@@ -84,23 +97,23 @@ class Verification:
 
 
 def _side_by_side(stored: Any, recomputed: Any) -> tuple[str, str]:
-    """Both values, each in one line; of long texts what stands around the first difference."""
+    """Return both values, each on one line. Long texts are cut to the part around the first difference."""
     if not (isinstance(stored, str) and isinstance(recomputed, str)):
-        return _shown(stored, 0), _shown(recomputed, 0)
+        return _display(stored, 0), _display(recomputed, 0)
     first = next((n for n, (a, b) in enumerate(zip(stored, recomputed, strict=False)) if a != b), None)
-    begin = max(0, (min(len(stored), len(recomputed)) if first is None else first) - SHOWN_CHARS // 2)
-    return _shown(stored, begin), _shown(recomputed, begin)
+    begin = max(0, (min(len(stored), len(recomputed)) if first is None else first) - MAX_VALUE_CHARS // 2)
+    return _display(stored, begin), _display(recomputed, begin)
 
 
-def _shown(value: Any, begin: int) -> str:
+def _display(value: Any, begin: int) -> str:
     if not isinstance(value, str):
         return "null" if value is None else str(value)
-    if len(value) <= SHOWN_CHARS:
+    if len(value) <= MAX_VALUE_CHARS:
         return repr(value)
-    end = begin + SHOWN_CHARS
+    end = begin + MAX_VALUE_CHARS
     return ("..." if begin else "") + repr(value[begin:end]) + ("..." if end < len(value) else "")
 
 
 def _printable(name: str) -> str:
-    """A name as it is, unless it would do something to a terminal."""
-    return name if name.isprintable() and len(name) <= 10 * SHOWN_CHARS else _shown(name, 0)
+    """Return the name, escaped if it holds control characters."""
+    return name if name.isprintable() and len(name) <= 10 * MAX_VALUE_CHARS else _display(name, 0)

@@ -1,8 +1,8 @@
-"""Which ids a file must hold, in a few kB: enough to name the few that are missing or too many.
+"""Summarize a set of ids in a few kB, to name the few ids that a file lacks or has too many.
 
-Owns this summary of a set of ids; it reads no files. Every id falls into one of CELLS cells; a cell holds how many ids it
-got and their bytes xor-ed, each followed by its hash. Where two sets differ in one id of a cell, the summaries differ there
-by that id's bytes and hash; where they differ in several, the hash does not fit what the bytes spell.
+Each id falls into one of CELLS cells. A cell holds the number of its ids, and the xor of their bytes, each followed by
+its hash. If two sets differ in one id of a cell, the xor of both sums spells that id and its hash. If they differ in
+several ids, the hash does not match the bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Self
 
 CELLS = 64
 HASH = 8  # bytes of the hash
-WIDTH = 64  # bytes of an id that a cell holds; of a longer one it holds the hash alone, so that it is noticed but not named
+WIDTH = 64  # longest id in bytes that a cell can spell; a longer id is noticed, but not named
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Ids that were expected and not found, and found but not expected; `unnamed` counts further cells that differ."""
+    """Missing ids and unexpected ids. `unnamed` counts the other cells that differ."""
 
     missing: tuple[str, ...]
     extra: tuple[str, ...]
@@ -28,20 +28,21 @@ class Difference:
 
 @dataclass
 class IdSketch:
-    """The summary of a set of ids; the order in which they are added does not matter."""
+    """The summary of a set of ids. The order of additions does not matter."""
 
     _counts: list[int] = field(default_factory=lambda: [0] * CELLS)
     _sums: list[int] = field(default_factory=lambda: [0] * CELLS)
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> Self:
+        """Return the sketch of these ids."""
         id_sketch = cls()
         for question_id in ids:
             id_sketch.add(question_id)
         return id_sketch
 
     def add(self, question_id: str) -> None:
-        """Counts in one more id."""
+        """Add one id."""
         name = question_id.encode("utf-8", "surrogatepass")
         digest = _digest(name)
         cell = digest[0] % CELLS
@@ -49,19 +50,19 @@ class IdSketch:
         self._sums[cell] ^= int.from_bytes((name if len(name) <= WIDTH else b"").ljust(WIDTH, b"\0") + digest)
 
     def to_text(self) -> str:
-        """One line of at most 12 kB and some digits, which `from_text` reads."""
+        """Return one line of about 12 kB that `from_text` reads."""
         return " ".join(f"{count}:{total:x}" for count, total in zip(self._counts, self._sums, strict=True))
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """The roster of a line. Raises ValueError where it is none."""
+        """Parse the line of a sketch. Raise ValueError if it is malformed."""
         cells = [cell.split(":") for cell in text.split(" ")]
         if len(cells) != CELLS:
             raise ValueError(f"{len(cells)} cells where {CELLS} are needed")
         return cls([int(count) for count, _ in cells], [int(total, 16) for _, total in cells])
 
     def compare(self, found: IdSketch) -> Difference:
-        """How `found` differs from this one, the expected."""
+        """Return how `found` differs from this sketch of the expected ids."""
         missing: list[str] = []
         extra: list[str] = []
         unnamed = 0
@@ -81,7 +82,7 @@ def _digest(name: bytes) -> bytes:
 
 
 def _read_name(total: int) -> str | None:
-    """The one id that a difference of sums stands for; None where it stands for several, or for one that is too long."""
+    """Return the id that a difference of sums spells, or None if it mixes several ids or one is too long."""
     whole = total.to_bytes(WIDTH + HASH)
     name = whole[:WIDTH].rstrip(b"\0")
     return name.decode() if _digest(name) == whole[WIDTH:] else None

@@ -1,6 +1,6 @@
-"""What a merged file says about its run: enough to verify it, or reward it again, from the file alone.
+"""Write and read the description of a run in the metadata of its merged file.
 
-Owns this entry of the metadata in both directions; run.json holds the same facts. It reads no files.
+The description suffices to verify or rescore the file without the run directory. run.json holds the same facts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from rollout_ray.results.id_sketch import IdSketch
 
 @dataclass(frozen=True)
 class Description:
-    """What a merged file says about its run.
+    """The description of a run.
 
-    `config` has the fields of the run's identity, and defaults for the others. `hashed_ids`: the ids are hashes of prompt
-    and gold answer. `fingerprint` is QuestionSet's, `columns` are the input's. `metadata` is the whole entry as it stands
-    in the file.
+    Attributes:
+        config: Fields of the identity of the run, and defaults for the others.
+        arms: The resolved arms.
+        questions: Number of questions.
+        fingerprint: Fingerprint of the QuestionSet.
+        hashed_ids: Whether ids are hashes of prompt and gold answer.
+        gold_key: Column of the gold answers, or None.
+        id_sketch: Sketch of the question ids.
+        columns: Columns of the input.
+        metadata: The whole entry as stored in the file.
     """
 
     config: RunConfig
@@ -40,7 +47,7 @@ class Description:
 
 
 def describe(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet) -> dict[str, Any]:
-    """The description as JSON values, to stand in the metadata of the merged file and in run.json."""
+    """Return the description as JSON values, for the metadata of the merged file and run.json."""
     given_ids = cfg.data.id_key is not None or ID_KEY in questions.source.schema.names
     return {
         "identity": cfg.identity(),
@@ -57,7 +64,7 @@ def describe(cfg: RunConfig, arms: Sequence[Arm], questions: QuestionSet) -> dic
 
 
 def read_description(metadata: Mapping[str, Any]) -> Description:
-    """The description of these JSON values. Raises LedgerError where they are incomplete or of another version."""
+    """Parse the JSON values of a description. Raise LedgerError if they are incomplete or of another version."""
     try:
         dataset = metadata["dataset"]
         return Description(
@@ -73,13 +80,13 @@ def read_description(metadata: Mapping[str, Any]) -> Description:
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise LedgerError(
-            f"the description of the run cannot be read ({type(error).__name__}: {error}); it was written by another "
-            "version: run the command of the run again, which merges again without generating"
+            f"the description of the run cannot be read ({type(error).__name__}: {error}); another version "
+            "wrote it. Run the command of the run again, which merges again without generating"
         ) from error
 
 
 def _nested(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections of the dotted names of a config; what run.json adds to them (fingerprints) is left out."""
+    """Return nested sections for dotted names of a config, without the fingerprints that run.json adds."""
     values: dict[str, Any] = {}
     for name, value in identity.items():
         *sections, leaf = name.split(".")

@@ -1,7 +1,6 @@
-"""Rewards a finished run again, from its stored texts, under another scoring; nothing is generated.
+"""Score the stored texts of a finished run again, with another `scoring` config. Nothing is generated.
 
-Owns which fields a new config may change (those of `scoring`) and the new file's place. Every text is graded anew. The
-file it reads, and the ledger, stay as they are.
+Only fields of `scoring` may change. Every text is graded again. The old file and the run directory stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from rollout_ray.config.loading import overlaid
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError, IncompleteError
 from rollout_ray.core.records import Completion, Question, ScoredQuestion
-from rollout_ray.results.merge import output_schema, to_layout, write_merged
-from rollout_ray.results.merged_file import MergedFile, StoredQuestion, beside
+from rollout_ray.results.layouts import output_schema, to_layout
+from rollout_ray.results.merge import write_merged
+from rollout_ray.results.merged_file import MergedFile, StoredQuestion
+from rollout_ray.results.merged_path import sibling_path
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
 from rollout_ray.storage.paths import split_path
@@ -29,7 +30,7 @@ from rollout_ray.telemetry.summary import Summary
 
 @dataclass(frozen=True)
 class Rescored:
-    """The new file, its summary, and the old and new value of each field that was changed, by its dotted name."""
+    """The new file, its summary, and the old and new value of each changed field, by dotted name."""
 
     path: str
     summary: Summary
@@ -43,12 +44,20 @@ def rescore(
     file: str | Path | None = None,
     output: str | None = None,
 ) -> Rescored:
-    """Writes a merged file like the one of `path` (a run directory, or a file; local or a URI) with new rewards.
+    """Write a merged file with new rewards. Fields that are not given stay as in the run.
 
-    Flags, variables and YAML file are those of a run; what they leave out stays as in the run. The new file is `output`,
-    which must not exist, else merged-<digest of the new config>.parquet beside the old one. Raises ConfigError where a
-    field that is not of `scoring` differs from the run's, LedgerError, VerifyError, and IncompleteError where the file
-    does not hold every trajectory.
+    Args:
+        path: Path or URI of a run directory or a merged file.
+        arguments: Flags of the config.
+        environment: Environment variables of the config.
+        file: YAML file of the config.
+        output: Path of the new file, which must not exist. Default: merged-<digest>.parquet beside the old file.
+
+    Raises:
+        ConfigError: A field outside `scoring` differs from the run.
+        IncompleteError: The file does not hold every trajectory.
+        LedgerError: There is no such file.
+        VerifyError: The file cannot be read.
     """
     with MergedFile(path) as merged:
         old = merged.description.config
@@ -60,7 +69,7 @@ def rescore(
         if merged.run is None and new.scoring.reward == old.scoring.reward is not None:
             _refuse_unasked_function(new, overlaid({}, arguments, environment, file))
         writer = _Writer(merged, new)
-        target = beside(merged.path, new.digest()) if output is None else output
+        target = sibling_path(merged.path, new.digest()) if output is None else output
         folder, name = split_path(target)
         run = RunDirectory(folder)
         if output is not None and run.exists(name):
@@ -86,12 +95,14 @@ def _refuse_other_fields(merged: MergedFile, new: RunConfig, changed: Mapping[st
     if new.output.layout != merged.layout:
         others["output.layout"] = (merged.layout, new.output.layout)
     if others:
-        shown = "; ".join(f"{name} was {json.dumps(old)} and is {json.dumps(now)}" for name, (old, now) in others.items())
-        raise ConfigError(f"rescoring changes only fields of scoring, and {shown}. Leave out what is not of scoring")
+        differences = "; ".join(
+            f"{name} was {json.dumps(old)} and is {json.dumps(now)}" for name, (old, now) in others.items()
+        )
+        raise ConfigError(f"rescoring changes only fields of scoring, and {differences}. Leave out the other fields")
 
 
 def _refuse_unasked_function(new: RunConfig, asked: RunConfig) -> None:
-    """A name that stands in a file from elsewhere is code that its reader may not want to run."""
+    """Refuse to run code that only the file names: the user may not trust the file."""
     if asked.scoring.reward != new.scoring.reward:
         raise ConfigError(
             f"the file names the function {new.scoring.reward} for its rewards; allow it with --reward "
@@ -100,10 +111,12 @@ def _refuse_unasked_function(new: RunConfig, asked: RunConfig) -> None:
 
 
 class _Writer:
-    """Streams the questions of a merged file into a new one, scored by `config`; `summary` counts what was written."""
+    """Streams the questions of a merged file into a new one, scored by `config`. `summary` counts the new rows."""
 
     def __init__(self, merged: MergedFile, config: RunConfig) -> None:
-        self._merged, self._config, self.summary = merged, config, Summary()
+        self._merged = merged
+        self._config = config
+        self.summary = Summary()
         description = merged.description
         self._scorer = QuestionScorer(
             description.arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward)
@@ -114,7 +127,7 @@ class _Writer:
             raise self._incomplete(f"{merged.num_rows} rows where {rows} are due")
 
     def write(self, stream: IO[bytes]) -> None:
-        """Writes the whole parquet file."""
+        """Write the whole parquet file."""
         metadata = {k: v for k, v in self._merged.description.metadata.items() if k not in ("config", "digest")}
         metadata |= {
             "rescored_from": self._merged.description.config.digest(),
@@ -141,7 +154,7 @@ class _Writer:
     def _completions(self, question: Question, stored: StoredQuestion) -> list[Completion]:
         by_index = {self._index_of_key.get((t["arm"], t["sample"]), -1): t for t in stored.trajectories}
         if sorted(by_index) != list(range(len(self._index_of_key))) or len(stored.trajectories) != len(by_index):
-            raise self._incomplete(f"question {question.question_id} has not every trajectory once")
+            raise self._incomplete(f"question {question.question_id} does not have every trajectory once")
         names = ("error", "full_text", "num_prompt_tokens", "num_tokens", "finish_reason", "engine", "policy_version")
         if any(t[name] is None for t in by_index.values() for name in names[1:]):
             raise self._incomplete(
@@ -151,4 +164,4 @@ class _Writer:
 
     def _incomplete(self, what: str) -> IncompleteError:
         path = self._merged.path
-        return IncompleteError(f"{path} cannot be rescored: {what}; `rollout verify {path}` tells more")
+        return IncompleteError(f"{path} cannot be rescored: {what}; `rollout verify {path}` explains it")

@@ -1,16 +1,14 @@
-"""Checks a merged file against what its own texts and description give, and names every disagreement.
+"""Recompute the values of a merged file from its texts and description, and name every disagreement.
 
-Recomputes from the file alone: which questions, arms and samples it must hold, each seed, and from each text and gold
-answer the reasoning, answer, grade, coherence and reward. What nothing else in the file depends on cannot be told from
-it: text after the answer, token counts up to the penalty's limit, the engine's name, the policy's version, input columns
-beside prompt and gold. It corrects nothing.
+Recomputed are the expected questions, arms and samples, the seeds, and the reasoning, answer, grade, coherence and
+reward of each text. Some values cannot be checked: text after the answer, small token counts, engine names, policy
+versions, and other input columns. The file is not changed.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +18,7 @@ import pyarrow as pa
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import SCORES, Completion, Question, ScoredQuestion
 from rollout_ray.results.findings import Disagreement, Verification
-from rollout_ray.results.id_sketch import IdSketch
+from rollout_ray.results.id_check import IdCheck
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import VERDICTS
@@ -33,11 +31,18 @@ _NOT_SETTLED = ("timeout", "error")
 
 
 def verify(path: str, reward: str | None = None) -> Verification:
-    """Verifies a run directory's merged file, or any merged file, by its path or URI.
+    """Verify a merged file.
 
-    A custom reward is called again where it can be imported and the path is the run's own merged file. A name that stands
-    in some other file is code that its reader may not want to run: there `reward` must give the same `module:function`.
-    Raises LedgerError where there is no such file, and VerifyError where it cannot be read.
+    The custom reward of a run is called only for the merged file in its run directory. The name in any other file is
+    code that the user may not trust, unless `reward` gives the same name.
+
+    Args:
+        path: Path or URI of a run directory or a merged file.
+        reward: The `module:function` that the file may name as its reward.
+
+    Raises:
+        LedgerError: There is no such file.
+        VerifyError: The file cannot be read.
     """
     began = time.monotonic()
     with MergedFile(path) as merged:
@@ -56,13 +61,13 @@ def verify(path: str, reward: str | None = None) -> Verification:
 
 
 def _reward(merged: MergedFile, allowed: str | None, result: Verification) -> CustomReward | None:
-    """The custom reward to be called; None is Regime W's, unless the result says that rewards are not checked."""
+    """Return the custom reward to call. None means Regime W, or, as `result` then says, that rewards are unchecked."""
     name = merged.description.config.scoring.reward
     if name is None or merged.layout == "responses":
         return None
     try:
         if merged.run is None and allowed != name:
-            raise ConfigError(f"the file names the function {name}, which --reward {name} would allow to be called")
+            raise ConfigError(f"the file names the function {name}. Allow the call with --reward {name}")
         return load_reward(name)
     except ConfigError as error:
         result.rewards_checked = False
@@ -71,27 +76,34 @@ def _reward(merged: MergedFile, allowed: str | None, result: Verification) -> Cu
 
 
 class _Verifier:
-    """Goes through the questions once, in the order of the file; holds a batch, and the ids seen."""
+    """Checks the questions once, in file order. Holds one batch, and all ids."""
 
     def __init__(self, merged: MergedFile, grader: Grader, reward: CustomReward | None, result: Verification) -> None:
-        self._merged, self._grader, self._result = merged, grader, result
+        self._merged = merged
+        self._grader = grader
+        self._result = result
         description = merged.description
         config = description.config
-        self._description, self._beta = description, None if reward else config.scoring.beta
+        self._description = description
+        self._beta = None if reward else config.scoring.beta
         self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed, reward)
         self._plain = QuestionScorer(description.arms, config.scoring, config.sampling.seed, None)
         self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
         self._fields = RECOMPUTED if result.rewards_checked else tuple(f for f in RECOMPUTED if f != "reward")
         self._row = 0
-        self._seen: dict[str, int] = {}
-        self._found, self._fingerprint = IdSketch(), 0
-        self._hashes: Counter[str] = Counter()
+        self._ids = IdCheck(merged, result)
+        self._fingerprint = 0
         self._open_grades = 0
 
     # Questions
 
     def check(self, given: pa.Table, stored: Sequence[StoredQuestion]) -> None:
-        """Checks the questions of one batch."""
+        """Check the questions of one batch.
+
+        Args:
+            given: Input columns, one row per question.
+            stored: The same questions as stored.
+        """
         result = self._result
         result.questions += len(stored)
         result.trajectories += sum(len(s.trajectories) for s in stored)
@@ -99,8 +111,8 @@ class _Verifier:
         if self._description.hashed_ids:
             hashes = [i.partition("-")[0] for i in self._merged.question_set(given, None).ids]
         if self._merged.layout == "responses" and hashes is not None:
-            stored = [replace(s, question_id=self._numbered(h)) for s, h in zip(stored, hashes, strict=True)]
-        picked = [n for n, s in enumerate(stored) if self._is_new(s.question_id, self._row + n)]
+            stored = [replace(s, question_id=self._ids.id_of_hash(h)) for s, h in zip(stored, hashes, strict=True)]
+        picked = [n for n, s in enumerate(stored) if self._ids.is_new(s.question_id, self._row + n)]
         self._row += len(stored)
         chosen = [stored[n] for n in picked]
         known = self._merged.question_set(given.take(pa.array(picked, pa.int64())), [str(s.question_id) for s in chosen])
@@ -116,29 +128,6 @@ class _Verifier:
             for name in one.uneven:
                 self._add("content", question, f"{name} differs between its rows")
         self._check_trajectories(questions, chosen)
-
-    def _is_new(self, question_id: Any, row: int) -> bool:
-        """Whether the row is the first of its id; registers the id."""
-        key = "" if question_id is None else str(question_id)
-        if not key:
-            if self._merged.layout != "responses":
-                self._result.add("rows", Disagreement(f"of row {row} (from 0)", None, None, "has no question_id"))
-                return False
-            key = f"row {row}"
-        elif key in self._seen:
-            self._result.add(
-                "rows", Disagreement(key, None, None, f"stands twice, in rows {self._seen[key]} and {row} (from 0)")
-            )
-            return False
-        else:
-            self._found.add(key)
-        self._seen[key] = row
-        return True
-
-    def _numbered(self, digest: str) -> str:
-        """The id that the input's row got: of exact duplicates all but the first have a number."""
-        self._hashes[digest] += 1
-        return digest if self._hashes[digest] == 1 else f"{digest}-{self._hashes[digest]}"
 
     def _compare_count(self, question: Question, stored: StoredQuestion) -> None:
         if len(stored.trajectories) != len(self._index_of_key):
@@ -158,7 +147,7 @@ class _Verifier:
             self._compare(question, one, kept, scorer.score(question, cs, settled))
 
     def _keyed(self, question: Question, stored: StoredQuestion) -> dict[tuple[str, int], Mapping[str, Any]]:
-        """The trajectories by (arm, sample), in the order of the draws; what is missing, foreign or double is reported."""
+        """Return the trajectories by (arm, sample), in sample order. Report missing, unexpected and doubled ones."""
         found: dict[tuple[Any, Any], Mapping[str, Any]] = {}
         for trajectory in stored.trajectories:
             key = (trajectory["arm"], trajectory["sample"]) if trajectory else (None, None)
@@ -174,8 +163,10 @@ class _Verifier:
         return {key: found[key] for key in self._index_of_key if key in found}
 
     def _completion(self, question: Question, key: tuple[str, int], stored: Mapping[str, Any]) -> Completion:
-        """What the engine said of a draw, as far as the row holds it; what contradicts itself is reported."""
-        reason, text, error = stored["finish_reason"], stored["full_text"], stored["error"]
+        """Return the completion that the row holds. Report values that contradict each other."""
+        reason = stored["finish_reason"]
+        text = stored["full_text"]
+        error = stored["error"]
         if reason not in FINISH_REASONS:
             self._add("finish_reason", question, "finish_reason", reason, "stop, length or error", key)
         failed = reason == "error"
@@ -183,23 +174,31 @@ class _Verifier:
             self._add("finish_reason", question, "full_text of an error", text, "", key)
         if failed == (error is None):
             self._add("finish_reason", question, "error", error, "a reason" if failed else None, key)
-        counts = {}
-        for name in ("num_prompt_tokens", "num_tokens", "policy_version"):
-            counts[name] = stored[name] if isinstance(stored[name], int) and stored[name] >= 0 else 0
-            if counts[name] != stored[name] or stored[name] is None:
-                kind = "policy_version" if name == "policy_version" else "num_tokens"
-                self._add(kind, question, name, stored[name], "a number from 0", key)
         if not isinstance(text, str):
             self._add("full_text", question, "full_text", text, "a text", key)
             text = ""
         return Completion(
-            self._index_of_key[key], "" if failed else text, counts["num_prompt_tokens"], counts["num_tokens"],
-            reason if reason in FINISH_REASONS else "stop", stored["engine"], error,
-            counts["policy_version"],
-        )  # fmt: skip
+            sample_index=self._index_of_key[key],
+            full_text="" if failed else text,
+            num_prompt_tokens=self._count(question, key, stored, "num_prompt_tokens"),
+            num_tokens=self._count(question, key, stored, "num_tokens"),
+            finish_reason=reason if reason in FINISH_REASONS else "stop",
+            engine=stored["engine"],
+            error=error,
+            policy_version=self._count(question, key, stored, "policy_version"),
+        )
+
+    def _count(self, question: Question, key: tuple[str, int], stored: Mapping[str, Any], name: str) -> int:
+        """Return a count of the row. Report a value that is not a number from 0, and return 0 for it."""
+        value = stored[name]
+        if isinstance(value, int) and value >= 0:
+            return value
+        kind = "policy_version" if name == "policy_version" else "num_tokens"
+        self._add(kind, question, name, value, "a number from 0", key)
+        return 0
 
     def _settled(self, grade: Grade, stored: Mapping[str, Any]) -> Grade:
-        """The grade to go on with: the stored one where a comparison ran out of time, or failed, now or then."""
+        """Return the grade to use: the stored grade if the comparison timed out or failed, then or now."""
         status = stored["score_status"]
         if status == grade.status or not {status, grade.status} <= VERDICTS or stored["finish_reason"] == "error":
             return grade
@@ -215,7 +214,7 @@ class _Verifier:
         rows: Mapping[tuple[str, int], Mapping[str, Any]],
         scored: ScoredQuestion,
     ) -> None:
-        whole = len(rows) == len(self._index_of_key)  # coherence is a matter of all trajectories
+        whole = len(rows) == len(self._index_of_key)  # coherence depends on all trajectories
         follow = 0
         for trajectory in scored.trajectories:
             key = (trajectory.arm, trajectory.sample)
@@ -236,7 +235,7 @@ class _Verifier:
                     self._add(name, question, name + more, scores[name], getattr(scored, name))
 
     def _follows_coherence(self, was: Any, now: Any, stored: StoredQuestion, scored: ScoredQuestion) -> bool:
-        """Whether a reward differs by what the question's s_wm, which is reported, differs by, and by nothing else."""
+        """Return whether only the difference in s_wm, which is reported, explains the difference in reward."""
         if self._beta is None or not isinstance(was, float) or not isinstance(now, float):
             return False
         shifts = [s["s_wm"] - scored.s_wm for s in stored.scores if isinstance(s["s_wm"], float)]
@@ -245,47 +244,14 @@ class _Verifier:
     # The end
 
     def finish(self) -> None:
-        """Checks what only the whole file shows: its questions and their fingerprint."""
+        """Check the set of questions and its fingerprint, after all batches."""
         if self._open_grades:
             self._result.unchecked.append(
-                f"{self._open_grades} statuses could not be checked: a comparison failed or ran out of time, now or then"
+                f"{self._open_grades} statuses could not be checked: a comparison failed or timed out, then or now"
             )
         if self._merged.layout == "responses":
             self._result.unchecked.append("a 'responses' file has no keys, seeds, answers or rewards that could be checked")
-        missing, extra, unnamed = self._absent()
-        for question_id in missing:
-            self._result.add("rows", Disagreement(question_id, None, None, "is missing"))
-        for question_id in extra:
-            self._result.add("rows", Disagreement(question_id, None, None, "is not of this run"))
-        if unnamed:
-            self._note_number()
-        due = self._description.fingerprint
-        if (
-            not any(self._result.counts[kind] for kind in ("rows", "count", "content"))
-            and f"{self._fingerprint:032x}" != due
-        ):
-            self._result.add(
-                "content",
-                Disagreement(
-                    "(any)", None, None, "fingerprint of prompts and gold answers", f"{self._fingerprint:032x}", due
-                ),
-            )
-
-    def _note_number(self) -> None:
-        """Says what is known where not all ids can be named."""
-        due, here = self._description.questions, len(self._seen)
-        what = "number of questions" if due != here else "has ids that are not of this run"
-        values = (here, due) if due != here else (None, None)
-        self._result.add("count", Disagreement("(any)", None, None, what, *values))
-
-    def _absent(self) -> tuple[Sequence[str], Sequence[str], int]:
-        """Ids that are missing, ids that are foreign, and how many cells of the roster say no more than that they
-        differ. Where the file's roster cannot name all, the parts of its run directory are asked."""
-        difference = self._description.id_sketch.compare(self._found)
-        run = self._merged.run
-        if difference.unnamed and run is not None and (known := run.done_ids()):
-            return sorted(known - self._seen.keys()), sorted(self._seen.keys() - known), 0
-        return difference.missing, difference.extra, difference.unnamed
+        self._ids.finish(f"{self._fingerprint:032x}")
 
     def _add(
         self,

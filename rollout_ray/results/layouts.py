@@ -1,0 +1,72 @@
+"""Arrange input columns and trajectories in the layouts of a merged file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rollout_ray.config.schema import Layout
+from rollout_ray.core.records import PART_SCHEMA, SCORES, TRAJECTORY
+
+REPEATED_BYTES = 96 << 20  # of input columns that are repeated beside trajectories, per table
+
+
+def _as_questions(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
+    table = given
+    for name in rows.column_names:
+        if name not in given.column_names:
+            table = table.append_column(name, rows.column(name))
+    yield table
+
+
+def _as_trajectories(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
+    lists = rows.column("trajectories").combine_chunks()
+    parents = pc.list_parent_indices(lists)
+    flat = lists.flatten()
+    # Every trajectory repeats the input columns. Large ones would exceed the memory, or the limit of Arrow.
+    most = max(1, REPEATED_BYTES * max(1, given.num_rows) // max(1, given.nbytes))
+    for begin in range(0, max(1, len(flat)), most):
+        parent, own = parents.slice(begin, most), flat.slice(begin, most)
+        table = given.take(parent).rename_columns(_beside_trajectory(given.column_names))
+        if "question_id" not in table.column_names:
+            table = table.append_column("question_id", rows.column("question_id").take(parent))
+        for number, field in enumerate(TRAJECTORY):
+            table = table.append_column(field, own.field(number))
+        for name in SCORES:
+            table = table.append_column(name, rows.column(name).take(parent))
+        yield table
+
+
+def _as_responses(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
+    lists = rows.column("trajectories").combine_chunks()
+    texts = lists.flatten().field("full_text")
+    offsets = pc.subtract(lists.offsets, lists.offsets[0])
+    yield given.append_column("responses", pa.ListArray.from_arrays(offsets, texts))
+
+
+_LAYOUTS = {"questions": _as_questions, "trajectories": _as_trajectories, "responses": _as_responses}
+
+
+def to_layout(layout: Layout, given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield the output rows of some questions, in at least one table.
+
+    Args:
+        layout: Layout of the output.
+        given: Input columns, one row per question.
+        rows: Rows of the same questions (PART_SCHEMA), in the same order.
+    """
+    return _LAYOUTS[layout](given, rows)
+
+
+def _beside_trajectory(names: Sequence[str]) -> list[str]:
+    """Return the names of input columns in the flat layout. A name that trajectories have gets the prefix `input_`."""
+    taken = {field.name for field in TRAJECTORY}
+    return [f"input_{name}" if name in taken else name for name in names]
+
+
+def output_schema(given: pa.Schema, layout: Layout) -> pa.Schema:
+    """Return the schema of the merged file for an input with schema `given`."""
+    empty = to_layout(layout, given.remove_metadata().empty_table(), PART_SCHEMA.empty_table())
+    return next(empty).schema
