@@ -1,6 +1,6 @@
-"""What bounded a run: its time by phases, and the one sentence that follows from it.
+"""Find the phase that bounded a run, and say it in one sentence.
 
-Owns the figures of a session's engines and phases, and the rules of that sentence. Pure: no clock.
+Pure: reads the figures of engines and phases, and no clock.
 """
 
 from __future__ import annotations
@@ -8,17 +8,22 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-FEW = 0.5  # of the places filled at the fullest: fewer, and there were too few requests
-LONG_TAIL = 1 / 3  # of the generation with every draw begun: the run waited for its longest outputs
-HELD_UP = 0.2  # of the generation without new work for the engines, because the scorers were behind
-KV_BOUND = 0.2  # of the steps with requests that waited for room in the KV cache
+FEW = 0.5  # share of places in use at the peak; below it, the run had too few requests
+LONG_TAIL = 1 / 3  # share of the generation after the last sample began
+HELD_UP = 0.2  # share of the generation in which engines got no work because scorers were behind
+KV_BOUND = 0.2  # share of the steps in which requests waited for the KV cache
 MOST_LINES = 8
 
 
 @dataclass(frozen=True)
 class EngineAccount:
-    """One engine slot in a session, restarts included. `idle_seconds`: it had started and had nothing to decode while the
-    run still generated; `tokens_per_second` is over `decoding_seconds`; `mean_batch` is tokens a step."""
+    """Figures of one replica in a session, restarts included.
+
+    Attributes:
+        idle_seconds: Time without anything to decode, after the start and during the generation.
+        tokens_per_second: Generated tokens over `decoding_seconds`.
+        mean_batch: Tokens per step.
+    """
 
     starting_seconds: float = 0.0
     decoding_seconds: float = 0.0
@@ -38,9 +43,16 @@ class EngineAccount:
 
 @dataclass(frozen=True)
 class SessionAccount:
-    """Where a session's time went, in seconds, one phase after the other: `starting` until the first engine could decode,
-    `generation` until the last output came, `scoring` until the last question was committed. Within the generation,
-    `held_up`: engines got nothing new because the scorers were behind; `tail`: every draw had been begun."""
+    """Seconds of a session by phase.
+
+    Attributes:
+        starting_seconds: Until the first engine could decode.
+        generation_seconds: From then until the last output.
+        scoring_seconds: From then until the last question was committed.
+        held_up_seconds: Part of the generation in which engines got no work because the scorers were behind.
+        tail_seconds: Part of the generation after the last sample began.
+        engines: Figures by engine name.
+    """
 
     starting_seconds: float = 0.0
     generation_seconds: float = 0.0
@@ -50,7 +62,7 @@ class SessionAccount:
     engines: dict[str, EngineAccount] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types, seconds in milliseconds' precision; the totals over the engines included."""
+        """Return JSON values, with seconds to the millisecond and totals over the engines."""
         values: dict[str, Any] = _rounded(asdict(self))
         totals = {"cache_hit_rate": self.cache_hit_rate, "mean_batch": self.mean_batch}
         values |= _rounded(totals)
@@ -62,27 +74,34 @@ class SessionAccount:
 
     @property
     def cache_hit_rate(self) -> float | None:
-        """Share of the prompt tokens that the prefix caches had."""
+        """Return the share of prompt tokens found in prefix caches, or None without prompts."""
         asked = sum(engine.prompt_tokens for engine in self.engines.values())
         return sum(engine.cached_tokens for engine in self.engines.values()) / asked if asked else None
 
     @property
     def mean_batch(self) -> float | None:
-        """Tokens made a step, over all engines' steps."""
+        """Return the tokens per step over all engines, or None without steps."""
         steps = sum(engine.steps for engine in self.engines.values())
         return sum(engine.generated_tokens for engine in self.engines.values()) / steps if steps else None
 
     @property
     def idle_share(self) -> float:
-        """Of the time of all engines that had started, while the run generated."""
+        """Return the idle share of the time of started engines during the generation."""
         idle = sum(engine.idle_seconds for engine in self.engines.values())
         served = idle + sum(engine.decoding_seconds for engine in self.engines.values())
         return idle / served if served else 0.0
 
 
 def bound_by(account: SessionAccount, total_seconds: float) -> str:
-    """One sentence on what took the time of a run that lasted `total_seconds`, and what would shorten it."""
-    starting, generation, scoring = account.starting_seconds, account.generation_seconds, account.scoring_seconds
+    """Return one sentence on the phase that took the time, and a remedy.
+
+    Args:
+        account: Figures of the session.
+        total_seconds: Duration of the run.
+    """
+    starting = account.starting_seconds
+    generation = account.generation_seconds
+    scoring = account.scoring_seconds
     rest = max(0.0, total_seconds - starting - generation - scoring)
     longest = max(starting, generation, scoring, rest)
     share = f"{longest:.1f} of {total_seconds:.1f} s"
@@ -119,8 +138,8 @@ def _generation_bound(account: SessionAccount) -> str:
         )
     if account.tail_seconds > LONG_TAIL * generation:
         return (
-            f"Bounded by the tail: for the last {account.tail_seconds:.1f} of {generation:.1f} s of generation every draw "
-            f"had been begun and the longest outputs were waited for; engines idled {account.idle_share:.0%} of their time."
+            f"Bounded by the tail: for the last {account.tail_seconds:.1f} of {generation:.1f} s of generation every "
+            f"sample had begun and the run waited for the longest; engines idled {account.idle_share:.0%} of their time."
         )
     batch = account.mean_batch or 0.0
     return (
@@ -130,7 +149,7 @@ def _generation_bound(account: SessionAccount) -> str:
 
 
 def account_lines(account: SessionAccount) -> list[str]:
-    """What the engines did, for people: one line an engine, those beyond eight left out, and one for all of them."""
+    """Return printed lines: one per engine, at most MOST_LINES, and one for all engines."""
     lines = [
         f"{name}: {e.tokens_per_second:,.0f} tokens/s, starting {e.starting_seconds:.1f} s, decoding "
         f"{e.decoding_seconds:.1f} s, idle {e.idle_seconds:.1f} s"

@@ -1,6 +1,6 @@
-"""Early warnings: what the first scored trajectories of a run say is wrong with it, while it can still be stopped.
+"""Warn early about a run that goes wrong, from its first scored trajectories.
 
-Owns the thresholds and the sentences. It sees sums, never a row, and says each thing once.
+Reads sums, never rows. Each warning is given once.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from collections.abc import Iterator
 
 from rollout_ray.telemetry.summary import Summary
 
-ENOUGH = 32  # trajectories before anything is said
+ENOUGH = 32  # trajectories before the first warning
 TRUNCATED = 0.2  # share of outputs cut off at max_tokens
 
 
 class EarlyWarnings:
-    """Remembers what it has said."""
+    """Remembers the warnings that it gave."""
 
     def __init__(self) -> None:
-        self._said: set[tuple[str, str]] = set()
+        self._given: set[tuple[str, str]] = set()
 
     def news(self, summary: Summary) -> list[str]:
-        """Sentences, one of cause and one of remedy, that hold for the run so far and have not been said."""
+        """Return the new warnings for the run so far, each with cause and remedy."""
         news = []
         for kind, arm, text in _findings(summary):
-            if (kind, arm) not in self._said:
-                self._said.add((kind, arm))
+            if (kind, arm) not in self._given:
+                self._given.add((kind, arm))
                 news.append(text)
         return news
 
 
 def _findings(summary: Summary) -> Iterator[tuple[str, str, str]]:
-    """(kind, arm or nothing, sentence)."""
+    """Yield kind, arm (or "") and sentence of every warning that applies."""
     count = summary.trajectories
     if count < ENOUGH:
         return
@@ -42,8 +42,8 @@ def _findings(summary: Summary) -> Iterator[tuple[str, str, str]]:
             f"{truncated / count:.0%} of {count} outputs were cut off at max_tokens; raise --max_tokens, or ask for "
             "shorter answers",
         )
-    unread = summary.score_status["no_answer"]
-    if unread == count:
+    unanswered = summary.score_status["no_answer"]
+    if unanswered == count:
         yield (
             "answers",
             "",

@@ -1,7 +1,6 @@
-"""The live view of a run on a terminal: a bar, a line an engine, a line an arm, and the score statuses.
+"""Draw the live view of a run on a terminal: a bar, engines, arms, and score statuses.
 
-Owns its layout, which fits the terminal's width and height. It reads a RunView and changes nothing. It is drawn in the
-driver's own thread, four times a second at most.
+The layout fits the width and height of the terminal. The driver's thread draws it, at most four times a second.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
-SIDE_BY_SIDE = 116  # columns from which engines and arms stand beside each other
-FEWEST_LINES = 3  # of a table
+SIDE_BY_SIDE = 116  # width from which engines and arms are side by side
+FEWEST_LINES = 3  # per table
 REDRAW_S = 0.25
 STYLES = {
     "running": "green",
@@ -36,12 +35,12 @@ STYLES = {
 
 
 class Live:
-    """Watches a run on `console`."""
+    """Draws a run on `console`."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live as RichLive
 
-        # What else is written meanwhile (log lines) is drawn above the view, but for a stderr that goes elsewhere.
+        # Log lines are drawn above the view, unless stderr goes elsewhere.
         self._live = RichLive(
             console=console, auto_refresh=False, transient=True, redirect_stderr=sys.stderr.isatty(), redirect_stdout=False
         )
@@ -62,7 +61,7 @@ class Live:
 
 
 class Screen:
-    """What is drawn of a run, in the width and height that there are."""
+    """The drawing of a run, in the available width and height."""
 
     def __init__(self, view: RunView) -> None:
         self._view = view
@@ -89,7 +88,7 @@ class Screen:
 
 
 def _head(view: RunView, width: int) -> Iterable[RenderableType]:
-    """The bar with the time that is left, and a line of amounts."""
+    """Return the bar with the time left, and a line of amounts."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text

@@ -1,7 +1,6 @@
-"""A run's figures on Ray's Prometheus endpoint.
+"""Export the figures of a run on Ray's Prometheus endpoint.
 
-Owns the names, which cluster/grafana.json shows. It reads the driver's view every few seconds; a failure here is logged
-once, switches the metrics off, and never reaches the run.
+cluster/grafana.json uses the names. A failure is logged once and switches the metrics off; the run continues.
 """
 
 from __future__ import annotations
@@ -16,50 +15,50 @@ from rollout_ray.telemetry.run_view import RunView
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
-# Name -> tag beside `run`, meaning. Ray puts ray_ before the names, and _total behind those of counters. Ray exports a
-# counter only once it has counted something: what may stay at zero is a gauge.
+# Name -> tag beside `run`, meaning. Ray adds the prefix ray_, and _total to counters. Ray exports a counter only after
+# its first count, so a figure that may stay zero is a gauge.
 GAUGES = {
     "rollout_questions": (None, "Questions of the run"),
     "rollout_questions_saved": (None, "Questions whose trajectories are all scored and saved"),
-    "rollout_queued_draws": (None, "Draws that no engine has yet"),
-    "rollout_unscored_draws": (None, "Draws that wait for a scorer"),
+    "rollout_queued_draws": (None, "Samples that no engine has yet"),
+    "rollout_unscored_draws": (None, "Samples that wait for a scorer"),
     "rollout_restarts": (None, "Engines started again so far"),
-    "rollout_engine_in_flight_draws": ("engine", "Draws that an engine holds"),
+    "rollout_engine_in_flight_draws": ("engine", "Samples that an engine holds"),
     "rollout_engine_running": ("engine", "Sequences that an engine decodes"),
-    "rollout_engine_waiting": ("engine", "Draws that an engine holds and does not decode yet"),
-    "rollout_engine_tokens_per_second": ("engine", "Output tokens a second, over some seconds"),
+    "rollout_engine_waiting": ("engine", "Samples that an engine holds and does not decode yet"),
+    "rollout_engine_tokens_per_second": ("engine", "Output tokens per second, over some seconds"),
     "rollout_engine_kv_cache_use": ("engine", "Share of the KV cache in use"),
-    "rollout_engine_cache_hit_rate": ("engine", "Share of the prompt tokens that the prefix cache had"),
-    "rollout_engine_preemptions": ("engine", "Sequences preempted so far for want of KV cache"),
+    "rollout_engine_cache_hit_rate": ("engine", "Share of the prompt tokens found in the prefix cache"),
+    "rollout_engine_preemptions": ("engine", "Sequences preempted so far for lack of KV cache"),
     "rollout_arm_accuracy": ("arm", "Share of the graded trajectories that are correct"),
     "rollout_arm_reward": ("arm", "Mean reward"),
     "rollout_arm_tokens": ("arm", "Mean output length in tokens"),
 }
 COUNTERS = {
-    "rollout_trajectories": (None, "Trajectories drawn"),
+    "rollout_trajectories": (None, "Trajectories generated"),
     "rollout_engine_tokens": ("engine", "Output tokens"),
     "rollout_score_status": ("status", "Trajectories by score status"),
 }
 
 
 class RunMetrics:
-    """The metrics of the run that is called `run`."""
+    """The metrics of the run with the name `run`."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run.encode("ascii", "backslashreplace").decode()}  # Ray refuses any other letter
         self._metrics: dict[str, Any] = {}
-        self._told: Counter[tuple[str, str]] = Counter()
+        self._counted: Counter[tuple[str, str]] = Counter()
         self._next = 0.0
 
     def update(self, view: RunView, *, last: bool = False) -> None:
-        """Sets the metrics to what `view` says, every few seconds; at once where it is the `last` time."""
+        """Set the metrics from `view`, at most every INTERVAL_S. The `last` update is immediate."""
         now = time.monotonic()
         if now < self._next and not (last and self._next < float("inf")):
             return
         self._next = now + INTERVAL_S
         try:
             self._update(view)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run is worth more than its metrics
+        except Exception as error:  # noqa: BLE001 - no error of the metrics may stop the run
             log.warning("metrics are off for the rest of the run: %s: %s", type(error).__name__, error)
             self._next = float("inf")
 
@@ -103,10 +102,10 @@ class RunMetrics:
             self._metrics[name].set(value, self._label(name, GAUGES, label))
 
     def _count(self, name: str, total: int, label: str = "") -> None:
-        """Counters only go up: what is lost with an engine and drawn again counts twice, as work."""
-        if (more := total - self._told[name, label]) > 0:
+        """Raise a counter to `total`. Samples that are lost with an engine and repeated count twice, as work."""
+        if (more := total - self._counted[name, label]) > 0:
             self._metrics[name].inc(more, self._label(name, COUNTERS, label))
-            self._told[name, label] = total
+            self._counted[name, label] = total
 
     @staticmethod
     def _label(name: str, names: dict[str, tuple[str | None, str]], label: str) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
-"""What a Jupyter notebook shows: a finished run as a table, and a run's progress.
+"""Display runs in a Jupyter notebook: the progress of a run, and a finished run as a table.
 
-Owns the choice of a view where nobody chose one, and the HTML of the summary. Every text in it is escaped.
+Every text in the HTML is escaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rollout_ray.telemetry.summary import ARM_HEADINGS, Summary, arm_cells, summ
 
 
 def progress_here() -> Progress:
-    """The live view in a notebook, or plain lines where it has no ipywidgets to draw with; elsewhere silence."""
+    """Return the live view in a notebook, plain lines without ipywidgets, and no output elsewhere."""
     if "IPython" not in sys.modules:
         return Silent()
     from rich.console import Console
@@ -28,7 +28,7 @@ def progress_here() -> Progress:
 
 
 def summary_html(summary: Summary, path: str) -> str:
-    """The summary by arm as an HTML table, then the rest in sentences and the file's path."""
+    """Return the summary by arm as an HTML table, then sentences and the path of the file."""
     body = "".join(_row("td", (name, *arm_cells(arm))) for name, arm in summary.arms.items())
     lines = [f"{summary.questions} questions, {summary.trajectories} trajectories", *summary_lines(summary), path]
     below = "<br>".join(escape(escape_controls(line)) for line in lines)

@@ -1,6 +1,6 @@
-"""Shows a run while it goes on: nothing, or a line now and then. The live view on a terminal is live.py's.
+"""Report the progress of a run: nothing, or one line now and then.
 
-Owns the words for the driver's state. It changes nothing and never fails a run for want of a terminal.
+The live view on a terminal is in live_view.py. A missing terminal never fails a run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.run_view import RunView
 from rollout_ray.telemetry.summary import ArmSummary
 
-PLAIN_INTERVAL_S, LONG_INTERVAL_S = 10.0, 60.0
+PLAIN_INTERVAL_S = 10.0
+LONG_INTERVAL_S = 60.0
 LONG_RUN_S = 600.0
-MOST_ENGINES = 8  # that are named one by one
+MOST_ENGINES = 8  # that are listed by name
 
 
 class Progress(Protocol):
-    """Watches a run. `update` is called often; it decides itself when to show something."""
+    """Displays a run. `update` is called often, and decides when to display something."""
 
     def __enter__(self) -> Self: ...
 
@@ -30,7 +31,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """Displays nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +44,7 @@ class Silent:
 
 
 class Plain(Silent):
-    """Prints one line every ten seconds, once a minute after ten minutes, for logs."""
+    """Prints one line every ten seconds, and every minute after ten minutes, for logs."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -57,7 +58,7 @@ class Plain(Silent):
 
 
 def plain_line(view: RunView) -> str:
-    """A run on one line."""
+    """Return the state of a run on one line."""
     done = f"{view.generated_samples:,}/{view.total_samples:,} trajectories"
     if view.total_samples:
         done += f" ({view.generated_samples / view.total_samples:.0%})"
@@ -77,7 +78,7 @@ def plain_line(view: RunView) -> str:
 
 
 def amounts(view: RunView) -> str:
-    """What is done, under way and to come."""
+    """Return the saved questions, the speed, and the queues."""
     parts = [f"{view.before + view.committed:,}/{view.total:,} questions", f"{view.rate:,.0f} tokens/s"]
     if view.pending:
         parts.append(f"{view.pending:,} queued")
@@ -89,7 +90,7 @@ def amounts(view: RunView) -> str:
 
 
 def per_arm(arm: ArmSummary) -> tuple[str, str, str, str, str]:
-    """Done, accuracy, mean reward, mean length and truncated of an arm, for people."""
+    """Return done, accuracy, mean reward, mean length and truncated share of an arm, as printed."""
     accuracy = "-" if arm.accuracy is None else f"{arm.accuracy:.1%}"
     reward = "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}"
     truncated = f"{arm.truncated / arm.trajectories:.0%}" if arm.trajectories else "-"
@@ -97,7 +98,7 @@ def per_arm(arm: ArmSummary) -> tuple[str, str, str, str, str]:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 3:05 min, 2:10 h."""
+    """Format seconds as 12 s, 3:05 min or 2:10 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,6 +1,6 @@
-"""The driver's state as others may look at it: engines, counts, and where the time of a session goes.
+"""Hold the state of a run for display: engines, counts, and the time by phase.
 
-Owns these figures and their clocks. The driver and the fleet write them; progress, metrics and the summary read them.
+The driver and the replica set write it. Progress, metrics and summary read it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ from rollout_ray.telemetry.bottleneck import EngineAccount, SessionAccount
 from rollout_ray.telemetry.engine_stats import EngineStats
 from rollout_ray.telemetry.summary import Summary
 
-RATE_S = 5.0  # over which the present speed of an engine is averaged
-SAMPLE_S, SAMPLES = 1.0, 100  # a run notes its load every second, later every hundredth of its age
-MOST_SAMPLED = 64  # engines that are noted one by one
+RATE_S = 5.0  # averaging time of the present speed
+SAMPLE_S = 1.0  # interval of load events at first
+SAMPLES = 100  # later, the interval is the age of the run divided by this
+MOST_SAMPLED = 64  # engines that are recorded by name
 
 
 @dataclass
 class EngineView:
-    """What the driver knows of one engine. `state` is waiting (for a node), starting, running, idle, leaving, dead, retired
-    or ended; `tokens` and `draws` have been delivered, `stats` also counts what is still being decoded; `rate` is in
-    tokens/s."""
+    """The state of one engine.
+
+    Attributes:
+        state: waiting (for a node), starting, running, idle, leaving, dead, retired or ended.
+        samples: Delivered samples.
+        tokens: Delivered tokens. `stats` also counts sequences in progress.
+        places: Sequences that the engine decodes at once.
+        rate: Present speed in tokens/s.
+    """
 
     state: str = "starting"
     unfinished: int = 0
@@ -40,7 +47,7 @@ class EngineView:
     _reported_at: float = field(default_factory=time.monotonic)
 
     def enter(self, state: str, unfinished: int = 0) -> None:
-        """The engine is in this state from now on."""
+        """Change the state of the engine."""
         now = time.monotonic()
         self._pass(now)
         if state == "starting" and self.state not in ("starting", "waiting"):
@@ -62,9 +69,10 @@ class EngineView:
         self._since = now
 
     def record_stats(self, stats: EngineStats) -> None:
-        """The engine has reported what it did since its last report."""
+        """Add the statistics since the last report of the engine."""
         now = time.monotonic()
-        seconds, self._reported_at = now - self._reported_at, now
+        seconds = now - self._reported_at
+        self._reported_at = now
         if seconds > 0:
             weight = 1 - math.exp(-seconds / RATE_S)
             self.rate += weight * (stats.generated_tokens / seconds - self.rate)
@@ -72,11 +80,11 @@ class EngineView:
         self.peak_running = max(self.peak_running, stats.running)
 
     def account(self, until: float) -> EngineAccount:
-        """What the engine did, up to the moment `until` (monotonic clock) at which the last generation came."""
+        """Return the figures of the engine up to `until` (monotonic clock), the time of the last output."""
         self._pass(time.monotonic())
         after = max(0.0, self._since - until)
         served = max(0.0, self.served_seconds - (after if self.state in ("running", "idle", "leaving") else 0.0))
-        silent = max(0.0, until - self._reported_at) if self.state == "idle" else 0.0  # it reports only when it is asked
+        silent = max(0.0, until - self._reported_at) if self.state == "idle" else 0.0  # it reports only on request
         idle = min(served, self.stats.idle_seconds + silent)
         stats = self.stats
         busy = served - idle
@@ -100,8 +108,16 @@ class EngineView:
 
 @dataclass
 class RunView:
-    """The driver's state, for people. Counts of questions; `before` were done by an earlier session. `pending` draws are
-    with no engine yet, `unscored` with a scorer."""
+    """The state of a run.
+
+    Attributes:
+        total: Questions of the run.
+        before: Questions that earlier sessions saved.
+        committed: Questions that this session saved.
+        pending: Samples that no engine has yet.
+        unscored: Samples that wait for a scorer.
+        behind_seconds: Time in which engines got no work because the scorers were behind.
+    """
 
     total: int
     before: int = 0
@@ -119,11 +135,11 @@ class RunView:
     _sample_at: float = 0.0
     _sampled: tuple[dict[str, Any], dict[str, Any]] | None = None
     _behind_since: float | None = None
-    _ebb: float | None = None
+    _tail_began: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
-        """Mean of this session so far."""
+        """Return the mean speed of this session."""
         if self.generation_began is None:
             return 0.0
         seconds = time.monotonic() - self.generation_began
@@ -131,11 +147,11 @@ class RunView:
 
     @property
     def rate(self) -> float:
-        """Tokens/s at present."""
+        """Return the present speed in tokens/s."""
         return sum(engine.rate for engine in self.engines.values())
 
     def seconds_left(self) -> float | None:
-        """Until everything is drawn, at this session's mean speed; None while that is not known."""
+        """Return the seconds until all samples are generated, at the mean speed. None while unknown."""
         if self.generation_began is None or not self.generated_samples or not self.last_generated:
             return None
         seconds = time.monotonic() - self.generation_began
@@ -146,22 +162,28 @@ class RunView:
         return sum(engine.restarts for engine in self.engines.values())
 
     def watch(self, pending: int, unscored: int, behind: bool) -> None:
-        """Notes since when every draw has been begun, and for how long engines got nothing new because the scorers are
-        `behind`."""
+        """Record the queues, the begin of the tail, and the time in which the scorers are behind.
+
+        Args:
+            pending: Samples that no engine has yet.
+            unscored: Samples that wait for a scorer.
+            behind: Whether engines get no work because of the scorers.
+        """
         now = time.monotonic()
         self.pending, self.unscored = pending, unscored
         if pending or any(engine.stats.waiting for engine in self.engines.values()):
-            self._ebb = None
-        elif self._ebb is None:
-            self._ebb = now
+            self._tail_began = None
+        elif self._tail_began is None:
+            self._tail_began = now
         if self._behind_since is not None:
             self.behind_seconds += now - self._behind_since
         self._behind_since = now if behind else None
 
     def sample(self) -> dict[str, Any] | None:
-        """The load, as fields of an event, where it is time for one, and until the first token where something has
-        changed: questions saved, draws made, and by engine the state, the sequences decoded, those that wait, the tokens
-        made so far and the share of the KV cache in use."""
+        """Return the load as fields of an event, or None if no event is due.
+
+        Before the first token, an event is due only after a change.
+        """
         now = time.monotonic()
         if now < self._sample_at:
             return None
@@ -178,13 +200,14 @@ class RunView:
         }
         tokens = sum(engine.stats.generated_tokens for engine in self.engines.values())
         totals = {"questions": self.before + self.committed, "draws": self.generated_samples, "generated_tokens": tokens}
-        earlier, self._sampled = self._sampled, (totals, engines)
+        earlier = self._sampled
+        self._sampled = (totals, engines)
         if not tokens and earlier == self._sampled:
             return None
         return totals | ({"engines": engines} if len(engines) <= MOST_SAMPLED else {})
 
     def account(self) -> SessionAccount:
-        """Where the session's time went."""
+        """Return the time of the session by phase."""
         now = time.monotonic()
         first, last = self.generation_began, self.last_generated or now
         if first is None:
@@ -194,6 +217,6 @@ class RunView:
             generation_seconds=max(0.0, last - first),
             scoring_seconds=max(0.0, now - last),
             held_up_seconds=self.behind_seconds,
-            tail_seconds=max(0.0, last - max(first, self._ebb)) if self._ebb is not None else 0.0,
+            tail_seconds=max(0.0, last - max(first, self._tail_began)) if self._tail_began is not None else 0.0,
             engines={name: engine.account(last) for name, engine in self.engines.items()},
         )

@@ -1,6 +1,6 @@
-"""What a run says about itself: counts, accuracy and reward by arm, and speed.
+"""Summarize a run: counts, accuracy and reward by arm, and speed.
 
-Owns the summary and its table for people. It reads scored rows as they pass through the merge; it computes no score.
+Reads scored rows as the merge yields them. Computes no score.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ ARM_HEADINGS = ("arm", "trajectories", "accuracy", "mean reward", "mean tokens",
 
 @dataclass
 class ArmSummary:
-    """Sums over one arm's trajectories; the ratios are None where nothing was graded or rewarded. `only_text` is a digest
-    of the outputs while all of them are the same text."""
+    """Sums over the trajectories of one arm. Ratios are None if nothing was graded or rewarded.
+
+    `only_text` is a digest of the output, if all outputs are the same text.
+    """
 
     trajectories: int = 0
     tokens: int = 0
@@ -49,7 +51,7 @@ class ArmSummary:
         return self.tokens / self.trajectories if self.trajectories else 0.0
 
     def combine(self, other: ArmSummary) -> None:
-        """Counts in what `other` counted."""
+        """Add the counts of `other`."""
         if not self.trajectories:
             self.only_text = other.only_text
         elif other.trajectories and self.only_text != other.only_text:
@@ -63,10 +65,13 @@ COUNTERS = tuple(f.name for f in fields(ArmSummary) if f.name != "only_text")
 
 @dataclass
 class Summary:
-    """A run in numbers. Counts cover the whole run, resumed parts included; seconds and speed cover this session.
+    """A run in numbers. Counts cover the whole run; seconds and speed cover this session.
 
-    `tokens` are output tokens; `generation_seconds` runs from the first request accepted to the last answer. `account`
-    says what this session's engines did and where its time went, `bound_by` in one sentence what took it.
+    Attributes:
+        tokens: Output tokens.
+        generation_seconds: From the first accepted request to the last output.
+        account: Figures of the engines, and time by phase.
+        bound_by: One sentence on the phase that took the time.
     """
 
     questions: int = 0
@@ -86,7 +91,7 @@ class Summary:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Output tokens a second of this session's generation; None where it generated nothing."""
+        """Return the output tokens per second of this session, or None if it generated nothing."""
         return self.session_tokens / self.generation_seconds if self.generation_seconds and self.session_tokens else None
 
     @property
@@ -94,7 +99,7 @@ class Summary:
         return self.trajectories - sum(arm.rewarded for arm in self.arms.values())
 
     def add(self, rows: pa.Table) -> None:
-        """Counts in rows of PART_SCHEMA."""
+        """Add rows of PART_SCHEMA."""
         self.questions += rows.num_rows
         self.s_wm_sum += pc.sum(rows.column("s_wm")).as_py() or 0.0
         flat = pa.Table.from_struct_array(rows.column("trajectories").combine_chunks().flatten())
@@ -109,12 +114,18 @@ class Summary:
             .group_by("arm", use_threads=False)
             .aggregate(
                 [
-                    ("num_tokens", "count"), ("num_tokens", "sum"), ("right", "count"), ("right", "sum"),
-                    ("reward", "count"), ("reward", "sum"), ("truncated", "sum"), ("num_tokens", "min"),
+                    ("num_tokens", "count"),
+                    ("num_tokens", "sum"),
+                    ("right", "count"),
+                    ("right", "sum"),
+                    ("reward", "count"),
+                    ("reward", "sum"),
+                    ("truncated", "sum"),
+                    ("num_tokens", "min"),
                     ("num_tokens", "max"),
                 ]
             )
-        )  # fmt: skip
+        )
         for row in sums.to_pylist():
             one_length = row["num_tokens_min"] == row["num_tokens_max"]
             new = ArmSummary(
@@ -131,7 +142,7 @@ class Summary:
             self.tokens += row["num_tokens_sum"]
 
     def combine(self, other: Summary) -> None:
-        """Counts in what `other` counted; seconds stay as they are."""
+        """Add the counts of `other`. Seconds do not change."""
         self.questions += other.questions
         self.trajectories += other.trajectories
         self.tokens += other.tokens
@@ -143,7 +154,7 @@ class Summary:
             self.arms.setdefault(name, ArmSummary()).combine(theirs)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types, the ratios included."""
+        """Return JSON values, including the ratios."""
         arms = {
             name: {
                 "trajectories": arm.trajectories,
@@ -167,13 +178,13 @@ class Summary:
 
 
 def _only_text(flat: pa.Table, arm: str) -> str | None:
-    """A digest of the arm's text, where all its trajectories in `flat` have the same."""
+    """Return a digest of the text, if all trajectories of the arm in `flat` have the same text."""
     texts = pc.unique(flat.filter(pc.equal(flat.column("arm"), arm)).column("full_text"))
     return hashlib.blake2b(texts[0].as_py().encode(), digest_size=8).hexdigest() if len(texts) == 1 else None
 
 
 def summary_table(summary: Summary) -> Table:
-    """The summary by arm, for a terminal."""
+    """Return the summary by arm as a table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -187,15 +198,18 @@ def summary_table(summary: Summary) -> Table:
 
 
 def arm_cells(arm: ArmSummary) -> tuple[str, ...]:
-    """What stands under ARM_HEADINGS beside an arm's name."""
+    """Return the cells of an arm for ARM_HEADINGS, without its name."""
     return (
-        str(arm.trajectories), _percent(arm.accuracy), _number(arm.mean_reward), f"{arm.mean_tokens:.0f}",
+        str(arm.trajectories),
+        _percent(arm.accuracy),
+        _number(arm.mean_reward),
+        f"{arm.mean_tokens:.0f}",
         str(arm.truncated),
-    )  # fmt: skip
+    )
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """The rest of the summary in plain sentences."""
+    """Return the rest of the summary as sentences."""
     lines = [
         "score status: " + _counts(summary.score_status),
         "finish reason: " + _counts(summary.finish_reason),
