@@ -139,7 +139,7 @@ def test_the_overview_shows_the_runs_numbers(opened: Opened, run: RunDirectory, 
     assert "5.00 s to 7.00 s: 1,000 tokens/s" in rates
     page.select_option("#chart-arm", "maudlin_1")
     assert page.locator("#chart-difficulty").count() == 0
-    assert "One draw a question has no curve" in page.inner_text("#chart-curves")
+    assert "One sample a question has no curve" in page.inner_text("#chart-curves")
 
 
 def test_filters_and_their_sum(opened: Opened, run: RunDirectory, rows: list[dict[str, Any]]) -> None:

@@ -69,14 +69,18 @@ class Chunks:
     most_bytes: int = MOST_BYTES
     stride: int = 1
     _kept: list[Chunk] = field(default_factory=list)
-    _held: list[tuple[int, Question, StoredQuestion]] = field(default_factory=list)
+    _held: list[tuple[int, Question, StoredQuestion, str | None]] = field(default_factory=list)
     _held_samples: int = 0
     _met: int = 0  # chunks so far, including dropped ones
     _seen: int = 0  # questions so far
 
-    def add(self, question: Question, stored: StoredQuestion) -> None:
-        """Add the next question of the file."""
-        self._held.append((self._seen, question, stored))
+    def add(self, question: Question, stored: StoredQuestion, data: str | None = None) -> None:
+        """Add the next question of the file.
+
+        Args:
+            data: The prompt before the prompt template. None: without a template.
+        """
+        self._held.append((self._seen, question, stored, data))
         self._seen += 1
         self._held_samples += max(1, len(stored.trajectories))
         if self._held_samples >= CHUNK_SAMPLES:
@@ -123,11 +127,11 @@ class Chunks:
         }
         place = {arm.name: n for n, arm in enumerate(self.arms)}
         details = []
-        for number, question, stored in self._held:
+        for number, question, stored, data in self._held:
             answers: dict[str | None, int] = {None: 0}
             index["n"].append(len(stored.trajectories))
             index["number"].append(number)
-            index["title"].append(escape_controls(_title(question)))
+            index["title"].append(escape_controls(_title(question, data)))
             index["wm"].append(_rounded(stored.scores[0]["s_wm"]))
             for t in stored.trajectories:
                 index["arm"].append(place.get(t["arm"], -1))
@@ -136,7 +140,7 @@ class Chunks:
                 index["answer"].append(answers.setdefault(t["answer"], len(answers)))
                 index["reward"].append(_rounded(t["reward"]))
                 index["tokens"].append(t["num_tokens"])
-            details.append(self._detail(question, stored))
+            details.append({**self._detail(question, stored), "data": None if data is None else cut(data)})
         return Chunk(packed(details), index, self._held_samples)
 
     def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
@@ -181,9 +185,9 @@ def _turns(prompt: Prompt) -> list[tuple[str, str]]:
     return [(str(message["role"]), str(message["content"])) for message in prompt]
 
 
-def _title(question: Question) -> str:
-    """Return the beginning of the last message as one line."""
-    turns = _turns(question.prompt)
+def _title(question: Question, data: str | None) -> str:
+    """Return the beginning of the data's prompt, or of the last message, as one line."""
+    turns = _turns(question.prompt) if data is None else [("user", data)]
     text = " ".join(turns[-1][1][: 4 * TITLE_CHARS].split()) if turns else question.fault or ""
     return text if len(text) <= TITLE_CHARS else text[: TITLE_CHARS - 1] + "\u2026"
 

@@ -17,6 +17,9 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+import pyarrow as pa
+
+from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import escape_controls
 from rollout_ray.report.chunks import Chunks, packed
@@ -76,9 +79,9 @@ def write_report(path: str, output: str | None = None, run: RunDirectory | None 
         tallies, chunks = Tallies([arm.name for arm in arms]), Chunks(arms, merged.description.config.scoring)
         for given, stored in merged.batches():
             questions = merged.question_set(given, [str(s.question_id) for s in stored]).questions()
-            for question, one in zip(questions, stored, strict=True):
+            for question, one, data in zip(questions, stored, _data_prompts(merged, given), strict=True):
                 tallies.add(one.trajectories, one.scores[0]["s_wm"])
-                chunks.add(question, one)
+                chunks.add(question, one, data)
         chunks.finish()
         index = chunks.index()
         shown_questions = len(index["columns"].get("n", ()))
@@ -89,6 +92,14 @@ def write_report(path: str, output: str | None = None, run: RunDirectory | None 
         place = run if run is not None and output is None else Folder(folder)
         place.write_atomically(name, page.write)
     return Report(target, page.size, shown_questions, tallies.questions, time.monotonic() - began)
+
+
+def _data_prompts(merged: MergedFile, given: pa.Table) -> list[str | None]:
+    """Return the prompts before the prompt template, or None without a template or a text."""
+    data = merged.description.config.data
+    if data.prompt_template is None or data.prompt_key not in given.column_names:
+        return [None] * given.num_rows
+    return [value if isinstance(value, str) else None for value in given.column(data.prompt_key).to_pylist()]
 
 
 def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
@@ -111,6 +122,7 @@ def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
         "arms": [asdict(arm) for arm in description.arms],
         "reward": _reward(description),
         "config": record.get("config") or description.config.model_dump(mode="json"),
+        "defaults": RunConfig().model_dump(mode="json"),
         "sessions": sessions,
         "stride": stride,
         **tallies.to_dict(),

@@ -1,4 +1,4 @@
-// Charts as SVG: stacked histograms, curves with a band, intervals, and a timeline. They know numbers, not rollouts.
+// Draw charts as SVG: stacked histograms, curves with a band, intervals, and a timeline.
 
 const PLOT = { width: 480, height: 210, left: 44, right: 12, top: 10, bottom: 38 };
 
@@ -13,7 +13,7 @@ function ticks(low, high, about) {
 
 const tick = (value, digits) => (Math.abs(value) >= 1e4 ? short(value) : value.toFixed(digits).replace("-", "\u2212"));
 
-// Axes and grid over [x0, x1] by [0 or y0, y1]; gives the SVG and the two scales.
+// Draws axes and grid over [x0, x1] by [y0, y1]. Returns the SVG and the two scales.
 function frame(label, x0, x1, y0, y1, xLabel, xTicks) {
   const { width, height, left, right, top, bottom } = PLOT;
   const x = (value) => left + ((value - x0) / (x1 - x0 || 1)) * (width - left - right);
@@ -33,7 +33,7 @@ function frame(label, x0, x1, y0, y1, xLabel, xTicks) {
   return { svg, x, y };
 }
 
-// counts: one list a series, each over the bins between the edges; series: [class, name] each.
+// counts: one list of bin counts a series. series: [class, name] pairs.
 function histogram(label, edges, counts, series, xLabel) {
   const totals = edges.slice(1).map((_, bin) => counts.reduce((sum, list) => sum + list[bin], 0));
   const { svg, x, y } = frame(label, edges[0], edges[edges.length - 1], 0, Math.max(1, ...totals), xLabel);
@@ -56,7 +56,7 @@ function histogram(label, edges, counts, series, xLabel) {
   return svg;
 }
 
-// One bar a whole number, coloured by how far it is between none and all.
+// Draws one bar for each integer. The colour says none, some or all.
 function countBars(label, counts, xLabel, name) {
   const most = counts.length - 1;
   const every = Math.max(1, Math.ceil(counts.length / 16));
@@ -75,14 +75,14 @@ function countBars(label, counts, xLabel, name) {
   return svg;
 }
 
-// lines: { name, style, points: [[mean, low, high], ...] } over the same ks; the axis of k is logarithmic from 17 on.
+// lines: { name, style, points: [[mean, low, high], ...] } over the same ks. Above 16 the axis of k is logarithmic.
 function curves(label, ks, lines, questions) {
   const log = ks[ks.length - 1] > 16;
   const place = (k) => (log ? Math.log2(k) : k);
   const values = lines.flatMap((line) => line.points.flat()).filter(known);
   const low = Math.max(0, Math.min(...values) - 0.04);
   const high = Math.min(1, Math.max(...values) + 0.04);
-  const { svg, x, y } = frame(label, place(ks[0]), place(ks[ks.length - 1]), low, high, "k draws", []);
+  const { svg, x, y } = frame(label, place(ks[0]), place(ks[ks.length - 1]), low, high, "k samples", []);
   for (const k of ks) svg.append(s("text", { x: x(place(k)), y: PLOT.height - PLOT.bottom + 15, "text-anchor": "middle" }, k));
   for (const { style, points } of lines) {
     const banded = ks.map((k, n) => [x(place(k)), ...points[n]]).filter(([, , from, to]) => known(from) && known(to));
@@ -99,7 +99,7 @@ function curves(label, ks, lines, questions) {
   return svg;
 }
 
-// A dot with its interval on a scale that all rows of a column share.
+// Draws a dot with its interval, on a scale that all rows of a column share.
 function whisker(label, [mean, low, high], from, to, reference) {
   const x = (value) => 5 + ((value - from) / (to - from || 1)) * 140;
   const svg = s("svg", { viewBox: "0 0 150 18", role: "img", "aria-label": label });
@@ -111,7 +111,7 @@ function whisker(label, [mean, low, high], from, to, reference) {
   return svg;
 }
 
-// points: { name, x: [mean, low, high], y: [mean, low, high] }, a cross and a name each.
+// points: { name, x: [mean, low, high], y: [mean, low, high] }. Each gets a cross and a name.
 function scatter(label, points, xLabel) {
   const span = (values, least, most) => {
     const numbers = values.flat().filter(known);
@@ -121,7 +121,7 @@ function scatter(label, points, xLabel) {
   const [x0, x1] = span(points.map((point) => point.x), 0, Infinity);
   const [y0, y1] = span(points.map((point) => point.y), 0, 1);
   const { svg, x, y } = frame(label, x0, x1, y0, y1, xLabel);
-  const labels = []; // where names stand already: a name takes the first of a few places that is free
+  const labels = []; // positions of names so far; a name takes the first free position of a few
   for (const { name, x: across, y: up } of points) {
     const [cx, cy] = [x(across[0]), y(up[0])];
     if (known(across[1])) svg.append(s("line", { class: "cross", x1: x(across[1]), x2: x(across[2]), y1: cy, y2: cy }));
@@ -138,8 +138,8 @@ function scatter(label, points, xLabel) {
   return svg;
 }
 
-// rows: { name, spans: [[state, from, to], ...] }; marks: { time, text } over all rows; load: [[time, total], ...], drawn
-// below them as a rate.
+// rows: { name, spans: [[state, from, to], ...] }. marks: { time, text } over all rows.
+// load: [[time, total], ...], shown below the rows as a rate.
 function gantt(label, rows, seconds, marks, load) {
   const left = 92, width = 1400, rowHeight = rows.length > 40 ? 12 : 22, plot = load.length > 1 ? 70 : 0, bottom = 26;
   const height = rows.length * rowHeight + plot + bottom + 4;

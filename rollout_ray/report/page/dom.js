@@ -1,4 +1,4 @@
-// Elements, numbers and packed data. Every text enters the page as a text node; nothing here parses markup.
+// Build elements, format numbers and unpack data. Every text becomes a text node; nothing here parses markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -24,7 +24,7 @@ function options(select, entries, chosen) {
   return select;
 }
 
-// The JSON of a data block: base64 of gzip.
+// Returns the JSON of a data block, which is gzip in base64.
 async function unpack(id) {
   const coded = atob(at(id).textContent);
   const bytes = new Uint8Array(coded.length);

@@ -1,5 +1,5 @@
-// The browser of questions: filters over the index, a paged list, and one question with all its arms side by side.
-// The index is in memory; a question's texts lie in a packed chunk, which is decoded when it is shown or searched.
+// Browse the questions: filters over the index, a paged list, and one question with all its arms side by side.
+// The index is in memory. A packed chunk has the questions' texts and is decoded to show or search them.
 
 const PAGE = 25;
 const CACHED = 8; // decoded chunks
@@ -41,7 +41,7 @@ class Browser {
     return (await this.chunk(this.columns.chunk[q]))[this.inChunk[q]];
   }
 
-  draws(q) {
+  samples(q) {
     return Array.from({ length: this.columns.n[q] }, (_, i) => this.first[q] + i);
   }
 
@@ -113,13 +113,35 @@ class Browser {
     let found = [];
     for (let q = 0; q < this.count; q++) if (this.matches(q, want)) found.push(q);
     if (text.value.trim()) found = await this.search(found, text.value.trim().toLowerCase(), run);
-    if (run !== this.searching) return; // another search was begun meanwhile
+    if (run !== this.searching) return; // a newer search has begun
+    this.needle = text.value.trim();
     this.found = this.sorted(found, sort.value);
     this.page = 0;
     this.showList();
   }
 
-  // The questions of `among` whose texts hold the needle; chunk by chunk, so that the page stays alive.
+  // Arrow keys turn the page of the list, or go to the neighbouring question.
+  turnByKey(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea, pre")) return;
+    const button = at({ ArrowLeft: "previous", ArrowRight: "next" }[event.key]);
+    if (button) button.click();
+  }
+
+  // The text with every match of the search in a mark.
+  marked(text) {
+    const needle = (this.needle || "").toLowerCase();
+    const lower = text.toLowerCase();
+    if (!needle || lower.length !== text.length) return text;
+    const parts = [];
+    let from = 0;
+    for (let place = lower.indexOf(needle); place >= 0; place = lower.indexOf(needle, from)) {
+      parts.push(text.slice(from, place), h("mark", null, text.slice(place, place + needle.length)));
+      from = place + needle.length;
+    }
+    return [...parts, text.slice(from)];
+  }
+
+  // Returns the questions of `among` that contain the needle, chunk by chunk to keep the page responsive.
   async search(among, needle, run) {
     const found = [];
     let chunk = -1, questions = null;
@@ -137,20 +159,20 @@ class Browser {
 
   holds(question, needle) {
     const has = (value) => value !== null && value.toLowerCase().includes(needle);
-    return has(question.id) || has(question.gold) || question.prompt.some(([, content]) => has(content)) || question.trajectories.some((t) => has(t.text) || has(t.answer) || has(t.error));
+    return has(question.id) || has(question.gold) || has(question.data) || question.prompt.some(([, content]) => has(content)) || question.trajectories.some((t) => has(t.text) || has(t.answer) || has(t.error));
   }
 
   sorted(found, by) {
     const { status, reward, tokens, wm } = this.columns;
     const right = this.statuses.indexOf("correct");
     const measure = {
-      right: (q) => this.draws(q).reduce((n, t) => n + (status[t] === right), 0),
+      right: (q) => this.samples(q).reduce((n, t) => n + (status[t] === right), 0),
       wm: (q) => wm[q],
       spread: (q) => {
-        const values = this.draws(q).map((t) => reward[t]).filter(known);
+        const values = this.samples(q).map((t) => reward[t]).filter(known);
         return values.length ? Math.min(...values) - Math.max(...values) : 0;
       },
-      long: (q) => -Math.max(0, ...this.draws(q).map((t) => tokens[t])),
+      long: (q) => -Math.max(0, ...this.samples(q).map((t) => tokens[t])),
     }[by];
     if (!measure) return found;
     const keys = new Map(found.map((q) => [q, measure(q)]));
@@ -179,21 +201,24 @@ class Browser {
 
   row(q) {
     const { number, title, wm, status, reward, tokens } = this.columns;
-    const draws = this.draws(q);
-    const right = draws.filter((t) => this.statuses[status[t]] === "correct").length;
-    const rewards = draws.map((t) => reward[t]).filter(known);
+    const samples = this.samples(q);
+    const right = samples.filter((t) => this.statuses[status[t]] === "correct").length;
+    const rewards = samples.map((t) => reward[t]).filter(known);
     const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
     const open = () => { location.hash = `question-${number[q] + 1}`; };
     return h("tr", { on: { click: open } }, h("td", { class: "num quiet" }, number[q] + 1), h("td", { class: "prompt", title: title[q] }, h("a", { href: `#question-${number[q] + 1}`, on: { click: (event) => event.stopPropagation() } }, title[q] || "(empty)")),
-      h("td", null, this.dots(draws)), h("td", { class: "num" }, `${right}/${draws.length}`), h("td", { class: "num optional" }, fixed(wm[q])), h("td", { class: "num optional" }, fixed(mean(rewards))), h("td", { class: "num optional" }, whole(mean(draws.map((t) => tokens[t])))));
+      h("td", null, this.dots(samples)), h("td", { class: "num" }, `${right}/${samples.length}`), h("td", { class: "num optional" }, fixed(wm[q])), h("td", { class: "num optional" }, fixed(mean(rewards))), h("td", { class: "num optional" }, whole(mean(samples.map((t) => tokens[t])))));
   }
 
-  dots(draws) {
+  dots(samples) {
     const { arm, status, finish } = this.columns;
-    const dot = (t) => h("i", { class: `${this.group(t)}${finish[t] === 1 ? " cut" : ""}`, title: `${this.arms[arm[t]] || "?"}: ${STATUS_NAME[this.statuses[status[t]]] || "?"}${finish[t] === 1 ? ", truncated" : ""}` });
-    const several = this.facts.arms.some((one) => one.samples > 1); // then each arm has a line of its own
-    const dots = draws.slice(0, 64).map((t, n) => [several && n && arm[t] !== arm[draws[n - 1]] ? h("b") : null, dot(t)]);
-    return h("div", { class: "dots" }, dots, draws.length > 64 ? `+${draws.length - 64}` : null);
+    const dot = (t) => {
+      const label = `${this.arms[arm[t]] || "?"}: ${STATUS_NAME[this.statuses[status[t]]] || "?"}${finish[t] === 1 ? ", truncated" : ""}`;
+      return h("i", { class: `${this.group(t)}${finish[t] === 1 ? " cut" : ""}`, role: "img", title: label, "aria-label": label });
+    };
+    const several = this.facts.arms.some((one) => one.samples > 1); // then each arm gets its own line
+    const dots = samples.slice(0, 64).map((t, n) => [several && n && arm[t] !== arm[samples[n - 1]] ? h("b") : null, dot(t)]);
+    return h("div", { class: "dots" }, dots, samples.length > 64 ? `+${samples.length - 64}` : null);
   }
 
   group(t) {
@@ -202,7 +227,7 @@ class Browser {
 
   // One question
 
-  // Opens what the address names; anything else shows the list.
+  // Opens the question in the address. Any other address shows the list.
   async follow() {
     const asked = /^#question-(\d+)$/.exec(location.hash);
     if (!asked) {
@@ -222,30 +247,31 @@ class Browser {
     const step = (by, text, id) => h("button", { type: "button", id, disabled: !(place + by in among), on: { click: go(among[place + by]) } }, text);
     const bar = h("div", { class: "bar" }, h("div", null, h("button", { type: "button", id: "back", on: { click: go(null) } }, "\u2190 All questions"), h("span", { class: "quiet" }, `${whole(place + 1)} of ${whole(among.length)}`)), h("div", null, step(-1, "\u2190 Previous", "previous"), step(1, "Next \u2192", "next")));
     const fact = (name, value) => h("span", null, `${name} `, h("b", null, value));
+    const prompt = question.prompt.map(([role, content]) => h("div", null, question.prompt.length > 1 ? h("h3", { class: "quiet" }, role) : null, h("p", { class: "text" }, this.marked(content))));
+    const shown = question.data === null ? prompt : [h("p", { class: "text" }, this.marked(question.data)), h("details", { id: "rendered" }, h("summary", null, "With the prompt template"), prompt)];
     const head = h("div", { class: "card" },
-      h("div", { class: "prompts" }, question.fault ? h("p", { class: "note" }, `This row could not be asked: ${question.fault}`) : null,
-        question.prompt.map(([role, content]) => h("div", null, question.prompt.length > 1 ? h("h3", { class: "quiet" }, role) : null, h("p", { class: "text" }, content)))),
+      h("div", { class: "prompts" }, question.fault ? h("p", { class: "note" }, `This row is not a valid question: ${question.fault}`) : null, shown),
       h("div", { class: "facts" }, fact("gold", question.gold === null ? dash : question.gold), Object.entries(question.scores).map(([name, value]) => fact(name, fixed(value))), fact("question", number[q] + 1), fact("id", question.id)));
-    const draws = this.draws(q).map((t, n) => this.draw(t, question.trajectories[n]));
-    at("browser").replaceChildren(h("div", { id: "detail", class: "detail", "data-question": number[q] + 1 }, bar, head, h("div", { class: "side" }, draws)));
+    const samples = this.samples(q).map((t, n) => this.sample(t, question.trajectories[n]));
+    at("browser").replaceChildren(h("div", { id: "detail", class: "detail", "data-question": number[q] + 1 }, bar, head, h("div", { class: "side" }, samples)));
     at("filters").hidden = true;
     at("detail").scrollIntoView();
   }
 
-  draw(t, trajectory) {
+  sample(t, trajectory) {
     const { arm, status, finish, reward, tokens } = this.columns;
     const group = this.group(t);
     const name = this.arms[arm[t]] || "?";
     const how = this.facts.arms[arm[t]] || {};
     const ended = this.finishes[finish[t]];
     const facts = [`T ${how.temperature}`, `${whole(tokens[t])} tokens`, ended === "length" ? "truncated" : ended, trajectory.engine, trajectory.policy_version ? `weights ${trajectory.policy_version}` : null];
-    return h("article", { class: `card draw is-${group}`, title: `seed ${trajectory.seed}, ${trajectory.prompt_tokens} prompt tokens` },
+    return h("article", { class: `card sample is-${group}`, title: `seed ${trajectory.seed}, ${trajectory.prompt_tokens} prompt tokens` },
       h("header", null, h("h3", null, how.samples > 1 ? `${name} #${trajectory.sample}` : name), h("span", { class: `badge ${group}` }, STATUS_NAME[this.statuses[status[t]]] || "?")),
       h("div", { class: "quiet small" }, facts.filter(Boolean).join(" \u00b7 ")),
       h("div", { class: "answer" }, h("span", { class: "quiet" }, "answer "), h("b", null, trajectory.answer === null ? dash : trajectory.answer)),
       this.terms(reward[t], trajectory.terms),
       trajectory.error ? h("p", { class: "note" }, trajectory.error) : null,
-      h("pre", { class: "text", tabindex: "0" }, trajectory.text));
+      h("pre", { class: "text", tabindex: "0" }, this.marked(trajectory.text)));
   }
 
   terms(reward, terms) {

@@ -1,4 +1,4 @@
-// Starts the page: unpacks the facts and the index, shows everything, and follows the address.
+// Start the page: unpack facts and index, show everything, and follow the address.
 
 async function start() {
   const facts = await unpack("facts");
@@ -8,6 +8,9 @@ async function start() {
   showEngines(facts);
   showConfig(facts);
   const browser = new Browser(await unpack("index"), facts);
+  const header = document.querySelector(".top");
+  new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${header.offsetHeight}px`)).observe(header);
+  addEventListener("keydown", (event) => browser.turnByKey(event));
   addEventListener("hashchange", () => browser.follow());
   await browser.follow();
   document.documentElement.dataset.ready = "yes";

@@ -1,4 +1,4 @@
-// The parts of the page above the questions: tiles, arms, charts, engines and config, all from the facts.
+// Show the parts of the page around the questions: tiles, arms, charts, engines and config, all from the facts.
 
 const STATUS_CLASS = {
   correct: "right", incorrect: "wrong", no_answer: "none", no_gold: "unknown", bad_gold: "unknown", timeout: "unknown", error: "unknown",
@@ -54,7 +54,7 @@ function statusStack(statuses) {
   return stack(Object.keys(STATUS_CLASS).map((name) => [STATUS_CLASS[name], statuses[name] || 0, STATUS_NAME[name]]));
 }
 
-// The bounds that all intervals of a column fit in.
+// Returns bounds that contain all intervals of a column.
 function bounds(intervals, least, most) {
   const values = intervals.filter(Boolean).flat().filter(known);
   if (!values.length) return [0, 1];
@@ -91,7 +91,7 @@ function showArms(facts) {
   const seen = Object.keys(STATUS_CLASS).filter((name) => facts.all.statuses[name]);
   const kinds = seen.map((name) => [STATUS_CLASS[name], `${STATUS_NAME[name]} ${whole(facts.all.statuses[name])}`]);
   const finishes = Object.entries(facts.all.finishes).map(([name, count]) => `${name} ${whole(count)}`).join(", ");
-  at("arm-note").append(legend(kinds), `Finish reasons: ${finishes || "none"}. 95% intervals: of accuracy Wilson's, of means mean \u00b1 1.96 standard errors; draws of one question count as one cluster (Miller 2024). The dashed line is the mean of all arms.`);
+  at("arm-note").append(legend(kinds), `Finish reasons: ${finishes || "none"}. 95% intervals: Wilson's for shares, mean \u00b1 1.96 standard errors for other means; samples of one question count as one cluster (Miller 2024). The dashed line is the mean of all arms.`);
 }
 
 function showCharts(facts) {
@@ -107,7 +107,7 @@ function showCharts(facts) {
     if (counts.curve && counts.curve.k.length) {
       const lines = [{ name: "pass", style: "accent", points: counts.curve.pass }, { name: "majority", style: "second", points: counts.curve.majority }];
       cards.push(card("pass@k and majority@k", "curves", curves("pass@k and majority@k", counts.curve.k, lines, counts.curve.questions), legend([["accent", "pass@k, unbiased (Chen et al. 2021)"], ["second", "majority@k, exact"]])));
-    } else cards.push(card("pass@k and majority@k", "curves", null, counts.curve ? "Nothing was graded." : "One draw a question has no curve."));
+    } else cards.push(card("pass@k and majority@k", "curves", null, counts.curve ? "Nothing was graded." : "One sample a question has no curve."));
     if (select.value === "") {
       const graded = facts.difficulty.some((count) => count);
       cards.push(card("Difficulty: right trajectories a question", "difficulty", graded ? countBars("Questions by right trajectories", facts.difficulty, `right of ${facts.difficulty.length - 1}`, "questions") : null,
@@ -125,7 +125,7 @@ function showCharts(facts) {
   draw();
 }
 
-// What else is known of an engine, where it is: from the event of its start, and from the account of its session.
+// Optional columns of an engine: from its start event, or from its session's account.
 const ENGINE_FACTS = [
   ["facts", "max_num_seqs", "max_num_seqs", whole], ["facts", "seconds", "start", duration], ["facts", "import_seconds", "import", duration], ["facts", "load_seconds", "load", duration],
   ["account", "decoding_seconds", "decoding", duration], ["account", "idle_seconds", "without work", duration], ["account", "tokens_per_second", "tokens/s", short],
@@ -134,7 +134,7 @@ const ENGINE_FACTS = [
 
 function showEngines(facts) {
   if (!facts.sessions.length) {
-    at("engine-cards").append(h("p", { class: "card empty" }, "This file stands outside its run directory: there are no events of engines."));
+    at("engine-cards").append(h("p", { class: "card empty" }, "This file is outside its run directory, so there are no events of engines."));
     return;
   }
   const single = facts.sessions.length === 1;
@@ -143,27 +143,27 @@ function showEngines(facts) {
     const when = new Date(session.time * 1000).toLocaleString();
     const rate = session.summary.tokens_per_second;
     const said = [`${session.kind === "resumed" ? "resumed" : "begun"} ${when}`, duration(session.seconds), known(rate) ? `${short(rate)} tokens/s` : null, session.finished ? null : "did not finish"];
-    const states = [["starting", "starting"], ["running", "running"], ["idle", "idle, nothing left to draw"], ...(marks.length ? [["wrong", `${marks.length} fault${marks.length === 1 ? "" : "s"}`]] : [])];
+    const states = [["starting", "starting"], ["running", "running"], ["idle", "idle, no samples left"], ...(marks.length ? [["wrong", `${marks.length} fault${marks.length === 1 ? "" : "s"}`]] : [])];
     const card = h("div", { class: "card session" }, h("div", { class: "heading" }, h("h3", null, said.filter(Boolean).join(" \u00b7 ")), legend(states)));
     if (session.engines.length) {
       card.append(h("div", { class: "scroll" }, gantt("Engines over time", session.engines, session.seconds, marks, session.load)));
       card.append(h("details", null, h("summary", null, "Seconds and tokens by engine"), engineTable(session, facts.engines, single)));
-    } else card.append(h("p", { class: "quiet" }, "No engine was started: everything was there already."));
+    } else card.append(h("p", { class: "quiet" }, "No engine started, because the results were complete."));
     if (session.note) card.append(h("p", { class: "quiet small" }, session.note));
     if (session.faults.length) card.append(h("details", null, h("summary", null, "Faults"), h("ul", null, marks.slice(0, 200).map(({ time, text }) => h("li", { class: "text" }, `${duration(time)}: ${text}`)))));
     at("engine-cards").append(card);
   });
 }
 
-function engineTable(session, drawn, single) {
+function engineTable(session, counts, single) {
   const accounts = (session.summary.account && session.summary.account.engines) || {};
   const value = (engine, source, key) => (source === "facts" ? engine.facts[key] : (accounts[engine.name] || {})[key]);
   const told = ENGINE_FACTS.filter(([source, key]) => session.engines.some((engine) => known(value(engine, source, key))));
-  const counted = told.some(([, key]) => key === "tokens_per_second") ? [] : ["tokens/s"]; // else over what counts as running
+  const counted = told.some(([, key]) => key === "tokens_per_second") ? [] : ["tokens/s"]; // without an account: tokens over the running time
   const columns = ["engine", "starting", "running", "idle", ...told.map(([, , name]) => name), ...(single ? ["trajectories", "tokens", ...counted] : [])];
   const rows = session.engines.map((engine) => {
     const { name, seconds } = engine;
-    const mine = drawn[name] || {};
+    const mine = counts[name] || {};
     const cells = [duration(seconds.starting), duration(seconds.running), duration(seconds.idle), ...told.map(([source, key, , format]) => format(value(engine, source, key)))];
     if (single) cells.push(whole(mine.trajectories), short(mine.tokens), ...counted.map(() => (seconds.running ? short(mine.tokens / seconds.running) : dash)));
     const phases = engine.facts.phases ? `start: ${JSON.stringify(engine.facts.phases)}` : null;
@@ -180,5 +180,13 @@ function showConfig(facts) {
     const pairs = Object.entries(fields || {}).flatMap(([name, value]) => (value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value).map(([inner, v]) => [`${name}.${inner}`, v]) : [[name, value]]));
     cards.push(table(section, pairs));
   }
+  const differences = [];
+  for (const [section, fields] of Object.entries(facts.config)) {
+    const usual = facts.defaults[section] || {};
+    for (const [name, value] of Object.entries(fields || {})) {
+      if (JSON.stringify(value) !== JSON.stringify(usual[name])) differences.push([`${section}.${name}`, value]);
+    }
+  }
+  at("config-cards").append(differences.length ? table("Differences from the defaults", differences) : h("p", { class: "card quiet" }, "Every field has its default."));
   at("config-cards").append(h("details", { class: "config" }, h("summary", null, "Every field of this run"), h("div", { class: "pairs" }, cards)));
 }
