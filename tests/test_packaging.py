@@ -16,7 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray.scoring.grader_process import Child
-from tests.conftest import AWAIT_JOB_AGENT, HANG_S, Command, clean_environment, demo_rows, free_port, python_named_modules
+from tests.conftest import (
+    AWAIT_JOB_AGENT,
+    HANG_S,
+    ROOT,
+    Command,
+    clean_environment,
+    demo_rows,
+    free_port,
+    python_named_modules,
+)
 
 OUR_FOLDERS = ("actors", "cluster", "jobs", "tests")
 
@@ -117,6 +126,12 @@ def test_the_node_provider_is_where_ray_looks_for_it(wheel: Path) -> None:
     files = ("lambda_provider.py", "lambda.yaml", "local.yaml")
     with zipfile.ZipFile(wheel) as archive:
         assert {f"rollout_ray/cluster/{name}" for name in files} <= set(archive.namelist())
+
+
+def test_the_documentation_is_in_the_wheel(wheel: Path) -> None:
+    pages = {f"rollout_ray/docs/{page.name}" for page in (ROOT / "rollout_ray" / "docs").glob("*.md")}
+    with zipfile.ZipFile(wheel) as archive:
+        assert pages and pages <= set(archive.namelist())
 
 
 def test_the_installed_package_runs_from_anywhere(installed: Path, packages: Path) -> None:
