@@ -71,7 +71,8 @@ class Engine:
 
     def __init__(self, spec: LaunchSpec, output: Log | None = None) -> None:
         self._spec, self._log = spec, output
-        self._name, self._policy, self._run_seed = spec.name, spec.run.policy, spec.run.config.sampling.seed
+        self._name, self._policy = spec.name, spec.run.policy
+        self._run_seed = spec.run.config.sampling.seed
         self._samples: tuple[SampleSpec, ...] = ()
         self._backend: Backend | None = None
         self._task: tuple[Callable[[], None], Future[None]] | None = None
@@ -161,7 +162,6 @@ class Engine:
         It returns at once if it returns samples, if an eighth of the batch is free, or if the engine is idle.
 
         Args:
-            requests: New work.
             wait_s: Longest time to wait for a finished chunk.
             coalesce_s: Time to wait for more chunks once one is finished. It gathers many into one hand-over.
             reclaim: How many samples to return that are not begun yet.
@@ -187,7 +187,8 @@ class Engine:
                 self._changed.wait(left)
             if self._failure is not None:
                 raise self._failure
-            done, unfinished, steps = chunks.hand_over(), chunks.unfinished, self._steps
+            done = chunks.hand_over()
+            unfinished, steps = chunks.unfinished, self._steps
             returned, self._returned = tuple(self._returned), []
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted

@@ -135,7 +135,8 @@ class ChunkTable:
 
     def hand_over(self) -> list[Generated]:
         """Return the complete chunks, and forget them."""
-        done, self._done, self.finished = self._done, [], 0
+        done, self._done = self._done, []
+        self.finished = 0
         return done
 
     def _close_if_complete(self, chunk: ChunkKey) -> None:

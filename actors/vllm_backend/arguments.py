@@ -85,7 +85,8 @@ def engine_arguments(spec: LaunchSpec) -> dict[str, Any]:
 
 
 def _common_arguments(spec: LaunchSpec, max_model_len: int | None) -> dict[str, Any]:
-    run, engine, model = spec.run, spec.run.config.engine, spec.run.config.model
+    run = spec.run
+    engine, model = run.config.engine, run.config.model
     arguments: dict[str, Any] = {
         "model": run.policy.path,
         "tokenizer": model.tokenizer_path,

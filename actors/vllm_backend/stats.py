@@ -55,7 +55,8 @@ class VllmStats:
         """Count one step, from vLLM's SchedulerStats and IterationStats."""
         stats = self.stats
         try:
-            running, waiting, use = scheduler.num_running_reqs, scheduler.num_waiting_reqs, scheduler.kv_cache_usage
+            running, waiting = scheduler.num_running_reqs, scheduler.num_waiting_reqs
+            use = scheduler.kv_cache_usage
             if iteration is not None:
                 prompts = iteration.prompt_token_stats
                 counted = (iteration.num_generation_tokens, prompts.total, prompts.cached_tokens)
@@ -68,7 +69,8 @@ class VllmStats:
             self._recorded = False
             return
         self._recorded = True
-        stats.running, stats.waiting, stats.kv_use = running, waiting, float(use)
+        stats.running, stats.waiting = running, waiting
+        stats.kv_use = float(use)
         stats.generated_tokens += counted[0]
         stats.prompt_tokens += counted[1]
         stats.cached_tokens += counted[2]

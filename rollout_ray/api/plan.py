@@ -184,7 +184,8 @@ def _probed(
 
 def _spread(questions: QuestionSet, count: int) -> pa.Table:
     """Return `count` rows of the input at even distances."""
-    total, begin, batches = len(questions), 0, []
+    total, begin = len(questions), 0
+    batches = []
     chosen = sorted({number * total // count for number in range(count)}) if total else []
     for _, batch in questions.batches():
         inside = [number - begin for number in chosen if begin <= number < begin + batch.num_rows]

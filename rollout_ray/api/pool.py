@@ -60,7 +60,8 @@ class RolloutPool:
         """Check the name, the model and the adapters. Raises ConfigError. Starts nothing."""
         if name is not None and not _NAME.fullmatch(name):
             raise ConfigError(f"a pool's name has up to 64 letters, digits and _ . -, which {name!r} has not; change it")
-        self._run, self._cfg, self._name = resolve(cfg), cfg, name
+        self._run = resolve(cfg)
+        self._cfg, self._name = cfg, name
         self._pool_resources: PoolResources | None = None
         self._named_pool: NamedPool | None = None
         self._stack = ExitStack()

@@ -50,7 +50,9 @@ PRESETS: dict[str, tuple[ArmConfig, ...]] = {
     "samples": (ArmConfig(name="samples", temperature=1.0, top_p=0.95, samples=8),),
     "greedy": (ArmConfig(name="greedy", temperature=0.0, top_p=1.0),),
 }
-_REGIME_W_MAX_TOKENS, _REGIME_W_MAX_MODEL_LEN, _MAX_TOKENS = 1024, 2048, 2048
+_REGIME_W_MAX_TOKENS = 1024
+_REGIME_W_MAX_MODEL_LEN = 2048
+_MAX_TOKENS = 2048
 
 
 def resolve_arms(config: RunConfig) -> tuple[Arm, ...]:

@@ -20,8 +20,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # Errors of a template on a row that its author did not expect.
 TEMPLATE_ERRORS = (
-    jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
-)  # fmt: skip
+    jinja2.TemplateError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 class MissingColumn(Exception):

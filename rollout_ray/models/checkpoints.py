@@ -23,9 +23,9 @@ MOST_HEADER = 1 << 27  # bytes; a longer one is no safetensors header
 
 # Fields of a config.json that do not change how weights are used.
 _INCIDENTAL = {
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache",
-    "pad_token_id", "bos_token_id", "eos_token_id",  # transformers' Trainer sets them to the tokenizer's
-}  # fmt: skip
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),  # transformers' Trainer sets them to the tokenizer's
+}
 # Tensors that some hub checkpoints hold, no engine takes, and transformers does not write again.
 _UNUSED = re.compile(r"mtp\..*|.*\.rotary_emb\.inv_freq")
 

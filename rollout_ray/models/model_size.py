@@ -61,7 +61,8 @@ def size_of(written: dict[str, Any], config: RunConfig, stored_bytes: int = 0) -
     """The size of a model with the config.json `written`, whose weight files hold `stored_bytes` (0: there are none)."""
     text = written.get("text_config", written)
     try:
-        layers, hidden, vocabulary = text["num_hidden_layers"], text["hidden_size"], text["vocab_size"]
+        layers = text["num_hidden_layers"]
+        hidden, vocabulary = text["hidden_size"], text["vocab_size"]
         heads = text["num_attention_heads"]
         kv_heads = text.get("num_key_value_heads") or heads
         head = text.get("head_dim") or hidden // heads

@@ -40,7 +40,8 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: Any, max_model_len: int, chat_template: str | None = None) -> None:
-        self._tokenizer, self._max_model_len, self._template = tokenizer, max_model_len, chat_template
+        self._tokenizer, self._template = tokenizer, chat_template
+        self._max_model_len = max_model_len
         module = type(tokenizer).apply_chat_template.__module__
         self._errors: tuple[type[Exception], ...] = (*TEMPLATE_ERRORS, *_mistral_errors(tokenizer))
         self._gives_tokens = len(self._errors) > len(TEMPLATE_ERRORS)
