@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: setup demo check test lint compat chaos bench clean
+.PHONY: setup demo check unit test lint compat chaos bench clean
 
 setup: $(VENV)/.ready
 
@@ -37,8 +37,12 @@ lint: $(VENV)/.test-ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The lint has one core and the tests both, so they run side by side.
+check: $(VENV)/.test-ready
+	@$(MAKE) --no-print-directory -j 2 lint unit
+
 # The fixtures of a test give it its markers (tests/markers.py).
-check: lint
+unit: $(VENV)/.test-ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not (ray or process or browser or slow)"
 
 # Most tests wait for engines and nodes to start, so three at once take half the time on two cores.
