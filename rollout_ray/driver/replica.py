@@ -16,7 +16,7 @@ from rollout_ray.driver.memory_retry import MemoryRetry
 
 
 class ReplicaState(Enum):
-    """What a replica does. The value is the state that the display shows, or None where it shows no change."""
+    """What a replica does. `shown` is what the display makes of it."""
 
     WAITING = "waiting"  # Ray has found no node for its engine yet
     STARTING = "starting"  # its engine loads
@@ -31,7 +31,7 @@ class ReplicaState(Enum):
 
     @property
     def shown(self) -> str | None:
-        """Return the state of EngineView that this one appears as; None: as before."""
+        """Return the state of EngineView that this one appears as; None leaves the view as it is."""
         return _SHOWN.get(self, self.value)
 
 
