@@ -40,13 +40,13 @@ def sources(name: str, end: int) -> Sources:
 
 @pytest.mark.parametrize("end", [0, -1], ids=["lowest", "highest"])
 @pytest.mark.parametrize("name", ["ray", "vllm"])
-def test_every_name_and_argument_that_we_use_is_there(name: str, end: int) -> None:
+def test_every_name_and_argument_that_we_use_is_there(name: str, end: int, programs: None) -> None:
     used, missing = uses(sources(name, end), our_files())
     assert len(used) > 50, "the sources of ours must be read"
     assert not missing
 
 
-def test_a_ray_before_the_lowest_lacks_what_we_use() -> None:
+def test_a_ray_before_the_lowest_lacks_what_we_use(programs: None) -> None:
     """Ray 2.51 knows no token."""
     try:
         before = Sources(unpacked_wheel("ray", "2.51.2"), "ray")
@@ -61,7 +61,7 @@ def test_private_names_of_ray_are_in_one_module() -> None:
 
 
 @pytest.mark.parametrize("end", [0, -1], ids=["lowest", "highest"])
-def test_every_engine_argument_and_variable_is_there(end: int) -> None:
+def test_every_engine_argument_and_variable_is_there(end: int, programs: None) -> None:
     vllm = sources("vllm", end)
     engine_args = vllm.imported("vllm.engine.arg_utils", "EngineArgs")
     assert engine_args

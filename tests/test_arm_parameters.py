@@ -18,7 +18,7 @@ def parameters(extra: dict[str, Any], **sampling: Any) -> dict[str, Any]:
     return arm_parameters(resolve_arms(config)[0], config.sampling)
 
 
-def test_an_arm_s_parameters_are_those_of_vllm() -> None:
+def test_an_arm_s_parameters_are_those_of_vllm(long_computation: None) -> None:
     found = parameters({"min_p": 0.05, "logit_bias": {"7": 2.0}}, stop=["x"], top_k=-1)
     assert found["temperature"] == 0.5 and found["stop"] == ["x"] and found["top_k"] == 0
     assert found["min_p"] == 0.05 and found["logit_bias"] == {7: 2.0}
@@ -37,6 +37,6 @@ def test_an_arm_s_parameters_are_those_of_vllm() -> None:
         ("min_q", 0.1),
     ],
 )
-def test_a_parameter_that_vllm_refuses_is_named(name: str, value: Any) -> None:
+def test_a_parameter_that_vllm_refuses_is_named(name: str, value: Any, long_computation: None) -> None:
     with pytest.raises(ConfigError, match=rf"^vLLM refuses extra_sampling: {name} .* of the arm odd: .*; correct it$"):
         parameters({"presence_penalty": 0.5, name: value})

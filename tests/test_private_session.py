@@ -60,7 +60,7 @@ def short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-def test_another_user_can_neither_read_nor_join_a_local_ray(tmp_path: Path) -> None:
+def test_another_user_can_neither_read_nor_join_a_local_ray(tmp_path: Path, programs: None) -> None:
     environment = clean_environment() | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -130,7 +130,7 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pyte
         short.rmdir()
 
 
-def test_a_run_needs_neither_a_home_nor_a_short_temporary_folder(tmp_path: Path) -> None:
+def test_a_run_needs_neither_a_home_nor_a_short_temporary_folder(tmp_path: Path, programs: None) -> None:
     """A container's user without a home, in the long folder of a batch job."""
     prepare_demo(2, 1, tmp_path / "q.parquet")
     long = tmp_path / ("job-" + "x" * 60)
