@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_ray.scoring.grader import Grader, too_costly
+from rollout_ray.scoring.comparing.latex import too_costly
+from rollout_ray.scoring.grader import Grader
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -21,12 +23,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_ray import scoring
 from rollout_ray.core.errors import GradingError
 from rollout_ray.core.records import ScoreStatus
-from rollout_ray.scoring import extraction as answers
-from rollout_ray.scoring import grader as grading
-from rollout_ray.scoring import latex, normal_form, units
-from rollout_ray.scoring import numbers as plain_numbers
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import START_SECONDS
 from tests.conftest import ROOT, await_that
@@ -197,9 +196,10 @@ BAIT = ["1", "1,", "1 ", "1/", "-", " ", "\\boxed{", "Answer: ", "<think>", "Pro
         "1 percent", "²", "\\", "{,}1", "1:", "1e-", "1.", "and ", "sqrt(", "sin", "**", "^(", "\\begin{a", "the answer is",
         "5\u00bd", "\u00a0000", "^\\circ", "cm^2", "\ud800", "Step 1 ", "1. ", "**a", "(ab ", "1 million ",
         "1\\text{m}", "\\frac1", "<1", "2 eggs, ", "June 2", "A) ", " because", "12:30 p.m.", "1_2", "√2 cm"]  # fmt: skip
+MODULES = [import_module(module.name) for module in pkgutil.walk_packages(scoring.__path__, "rollout_ray.scoring.")]
 PATTERNS = {
     f"{module.__name__}.{name}": value
-    for module in (answers, grading, latex, normal_form, plain_numbers, units)
+    for module in MODULES
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
 }

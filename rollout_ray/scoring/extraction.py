@@ -1,7 +1,7 @@
-"""Finds the final answer in a model's text: markers, thoughts, run-ons, and what is no answer.
+"""Find the final answer in a model's text.
 
-Owns which part of a text is the answer. It does not bring it to a normal form (normal_form.py) and judges nothing
-(grading.py). Every regular expression here is linear in the text.
+The last marker wins; without one it is the last number. What is behind the answer is not read, but for a correction. The
+answer's form is normal_form.py's work. Every regular expression is linear in the text.
 """
 
 from __future__ import annotations
@@ -10,130 +10,162 @@ import re
 from dataclasses import dataclass
 
 from rollout_ray.core.redaction import encodable
-from rollout_ray.scoring.normal_form import BOX, SNIPPET_CHARS, Answer, balanced, normalise
-from rollout_ray.scoring.numbers import NUMBER, simple_fractions
+from rollout_ray.scoring.normal_form import normalise
+from rollout_ray.scoring.placement.markers import LINE_MARKER, MARKER
+from rollout_ray.scoring.placement.sentence import correction, without_offers
+from rollout_ray.scoring.placement.turns import after_thoughts, without_run_on, without_thought_tags
+from rollout_ray.scoring.reading.answer import Answer
+from rollout_ray.scoring.reading.numbers import NUMBER, simple_fractions
+from rollout_ray.scoring.reading.tidy import BOX, SNIPPET_CHARS, balanced
 
 TAIL_CHARS = 20_000  # the final answer is looked for in this much of the end of a text
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The answer of a text, None where it gives none, and the reasoning: what comes before the answer."""
+    """The answer of a text (None where it gives none), the reasoning before it, and the text taken for the answer."""
 
     answer: Answer | None
     reasoning: str
+    taken: str = ""
 
 
-_THINK = re.compile(r"</?think(?:ing)?>", re.IGNORECASE)
-_RUN_ON = re.compile(r"^[ \t#*]*(?:Problem|Question)(?: \d{1,4})?[*]*:", re.MULTILINE)
-_MARKER = re.compile(
-    r"\\(?:boxed|fbox)[ ]?\{|####(?=\s{0,3}[^\sA-Za-z#])|<answer>"  # four hashes before a word are a heading
-    r"|\bthe (?:final |correct |right |best )?answer is\b"
-    r"(?!\s{1,3}(?:indeed |also |not )?(?:correct|right(?![ -](?:angle|triangle))|verified|confirmed|consistent|reasonable"
-    r"|valid|wrong|exact|plausible|above)\b):?"  # which would be a judgement
-    r"|\b(?:final )?answer[*_]{0,2}[ ]?:",
-    re.IGNORECASE,
-)
-# A step's label, which is no number of the solution, or what shows that the model has begun to answer.
-_LABEL_OR_BEGUN = re.compile(
-    rf"^[ \t#*]{{0,9}}(?P<label>Step \d{{1,3}}\b|\d{{1,3}}[.)](?=[ \t*]{{1,5}}\S))|{_MARKER.pattern}|\d",
-    re.IGNORECASE | re.MULTILINE,
-)
 # Bold type stands against a word on one side; x**2 and 2 ** 3 are powers.
 _BOLD = re.compile(r"(?<![^\s(:$])(?:\*{2,3}|_{2,3})(?=[^\s*_])|(?<=[^\s*_])(?:\*{2,3}|_{2,3})(?![^\s.,;:!?)%])")
-_DISPLAY = {"\\[": "\\]", "$$": "$$"}  # on a line of its own, and what closes it
+_DISPLAY = {"\\[": "\\]", "$$": "$$", "$": "$", "\\(": "\\)"}
 _FENCE = re.compile(r"```[a-z]{0,10}")
-_FORMULA = re.compile(
-    r"\${1,2}([^$\s](?:[^$]{0,300}[^$\s])?)\${1,2}(?=[.\s])|\\\((.{1,300}?)\\\)(?=[.\s])"
-)  # before more words
+_FORMULA = re.compile(r"\${1,2}([^$\s](?:[^$]{0,300}[^$\s])?)\${1,2}(?=[.\s])|\\\((.{1,300}?)\\\)(?=[.\s])")
+_BARE_WORDS = re.compile(r"[\sA-Za-z,.']*")
+_CONDITION = re.compile(r"\b(?:when|if|where|at|for|or|and|not|than|times|by|to|of|is)\b")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s$,;.]|\\[\[\]()]|\\q?quad|\\text\s?\{|\}|\*\*)*\b(?:or|and)\b(?:[\s$,;:]|\\[\[\]()]|\\q?quad|\}|\*\*)*"
+)
+_SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z\\$])|\n")
+_DENIED = re.compile(r"(?:\bnot|n't|\bnever) (?:be )?$", re.IGNORECASE)
+_CHOSEN = re.compile(r"\b(?:[Oo]ption|[Cc]hoice) \(?([A-J])\)? is (?:the )?(?:correct|right|best)\b")
+_THEN = re.compile(r"\}[^{}.\n]{0,40}\b(?:then|but|rather|not)\b[^{}\n]{0,30}$")
+_JSON_STRING = re.compile(r"\"((?:[^\"\\]|\\.){0,400})\"")
 
 
 def extract_answer(text: str) -> Extraction:
-    """Finds the final answer of a model's whole output.
+    """Find the final answer of a model's whole output.
 
-    Thoughts are dropped, a run-on into another problem is cut, and the last marker wins (a box, ####, Answer:, the
-    answer is, <answer>); without a marker it is the last number. A hedge, two different boxes on the last line, or a
-    marker with nothing behind it is no answer.
+    Thoughts are dropped, a run-on is cut, and the last marker wins. A marker with nothing behind it is no answer.
     """
-    whole = _without_run_on(encodable(text))
-    said = _after_thoughts(whole)
+    whole = without_run_on(encodable(text))
+    said = after_thoughts(whole)
     tail = said[-TAIL_CHARS:]
     marker = None
-    for marker in _MARKER.finditer(tail):  # noqa: B007  (the last one is wanted)
+    for marker in MARKER.finditer(tail):  # noqa: B007  (the last one is wanted)
         pass
+    if marker is None and "\nB: " not in tail:
+        marker = LINE_MARKER.search(tail)
     if marker is None:
-        number = _last_number(tail)
-        return Extraction(normalise(number, prose=True) if number else None, _strip_tags(whole).strip())
+        return _without_marker(whole, tail)
     begin = len(whole) - len(tail) + marker.start()
-    reasoning = _strip_tags(whole[:begin]).rstrip().rstrip("*_").rstrip()
-    return Extraction(_marked_answer(tail, marker), reasoning)
+    reasoning = without_thought_tags(whole[:begin]).rstrip().rstrip("*_").rstrip()
+    answer, taken = _marked_answer(tail, marker)
+    return Extraction(answer, reasoning, taken)
 
 
-def _without_run_on(text: str) -> str:
-    """Cuts where the model, having answered, starts another problem. A restatement at the start is no run-on."""
-    begun = next((found for found in _LABEL_OR_BEGUN.finditer(text) if not found["label"]), None)
-    header = _RUN_ON.search(text, begun.end()) if begun else None
-    return text[: header.start()] if header else text
-
-
-def _after_thoughts(text: str) -> str:
-    """The text after the last closed thought; nothing where the last thought is never closed.
-
-    What it returns is a suffix of `text`.
-    """
-    tags = list(_THINK.finditer(text))
-    if not tags:
-        return text
-    last = tags[-1]
-    return text[last.end() :] if last.group().startswith("</") else ""
-
-
-def _strip_tags(text: str) -> str:
-    return _THINK.sub("", text) if "<" in text else text
+def _without_marker(whole: str, tail: str) -> Extraction:
+    reasoning = without_thought_tags(whole).strip()
+    if chosen := _CHOSEN.search(tail):
+        return Extraction(normalise(chosen.group(1)), reasoning, chosen.group(1))
+    number = _last_number(without_offers(tail))
+    return Extraction(normalise(number, prose=True) if number else None, reasoning, number or "")
 
 
 def _last_number(text: str) -> str | None:
-    """The last number of a text, a fraction command being one; digits inside a word are none."""
+    """Return the last number of a text, a fraction command being one; digits inside a word are none."""
     text = (simple_fractions(text) if "\\" in text else text).replace("\u2212", "-")
     found = None
     for match in NUMBER.finditer(text):
         inside = text[match.start() - 1 : match.start()].isalpha() and text[match.end() : match.end() + 1].isalpha()
         if match.group() and not inside:
-            found = match.group()
+            found = None if _DENIED.search(text[max(0, match.start() - 40) : match.start()]) else match.group()
     return found
 
 
-def _marked_answer(tail: str, marker: re.Match[str]) -> Answer | None:
+def _marked_answer(tail: str, marker: re.Match[str]) -> tuple[Answer | None, str]:
+    """Return the answer behind a marker and the text taken for it, after the corrections that follow."""
     behind = tail[marker.end() :]
-    if marker.group().startswith("\\"):
-        if _boxes_disagree(tail, marker.start()):
-            return None
-        content = balanced(behind)
+    boxed = marker.group().startswith("\\")
+    if boxed:
+        contents = _boxes(tail, marker.start())
+        content: str | None = ", ".join(contents) if contents else None
+        rest = behind[len(balanced(behind) or "") :]
     elif marker.group().lower() == "<answer>":
         content = _BOLD.sub("", re.split(r"</answer>|\Z", behind, maxsplit=1, flags=re.IGNORECASE)[0])
+        rest = ""
+    elif marker.group().startswith('"'):
+        string = _JSON_STRING.match(behind)
+        content = string.group(1).replace("\\\\", "\\") if string else re.split(r"[,}\n]", behind, maxsplit=1)[0]
+        rest = ""
     else:
-        content = _first_line(behind)
-        if content and (formula := _FORMULA.match(content)):
-            content = formula.group(1) or formula.group(2)
+        content = _first_line(behind.lstrip(": "))
+        rest = behind
+    corrected, said = correction(rest)
+    if corrected:
+        return (normalise(said, prose=True) if said else None), said or ""
     if content is None or not content.strip() or len(content.strip()) > SNIPPET_CHARS:
-        return None
-    return normalise(content, prose=not marker.group().startswith("\\"))
+        return None, (content or "").strip()[:SNIPPET_CHARS]
+    answer = normalise(content, prose=not boxed or _is_sentence(content))
+    if boxed and answer and len(contents) > 1 and _THEN.search(tail[max(0, marker.start() - 100) : marker.start()]):
+        answer = Answer(answer.text, several=answer.several)  # one after the other, not a list
+    return answer, content.strip()
+
+
+def _is_sentence(content: str) -> bool:
+    return "\\" not in content and len(re.findall(r"[A-Za-z]{2,30}", content)) > 3
+
+
+def _boxes(tail: str, last: int) -> list[str]:
+    """Return the contents of the last box and of the boxes joined with it: those of its sentence."""
+    boxes = [box for box in BOX.finditer(tail, max(0, last - 3 * SNIPPET_CHARS)) if box.start() <= last]
+    found: list[str] = []
+    following = last
+    for box in reversed(boxes):
+        content = balanced(tail[box.end() :])
+        if content is None:
+            return found if found else []
+        end = box.end() + len(content) + 1
+        between = tail[end:following] if box.start() != last else ""
+        if _SENTENCE_END.search(between) and not _BETWEEN_BOXES.fullmatch(between):
+            break
+        found.insert(0, content)
+        following = box.start()
+    return found if len(set(found)) > 1 else found[-1:]
 
 
 def _first_line(text: str) -> str | None:
-    """The first line that says something, without bold type; display maths or a code fence on lines of its own is one."""
-    lines = [line for line in (_BOLD.sub("", line).strip(" \t*_") for line in text.splitlines()) if line]
+    """Return the first line that says something, without bold type; maths or code over several lines is one."""
+    lines = [
+        line for line in (_BOLD.sub("", line).strip(" \t*_") for line in text[: 4 * SNIPPET_CHARS].splitlines()) if line
+    ]
     if not lines:
         return None
-    closing = _DISPLAY.get(lines[0]) or ("```" if _FENCE.fullmatch(lines[0]) else None)
-    if closing is None:
-        return lines[0]
-    end = lines.index(closing, 1) if closing in lines[1:] else 2
-    return " ".join(lines[1:end])
+    if _FENCE.fullmatch(lines[0]):
+        end = lines.index("```", 1) if "```" in lines[1:] else 2
+        return " ".join(lines[1:end])
+    line = lines[0]
+    opening = next((sign for sign in _DISPLAY if line.startswith(sign)), None)
+    if opening and (closing := _DISPLAY[opening]) not in line[len(opening) :]:
+        taken = [line]
+        for following in lines[1:]:
+            taken.append(following)
+            if closing in following:
+                break
+        else:
+            taken = lines[:2]
+        line = " ".join(taken)
+    return _formula(line)
 
 
-def _boxes_disagree(tail: str, last_start: int) -> bool:
-    line_start = tail.rfind("\n", 0, last_start) + 1
-    contents = [balanced(tail[box.end() :]) for box in BOX.finditer(tail, line_start)]
-    forms = [normalise(c) for c in contents if c is not None]
-    return len({form and (form.text, form.number) for form in forms}) > 1
+def _formula(line: str) -> str:
+    """Return the formula that a line begins with where only words about it follow, else the line."""
+    formula = _FORMULA.match(line)
+    rest = line[formula.end() :] if formula else ""
+    if formula and _BARE_WORDS.fullmatch(rest) and not _CONDITION.search(rest):
+        return formula.group(1) or formula.group(2)
+    return line

@@ -1,15 +1,14 @@
-"""Grades a model's text against a gold answer: exactly where both are plain numbers, else symbolically in a child.
+"""Grade a model's text against a gold answer: by rules where both are plain, else symbolically in a child process.
 
-Owns the verdict on one pair and the child processes that symbolic comparisons run in: each can be killed, so that no
-answer hangs, exhausts or takes down the caller. It does not find answers (answers.py) and gives no rewards (regime_w.py).
+A child can be killed, so no answer hangs, exhausts or takes down the caller. Verdicts are remembered by comparison.
+Finding answers is extraction.py's work, the rules are comparison.py's, rewards are regime_w.py's.
 """
 
 from __future__ import annotations
 
-import math
 import queue
-import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,13 +16,14 @@ from typing import Self
 
 from rollout_ray.core.records import ScoreStatus
 from rollout_ray.core.redaction import encodable
-from rollout_ray.scoring.extraction import extract_answer
+from rollout_ray.scoring.comparing.decision import decide
+from rollout_ray.scoring.comparing.verdict import Decision
+from rollout_ray.scoring.extraction import Extraction, extract_answer
 from rollout_ray.scoring.grader_process import Child, Verdict
-from rollout_ray.scoring.latex import to_latex, too_costly
-from rollout_ray.scoring.normal_form import Answer, comparable, normalise
-from rollout_ray.scoring.units import date
+from rollout_ray.scoring.normal_form import normalise
+from rollout_ray.scoring.placement.markers import LINE_MARKER, MARKER
+from rollout_ray.scoring.reading.answer import Answer
 
-Pairs = tuple[tuple[str, str], ...]
 _CACHE_SIZE = 100_000
 
 
@@ -34,6 +34,29 @@ class Grade:
     status: ScoreStatus
     answer: str | None
     reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a text has its grade: the texts and normal forms that were compared, the rule that decided, and the time."""
+
+    status: ScoreStatus
+    taken: str
+    answer: str | None
+    gold: str | None
+    rule: str
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """Return the explanation for a terminal."""
+        return [
+            f"status          {self.status}",
+            f"text taken      {self.taken or '(none)'}",
+            f"normal form     {self.answer if self.answer is not None else '(none)'}",
+            f"gold            {self.gold if self.gold is not None else '(cannot be read)'}",
+            f"decided by      {self.rule}",
+            f"time            {1000 * self.seconds:.1f} ms",
+        ]
 
 
 class Grader:
@@ -47,7 +70,7 @@ class Grader:
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
         self._children: list[Child] = []
-        self._known: dict[tuple[str, str], Verdict] = {}
+        self._known: dict[str, Verdict] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -83,31 +106,31 @@ class Grader:
         """
         extractions = [extract_answer(text) for _, text in pairs]
         golds = {gold: read_gold(gold) for gold in {gold for gold, _ in pairs if gold is not None}}
-        statuses: list[ScoreStatus | Pairs] = []
-        for (gold, _), found in zip(pairs, extractions, strict=True):
-            if gold is None:
-                statuses.append("no_gold")
-            elif (gold_answer := golds[gold]) is None:
-                statuses.append("bad_gold")
-            else:
-                statuses.append(_decide(gold_answer, found.answer))
-        verdicts = self._compare({pair for pairs in statuses if isinstance(pairs, tuple) for pair in pairs})
-        grades = []
-        for status, found in zip(statuses, extractions, strict=True):
-            settled: ScoreStatus = _best([verdicts[p] for p in status]) if isinstance(status, tuple) else status
-            answer = found.answer.text if found.answer and settled != "no_answer" else None
-            grades.append(Grade(settled, answer, found.reasoning))
-        return grades
+        decisions = [
+            _decide(gold, golds.get(gold or ""), found) for (gold, _), found in zip(pairs, extractions, strict=True)
+        ]
+        verdicts = self._compare({task for decision in decisions for task in decision.tasks})
+        return [_grade(_status(decision, verdicts), found) for decision, found in zip(decisions, extractions, strict=True)]
 
-    def _compare(self, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Verdict]:
-        """Symbolic verdicts on (gold, answer) pairs; each distinct pair is compared once."""
-        new = [pair for pair in wanted if pair not in self._known]
+    def explain(self, gold_answer: str | None, text: str) -> Explanation:
+        """Return why a text gets its grade: what was compared, by which rule, in what time."""
+        begun = time.perf_counter()
+        gold = read_gold(gold_answer) if gold_answer is not None else None
+        found = extract_answer(text)
+        decision = _decide(gold_answer, gold, found)
+        status = _status(decision, self._compare(set(decision.tasks)))
+        seconds = time.perf_counter() - begun
+        return Explanation(status, found.taken, _shown(found.answer), _shown(gold), decision.rule, seconds)
+
+    def _compare(self, wanted: set[str]) -> dict[str, Verdict]:
+        """Return the verdict on each task of the grading process; each distinct task is done once."""
+        new = [task for task in wanted if task not in self._known]
         if new:
             if len(self._known) > _CACHE_SIZE:
                 self._known.clear()
                 new = list(wanted)
             self._known.update(zip(new, self._pool().map(self._compare_one, new), strict=True))
-        return {pair: self._known[pair] for pair in wanted}
+        return {task: self._known[task] for task in wanted}
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -117,96 +140,57 @@ class Grader:
             self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="grader")
         return self._threads
 
-    def _compare_one(self, pair: tuple[str, str]) -> Verdict:
+    def _compare_one(self, task: str) -> Verdict:
         child = self._idle.get()
         try:
-            return child.compare(*pair)
+            return child.compare(task)
         finally:
             self._idle.put(child)
 
 
 def read_gold(gold: str) -> Answer | None:
-    """The answer of a gold column: a bare answer, or a worked solution that ends in a marker such as `#### 72`."""
-    if "####" in gold or "\\boxed" in gold or "<answer>" in gold:
+    """Return the answer of a gold column: a bare answer, or a worked solution that ends in a marker such as `#### 72`.
+
+    Returns None where it cannot be read: the grade is then bad_gold.
+    """
+    if MARKER.search(gold) or ("\n" in gold and LINE_MARKER.search(gold)):
         return extract_answer(gold).answer
-    return normalise(encodable(gold))
+    gold = encodable(gold)
+    words = sum(word.isalpha() for word in gold.split())
+    found = normalise(gold, prose="\\" not in gold and words > 2)
+    return None if found and found.several and not found.values and "?" in found.text else found
 
 
-def _decide(gold: Answer, answer: Answer | None) -> ScoreStatus | Pairs:
-    """A status where the two texts settle it, else the (gold, answer) pairs of which a symbolic comparison must find
-    one equal."""
+def unreadable_golds(golds: Iterable[str | None]) -> list[str]:
+    """Return the gold answers that cannot be read, each once: every answer to them would be graded bad_gold."""
+    return [gold for gold in dict.fromkeys(golds) if gold is not None and read_gold(gold) is None]
+
+
+def _decide(gold_text: str | None, gold: Answer | None, found: Extraction) -> Decision:
+    if gold_text is None:
+        return Decision("the question has no gold answer", "no_gold")
+    if gold is None:
+        return Decision("the gold answer cannot be read", "bad_gold")
+    return decide(gold, found.answer)
+
+
+def _status(decision: Decision, verdicts: dict[str, Verdict]) -> ScoreStatus:
+    return decision.status or _best([verdicts[task] for task in decision.tasks])
+
+
+def _grade(status: ScoreStatus, found: Extraction) -> Grade:
+    answer = found.answer.text if found.answer and status != "no_answer" else None
+    return Grade(status, answer, found.reasoning)
+
+
+def _shown(answer: Answer | None) -> str | None:
+    """Return a normal form with its unit, for the eye."""
     if answer is None:
-        return "no_answer"
-    if status := _settled(gold, answer):
-        return status
-    pairs = ((gold.text, answer.text),)
-    if gold.equation and answer.equation:
-        stated = gold.equation != gold.text and answer.equation != answer.text
-        same_name = stated and gold.equation.partition("=")[0].strip() == answer.equation.partition("=")[0].strip()
-        pairs = ((gold.equation, answer.equation), *(pairs if stated else ())) if not same_name else pairs
-    if any(too_costly(text) for pair in pairs for text in pair):
-        return "error"
-    return tuple((to_latex(left), to_latex(right)) for left, right in pairs)
-
-
-def _settled(gold: Answer, answer: Answer) -> ScoreStatus | None:
-    """The status without a symbolic comparison: of numbers, equal texts, choices, ratios and what is no mathematics."""
-    if gold.number is not None and answer.number is not None:
-        equal = gold.number == answer.number or (
-            gold.percent != answer.percent
-            and gold.number * (1 if gold.percent else 100) == answer.number * (1 if answer.percent else 100)
-        )
-        return "correct" if equal else "incorrect"
-    if comparable(gold.text) == comparable(answer.text):
-        return "correct"
-    if gold.choice and answer.choice and len(comparable(gold.text)) == 1:
-        return "correct" if gold.choice == answer.choice else "incorrect"
-    if answer.several and gold.number is not None:
-        return "no_answer"
-    for read in (_ratio, _based):
-        if (left := read(gold.text)) and (right := read(answer.text)):
-            return "correct" if left == right else "incorrect"
-    if date(gold.text) or date(answer.text):
-        return "incorrect"  # June 20 is neither July 20 nor 20
-    if any(a.equation == a.text and not a.several and not b.equation for a, b in ((gold, answer), (answer, gold))):
-        return "incorrect"  # 2x + y = 1 against 1
-    return None if _worth_parsing(answer.text) and _worth_parsing(gold.text) else "incorrect"
+        return None
+    text = answer.equation or answer.text
+    return f"{text}{'%' if answer.percent else ''} {answer.unit}".strip()
 
 
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on an answer that was compared in several forms: correct in one is correct, and an 'incorrect' must
-    hold in all."""
+    """Return the verdict on an answer that was compared in several forms: an `incorrect` must hold in all of them."""
     return min(verdicts, key=("correct", "timeout", "error", "bad_gold", "incorrect").index)
-
-
-_COLONS = re.compile(r"^(\d{1,30})\s?:\s?(\d{1,30})(?:\s?:\s?(\d{1,30}))?$")
-
-
-def _ratio(text: str) -> tuple[int, ...] | None:
-    """The terms of a ratio such as 2:4, in lowest terms; a time of day such as 12:05 keeps its own."""
-    if not (match := _COLONS.match(text)):
-        return None
-    terms = [term for term in match.groups() if term]
-    common = 1 if any(len(term) > 1 and term[0] == "0" for term in terms) else math.gcd(*map(int, terms))
-    return tuple(int(term) // (common or 1) for term in terms)
-
-
-_IN_BASE = re.compile(r"^(-?[\dA-Fa-f]{1,200})\s?_\s?\{?\s?(\d{1,2})\s?\}?$")
-
-
-def _based(text: str) -> tuple[str, str] | None:
-    """The digits and the base of a numeral that names its base, such as 35_8."""
-    return (match.group(1).upper(), match.group(2)) if (match := _IN_BASE.match(text)) else None
-
-
-_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-zA-Z]{1,20}\*?\}")
-_LONG_WORD = re.compile(r"(?<![\\a-zA-Z])[^\W\d_]{4,}")
-
-
-def _worth_parsing(text: str) -> bool:
-    """Whether a text can be mathematics: it has a digit, a command or a short symbol, and is no word or sentence."""
-    if text.isalpha() and len(text) > 2:
-        return False
-    if len(_LONG_WORD.findall(_ENVIRONMENT.sub("", text))) > 3:
-        return False
-    return any(c.isdigit() or c == "\\" for c in text) or len(text) <= 40

@@ -34,15 +34,17 @@ class Child:
         """Starts the process. Raises GradingError where it cannot be started."""
         self._running()
 
-    def compare(self, gold: str, answer: str) -> Verdict:
-        """Asks the process, which is replaced where it died, fell silent past all its alarms (timeout) or outgrew its
-        memory (error). A pair at which it died is asked once more, since another may have been the cause.
+    def compare(self, task: str) -> Verdict:
+        """Ask the process for its verdict on a task (a line of JSON).
+
+        A process that died, fell silent past all its alarms (timeout) or outgrew its memory (error) is replaced. A task
+        at which it died is asked once more, since another may have been the cause.
 
         Raises GradingError where no process can be started.
         """
         for _ in range(2):
             process = self._running()
-            reply = self._ask(process, json.dumps([gold, answer]).encode() + b"\n")
+            reply = self._ask(process, task.encode() + b"\n")
             if isinstance(reply, bytes) and (verdict := _read_verdict(reply)):
                 return verdict
             self.kill()

@@ -1,9 +1,8 @@
-"""The process in which answers are compared symbolically (`python -m` this module TIMEOUT_S MEMORY_MIB).
+"""Compare answers symbolically in a process of its own (`python -m` this module TIMEOUT_S MEMORY_MIB).
 
-Reads one JSON pair [gold, answer] a line and writes one JSON verdict a line, on its main thread, where math-verify's
-alarm works. Its parent (grading.py) kills it where the alarm fails, and where it takes more memory than it may: a
-MemoryError raised here would be swallowed inside sympy and end as a wrong 'incorrect'. It ends with its parent, and
-what a text makes it try beyond arithmetic (a file, a process, a connection) is refused.
+It reads one JSON task a line and writes one JSON verdict a line, on its main thread, where math-verify's alarm works. The
+parent (grader_process.py) kills it where the alarm fails or memory runs out: sympy would swallow a MemoryError and call
+the answer incorrect. A text that makes it open a file, a process or a connection is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rollout_ray.scoring.comparing.matching import matched
+from rollout_ray.scoring.comparing.symbolic import build_set, equal_at_points, far_apart, same_set
+
 PR_SET_PDEATHSIG = 1
 _REFUSED = ("os.", "subprocess.", "socket.", "ctypes.", "shutil.", "pty.", "signal.pthread_kill")
 _HARMLESS = frozenset(("os.listdir", "os.scandir"))  # what importing a module does
@@ -33,7 +35,8 @@ def main() -> None:
     # A number too long to print would raise inside sympy, be swallowed there and end as a wrong 'incorrect'.
     sys.set_int_max_str_digits(0)
     compare = _comparison(timeout_s)
-    if compare("\\sqrt{8}", "2\\sqrt{2}") != "correct" or compare("x", "y") != "incorrect":
+    tasks = [["values", ["\\sqrt{8}"], [answer], [[None]]] for answer in ("2\\sqrt{2}", "y")]
+    if [compare(task) for task in tasks] != ["correct", "incorrect"]:
         sys.exit("the symbolic comparison does not work here")
     # A backstop against a growth so fast that the parent does not see it in time.
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 22, memory_mib << 22))
@@ -42,8 +45,7 @@ def main() -> None:
     sys.addaudithook(refuse)
     print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
-        gold, answer = json.loads(line)
-        print(json.dumps(compare(gold, answer)), file=replies, flush=True)
+        print(json.dumps(compare(json.loads(line))), file=replies, flush=True)
 
 
 def _end_with(parent: int) -> None:
@@ -60,24 +62,33 @@ def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(f"{event} is refused in the grading process")
 
 
-def _comparison(timeout_s: int) -> Callable[[str, str], str]:
-    """A function of (gold, answer) that gives the verdict. Imports sympy."""
-    from math_verify import parse, verify
+def _comparison(timeout_s: int) -> Callable[[list[Any]], str]:
+    """Return a function from a task to its verdict. Imports sympy."""
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
 
-    equal_at_points, far_apart = timeout(timeout_s)(_equal_at_points), timeout(timeout_s)(_far_apart)
+    # Units are parted from numbers before (quantity.py): a letter m here is an unknown.
+    spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    reading = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=spelling)]
+    begun = 0.0
 
     def in_time(function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function gives. An alarm that sympy swallowed has left it half done, which only a yes survives."""
-        begun = time.monotonic()
+        """Return what a function gives. An alarm that sympy swallowed has left it half done, which only a yes survives."""
+        started = time.monotonic()
+        if started - begun >= 4 * timeout_s:
+            raise TimeoutException
         result = function(*arguments)
-        if result is not True and time.monotonic() - begun >= timeout_s:
+        if result is not True and time.monotonic() - started >= timeout_s:
             raise TimeoutException
         return result
 
+    def bounded(function: Callable[..., Any], *arguments: Any) -> Any:
+        return in_time(timeout(timeout_s)(function), *arguments)
+
     def parsed(text: str) -> Any:
-        return parse(f"\\boxed{{{text}}}", parsing_timeout=timeout_s, raise_on_error=True)
+        return parse(f"\\boxed{{{text}}}", extraction_config=reading, parsing_timeout=timeout_s, raise_on_error=True)
 
     def verified(gold: list[Any], answer: list[Any]) -> bool:
         try:
@@ -87,87 +98,40 @@ def _comparison(timeout_s: int) -> Callable[[str, str], str]:
                 raise
             return False  # how math-verify meets two relations with different numbers of solutions
 
-    def compare(gold_text: str, answer_text: str) -> str:
+    def equal(gold_text: str, answer_text: str) -> bool | None:
+        """Return whether two expressions are equal; None where the gold cannot be read."""
+        gold, answer = in_time(parsed, gold_text), in_time(parsed, answer_text)
+        if not gold:
+            return None
+        if answer and bounded(equal_at_points, gold[0], answer[0]):
+            return True
+        return in_time(verified, gold, answer) and not bounded(far_apart, gold[0], answer[0])
+
+    def same_values(golds: list[str], answers: list[str], known: list[list[bool | None]]) -> str:
+        for row, line in enumerate(known):
+            for column, entry in enumerate(line):
+                if entry is None:
+                    found = equal(golds[row], answers[column])
+                    if found is None:
+                        return "bad_gold"
+                    line[column] = found
+        return "correct" if matched(known) else "incorrect"  # type: ignore[arg-type]
+
+    def compare(task: list[Any]) -> str:
+        nonlocal begun
+        begun = time.monotonic()
+        kind, gold, answer, *rest = task
         try:
-            gold, answer = in_time(parsed, gold_text), in_time(parsed, answer_text)
-            if not gold:
-                return "bad_gold"
-            if answer and in_time(equal_at_points, gold[0], answer[0]):
-                return "correct"
-            if in_time(verified, gold, answer):
-                return "incorrect" if in_time(far_apart, gold[0], answer[0]) else "correct"
+            if kind == "set":
+                sets = [bounded(build_set, form, parsed) for form in (gold, answer)]
+                return "correct" if bounded(same_set, *sets) else "incorrect"
+            return same_values(gold, answer, rest[0])
         except TimeoutException:
             return "timeout"
         except Exception:  # noqa: BLE001  (sympy raises anything on a hostile text; the verdict says that it failed)
             return "error"
-        return "incorrect"
 
     return compare
-
-
-def _equal_at_points(gold: Any, answer: Any) -> bool:
-    """Whether expressions have the same values, and relations the same but for a factor, at points and with 30 digits.
-
-    It finds at once what math-verify would have to prove by simplifying and solving, and what it cannot prove.
-    """
-    from latex2sympy2_extended.logic import And
-    from sympy.core.relational import Relational
-
-    if isinstance(gold, And) and isinstance(answer, And) and len(gold.args) == len(answer.args):
-        return all(any(_equal_at_points(ours, theirs) for theirs in answer.args) for ours in gold.args)
-    if isinstance(gold, Relational) and isinstance(answer, Relational):
-        answer = answer if gold.rel_op == answer.rel_op else answer.reversed
-        return gold.rel_op == answer.rel_op and _same_relation(gold, answer)
-    if _are_expressions(gold, answer):
-        pairs = _values(gold, answer)
-        enough = 3 if gold.free_symbols | answer.free_symbols else 1
-        return len(pairs) >= enough and all(abs(ours - theirs) <= 1e-20 * abs(ours) for ours, theirs in pairs)
-    return False
-
-
-def _far_apart(gold: Any, answer: Any) -> bool:
-    """Whether two constants differ by more than rounding: 2^{-98} and 2^{-99} agree in the places that math-verify sees."""
-    from sympy import UnevaluatedExpr
-
-    if not _are_expressions(gold, answer) or any(side.free_symbols or side.has(UnevaluatedExpr) for side in (gold, answer)):
-        return False
-    for ours, theirs in _values(gold, answer):
-        rounding = 1e-5 * max(abs(ours), abs(theirs)) if ours and theirs else 1e-20  # sin(7 pi) is not quite 0
-        return bool(abs(ours - theirs) > rounding)
-    return False
-
-
-def _are_expressions(*sides: Any) -> bool:
-    """Whether all are scalar expressions, with no matrix in them."""
-    from sympy import Expr, preorder_traversal
-
-    return all(isinstance(side, Expr) and not any(part.is_Matrix for part in preorder_traversal(side)) for side in sides)
-
-
-def _same_relation(gold: Any, answer: Any) -> bool:
-    """Whether the differences of the sides are in a constant ratio: positive for inequalities, else not zero."""
-    if not _are_expressions(gold.lhs, gold.rhs, answer.lhs, answer.rhs):
-        return False
-    ratios = [ours / theirs for ours, theirs in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if theirs]
-    if len(ratios) < 3 or ratios[0].is_zero or any(abs(ratio - ratios[0]) > 1e-20 * abs(ratios[0]) for ratio in ratios):
-        return False
-    return gold.rel_op in ("==", "!=") or bool(ratios[0].is_positive)
-
-
-def _values(*expressions: Any) -> list[tuple[Any, ...]]:
-    """Values of expressions of the same unknowns at five points (a constant at one), where they can be evaluated."""
-    from sympy import Float, Rational
-
-    exact = [
-        expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
-        for expression in expressions
-    ]
-    unknowns = sorted(set().union(*(expression.free_symbols for expression in exact)), key=str)
-    points = []
-    for k in range(5 if unknowns else 1):
-        at = {x: Rational((-1) ** (i + k) * (7 * k + 5 * i + 3), 2 * k + 3 * i + 5) for i, x in enumerate(unknowns)}
-        points.append(tuple(expression.subs(at).evalf(30) for expression in exact))
-    return [values for values in points if all(value.is_number and value.is_finite for value in values)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 r"""Plain mathematical notation (`sqrt(2)*x**2 <= 1`) written as the LaTeX that the symbolic comparison reads.
 
-Owns the spelling only, and the refusal of what would cost too much to evaluate. It evaluates nothing; every regular
-expression here is linear in the text.
+It also tells what would cost too much to evaluate. It evaluates nothing. Every regular expression is linear.
 """
 
 from __future__ import annotations
@@ -16,6 +15,13 @@ _OPENING = re.compile(r"(?:\^|(?<![\\A-Za-z])(?:sqrt|abs)|√)\s?\(")
 _SIMPLE_POWER = re.compile(r"\^\s?(-?(?:\d{1,300}(?:\.\d{1,300})?|[A-Za-z](?![A-Za-z\d(])))")
 _SIMPLE_ROOT = re.compile(r"√\s?(\d{1,30}|[a-z])")
 _FACTOR = re.compile(r"(?<![\w.})/])(\d{1,30})/(\d{1,30})(?=\s?(?:[A-Za-z(]|\\[a-z]))")  # 1/2x is a half of x
+# \cot t \cdot x is cot(t) x; without brackets the whole product would be the argument.
+_ARGUMENT = re.compile(
+    r"(\\(?:(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log)(?:\s?\^\s?\{?-?\d\}?)?)\s?"
+    r"(\d{0,3}(?:[a-zA-Z](?![a-zA-Z(])|\\[a-z]{2,6}(?![a-z])))\s?(?=\\(?:cdot|times)(?![a-z]))"
+)
+_SIGN_PAIR = re.compile(r"\+\s?-(?=\s?[\d\\(a-zA-Z])")  # 14 + -1i
+_DEGREES = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s?°(?![CF])")
 _SIGNS = str.maketrans(
     {
         "≤": r"\le ",
@@ -33,6 +39,8 @@ _SIGNS = str.maketrans(
 
 def to_latex(text: str) -> str:
     """The text with plain operators, powers, roots and functions as LaTeX; LaTeX stays as it is."""
+    text = _SIGN_PAIR.sub(r"-", _DEGREES.sub(r"(\\frac{\1\\pi }{180})", text))
+    text = _ARGUMENT.sub(r"\1(\2) ", text)
     text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").translate(_SIGNS)
     text = _SIMPLE_POWER.sub(r"^{\1}", _SIMPLE_ROOT.sub(r"\\sqrt{\1}", text))
     text = _grouped(_FACTOR.sub(r"\\frac{\1}{\2}", text))
@@ -64,15 +72,27 @@ def _closing_brackets(text: str) -> dict[int, int]:
     return closing
 
 
-_FACTORIAL = re.compile(r"[)\]}!]\s?!|\d{3}\s?!")
+# A factorial of a factorial or power, or of more than four digits; (n-1)! and 2024! are evaluated.
+_BIG_FACTORIAL = re.compile(r"!\s?!|(?:[!^]|\*\*|\d{5})[^()]{0,100}\)\s?!|\}\s?!|\]\s?!|\d{5}\s?!|!\s?[)}]{1,3}\s?!")
 _BIG_POWER = re.compile(r"(?:\^|\*\*)\s?[({]*\s?-?\d{5}|[^\d\s]\s?(?:\^|\*\*)\s?[({]*\s?-?\d{4}")
+_FACTORIAL_IN_POWER = re.compile(
+    r"(?:\^|\*\*)\s?[({]{1,3}[^{}()]{0,100}!|\d\s?!\s?\)?\s?(?:\^|\*\*)\s?(?![2-9](?!\d)|\{[2-9]\})"
+)
 # A power in an exponent, the base of which is a number: 9^{9^9}, e^{e^{79}}; not e^{-x^2}.
 _TOWER = re.compile(r"(?:\^|\*\*)\s?(?:[{(]{1,3}[^{}()]{0,100}|-?\d{0,30})(?:\d|(?<![A-Za-z])e|\\pi)\s?[)}]?\s?(?:\^|\*\*)")
 
 
 def too_costly(text: str) -> bool:
-    """Whether evaluating a text could take unbounded time or memory: power towers, factorials of more than 99."""
+    """Return whether evaluating a text could take unbounded time or memory.
+
+    That is a power tower, a factorial of a factorial or of five digits, or a number of a hundred digits.
+    """
     return bool(
-        _FACTORIAL.search(text) or _BIG_POWER.search(text) or _TOWER.search(text)
-        or text.count("^") + text.count("**") > 24 or re.search(r"\d{100}", text)
-    )  # fmt: skip
+        _BIG_FACTORIAL.search(text)
+        or _FACTORIAL_IN_POWER.search(text)
+        or _BIG_POWER.search(text)
+        or _TOWER.search(text)
+        or text.count("^") + text.count("**") > 24
+        or text.count("!") > 8
+        or re.search(r"\d{100}", text)
+    )

@@ -1,4 +1,4 @@
-r"""A plain number in running text, and its exact value: decimals, fractions, mixed and scientific numbers.
+r"""Find plain numbers in running text and give their exact values: decimals, fractions, mixed and scientific numbers.
 
 Every regular expression here is linear in the text.
 """
@@ -15,19 +15,49 @@ NUMBER = re.compile(
 )
 _MAX_EXPONENT = 300  # beyond it a number such as 1e999999999 would fill the memory when written out
 _SIMPLE_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{\s?(-?\d{1,100})\s?\}|(\d))\s?(?:\{\s?(-?\d{1,100})\s?\}|(\d))")
-_DECIMAL = r"(?:\d{1,3}(?:,\d{3}){1,100}|\d{1,3}(?: \d{3}){1,100}|\d{1,300})?(?:(?<=\d)|(?=\.\d))(?:\.\d{0,300})?"
-_PLAIN = re.compile(rf"^([-+]?)\s?({_DECIMAL})(?:[eE]([-+]?\d{{1,4}}))?$")
+DECIMAL = r"(?:\d{1,3}(?:,\d{3}){1,100}|\d{1,3}(?: \d{3}){1,100}|\d{1,300})?(?:(?<=\d)|(?=\.\d))(?:\.\d{0,300})?"
+_PLAIN = re.compile(rf"^([-+]?)\s?({DECIMAL})(?:[eE]([-+]?\d{{1,4}}))?$")
 _QUOTIENT = re.compile(r"^([-+]?)\s?(?:(\d{1,3}(?: \d{3}){1,30}|\d{1,100})\s{1,3})?(\d{1,100})\s?/\s?(-?\d{1,100})$")
-_TIMES_TEN = re.compile(rf"^([-+]?{_DECIMAL})\s?(?:x|×|\*|\\times|\\cdot)\s?10\s?\^\s?\{{?\s?([-+]?\d{{1,4}})\s?\}}?$")
+_TIMES_TEN = re.compile(rf"^([-+]?{DECIMAL})\s?(?:x|×|\*|\\times|\\cdot)\s?10\s?\^\s?\{{?\s?([-+]?\d{{1,4}})\s?\}}?$")
+
+
+_OVERLINED = re.compile(r"(-?)(\d{0,30})\.(\d{0,30})(?:\\(?:overline|dot|bar)\s?\{(\d{1,30})\}|\((\d{1,30})\))")
+_REPEATING = re.compile(
+    r"(-?)(\d{0,30})\.(\d{1,60}) ?(?:\((?:repeating|recurring)\)|repeating|recurring|\.\.\.|…|\\[lc]?dots)"
+)
+
+
+def without_recurring(text: str) -> str:
+    r"""Return a text with recurring decimals (`0.\overline{36}`, `0.1666...`) as fractions."""
+    text = _OVERLINED.sub(lambda m: _fraction(m[1], m[2], m[3], m[4] or m[5]), text)
+    return _REPEATING.sub(_repeating, text)
+
+
+def _fraction(sign: str, whole: str, ahead: str, period: str) -> str:
+    top = int((whole + ahead + period) or "0") - int((whole + ahead) or "0")
+    return f"{sign}{Fraction(top, 10 ** len(ahead) * (10 ** len(period) - 1))}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """Return a fraction where the digits show a period at their end, twice and more; else the text."""
+    sign, whole, digits = match.group(1), match.group(2), match.group(3)
+    named = match.group().rstrip(")").endswith("ing")
+    for length in range(1, len(digits) // 2 + 1):
+        if digits[-length:] == digits[-2 * length : -length] and (length > 1 or len(digits) > 2 or named):
+            ahead = digits[:-length]
+            while ahead.endswith(digits[-length:]):
+                ahead = ahead[:-length]
+            return _fraction(sign, whole, ahead, digits[-length:])
+    return _fraction(sign, whole, "", digits) if named else match.group()
 
 
 def simple_fractions(text: str) -> str:
-    r"""The text with every fraction of two integers (`\frac{3}{4}`, `\frac34`) written as 3/4."""
+    r"""Return the text with every fraction of two integers (`\frac{3}{4}`, `\frac34`) written as 3/4."""
     return _SIMPLE_FRACTION.sub(lambda m: f" {m.group(1) or m.group(2)}/{m.group(3) or m.group(4)} ", text)
 
 
 def exact_value(text: str) -> Fraction | None:
-    """The value of a text that is one plain number, single spaces in it; None for any other text."""
+    """Return the value of a text that is one plain number, single spaces in it; None for any other text."""
     if plain := _PLAIN.match(text):
         sign, digits, exponent = plain.groups()
         power = int(exponent or 0)
@@ -49,7 +79,7 @@ def exact_value(text: str) -> Fraction | None:
 
 
 def canonical(value: Fraction) -> str:
-    """72, -0.5, 1/3: a terminating decimal where there is one, else a fraction in lowest terms."""
+    """Return 72, -0.5 or 1/3: a terminating decimal where there is one, else a fraction in lowest terms."""
     rest, twos, fives = value.denominator, 0, 0
     while rest % 2 == 0:
         rest, twos = rest // 2, twos + 1

@@ -1,0 +1,21 @@
+"""What a rule decides: a status, or tasks for the grading process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollout_ray.core.records import ScoreStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A status, or tasks of which the grading process must find one correct; and the rule that decided."""
+
+    rule: str
+    status: ScoreStatus | None = None
+    tasks: tuple[str, ...] = ()
+
+
+def settled(right: bool, rule: str) -> Decision:
+    """Return a decision that needs no task."""
+    return Decision(rule, "correct" if right else "incorrect")
