@@ -37,9 +37,7 @@ _FENCE = re.compile(r"```[a-z]{0,10}")
 _FORMULA = re.compile(r"\${1,2}([^$\s](?:[^$]{0,300}[^$\s])?)\${1,2}(?=[.\s])|\\\((.{1,300}?)\\\)(?=[.\s])")
 _BARE_WORDS = re.compile(r"[\sA-Za-z,.']*")
 _CONDITION = re.compile(r"\b(?:when|if|where|at|for|or|and|not|than|times|by|to|of|is)\b")
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.]|\\[\[\]()]|\\q?quad|\\text\s?\{|\}|\*\*)*\b(?:or|and)\b(?:[\s$,;:]|\\[\[\]()]|\\q?quad|\}|\*\*)*"
-)
+_BETWEEN_BOXES = re.compile(r"[\s$,;.:{}*]|\\[\[\]()]|\\q?quad|\\text")
 _SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z\\$])|\n")
 _DENIED = re.compile(r"(?:\bnot|n't|\bnever) (?:be )?$", re.IGNORECASE)
 _CHOSEN = re.compile(r"\b(?:[Oo]ption|[Cc]hoice) \(?([A-J])\)? is (?:the )?(?:correct|right|best)\b")
@@ -131,7 +129,7 @@ def _boxes(tail: str, last: int) -> list[str]:
             return found if found else []
         end = box.end() + len(content) + 1
         between = tail[end:following] if box.start() != last else ""
-        if _SENTENCE_END.search(between) and not _BETWEEN_BOXES.fullmatch(between):
+        if _SENTENCE_END.search(between) and _BETWEEN_BOXES.sub("", between) not in ("or", "and"):
             break
         found.insert(0, content)
         following = box.start()

@@ -21,7 +21,7 @@ _ARGUMENT = re.compile(
     r"(\d{0,3}(?:[a-zA-Z](?![a-zA-Z(])|\\[a-z]{2,6}(?![a-z])))\s?(?=\\(?:cdot|times)(?![a-z]))"
 )
 _SIGN_PAIR = re.compile(r"\+\s?-(?=\s?[\d\\(a-zA-Z])")  # 14 + -1i
-_DEGREES = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)\s?°(?![CF])")
+_DEGREES = re.compile(r"(?<!\d)(\d{1,30}(?:\.\d{1,30})?)\s?°(?![CF])")
 _SIGNS = str.maketrans(
     {
         "≤": r"\le ",
