@@ -108,7 +108,7 @@ def test_a_system_that_takes_too_long_is_ended(tmp_path: Path, questions: Path) 
     assert done.returncode == 1 and "bare took longer than 1 s" in done.stdout
 
 
-def test_the_tail_is_simulated_for_any_number_of_engines() -> None:
+def test_the_tail_is_simulated_for_any_number_of_engines(programs: None) -> None:
     done = module("rollout_ray.jobs.benchmark.tail", "--engines", 2, "--questions", 20, "--draws", 3)
     assert done.returncode == 0 and "20 x 3 on 2" in done.stdout, done.stderr
 
