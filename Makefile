@@ -43,11 +43,11 @@ check: $(VENV)/.test-ready
 
 # The fixtures of a test give it its markers (tests/markers.py).
 unit: $(VENV)/.test-ready
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not (ray or process or browser or slow)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not (ray or process or browser or slow)"
 
 # Most tests wait for engines and nodes to start, so three at once take half the time on two cores.
 test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The engine tests with the lowest and the highest allowed vLLM; each gets an environment of its own in .compat.
 compat: $(VENV)/.test-ready

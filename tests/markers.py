@@ -33,28 +33,18 @@ REMEDY = f"Ask for one of the fixtures {', '.join(MARKERS)} (tests/markers.py)."
 _refused: list[str] | None = None  # what the running test must not have started; None: it may start anything
 
 
-# Slow tests come first, so that no process is left alone with one at the end.
+# Files with slow tests come first, so that no process is left alone with one at the end.
 ORDER = ("process", "browser", "slow", "ray")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places: dict[pytest.Item, int] = {}
     for item in items:
         markers = {MARKERS[name] for name in getattr(item, "fixturenames", ()) if name in MARKERS}
         for marker in markers:
             item.add_marker(marker)
-        if shared := _shared_fixtures(item):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{'-'.join(shared)}"))
         places[item] = min((ORDER.index(marker) for marker in markers), default=len(ORDER))
     items.sort(key=places.__getitem__)
-
-
-def _shared_fixtures(item: pytest.Item) -> list[str]:
-    """Return the module-scoped fixtures of a test: one process runs all tests that use them, so they are made once."""
-    info = getattr(item, "_fixtureinfo", None)
-    found = info.name2fixturedefs if info else {}
-    return sorted(name for name, definitions in found.items() if definitions[-1].scope == "module")
 
 
 @pytest.hookimpl(wrapper=True)
