@@ -154,6 +154,15 @@ def test_without_gold_nothing_is_graded_and_it_says_so(
     assert "has no column 'gold_answer': nothing will be graded" in caplog.text
 
 
+def test_golds_that_cannot_be_read_are_named_before_the_run(
+    tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "a", "gold_answer": "18"}, {"prompt": "b", "gold_answer": "$"}]
+    rollouts = collect(rows, simulated(tmp_path / "run"))
+    assert "1 of the first 2 gold answers cannot be read, such as '$'." in caplog.text
+    assert set(trajectories(rollouts)["score_status"]) >= {"bad_gold"}
+
+
 def test_few_questions_with_many_samples_are_split_and_joined(tmp_path: Path, local_ray: None) -> None:
     cfg = simulated(tmp_path / "run", 4, speed=50_000).model_dump() | {
         "arms": {"arm_set": "samples"},

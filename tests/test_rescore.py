@@ -198,7 +198,10 @@ def test_texts_are_graded_anew(tmp_path: Path, run: RunDirectory) -> None:
             entry.update(score_status="timeout", correct=None, reward=None)
 
     before = altered(merged_path(run), tmp_path / "before.parquet", time_out)
-    assert pq.read_table(rescore(before).path).equals(pq.read_table(merged_path(run)))
+    done = rescore(before)
+    assert pq.read_table(done.path).equals(pq.read_table(merged_path(run)))
+    assert done.verdicts_changed == 8 and len(done.examples) == 8
+    assert "timeout -> " in done.examples[0]
 
 
 def test_a_run_itself_still_refuses_another_scoring(tmp_path: Path, local_ray: None) -> None:

@@ -13,11 +13,13 @@ import platform
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.core.errors import ConfigError, Interrupted
 from rollout_ray.core.records import SCHEMA_VERSION
+from rollout_ray.core.redaction import shorten
 from rollout_ray.data.columns import GOLD_KEY
 from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.driver.prewarm import prewarm
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from rollout_ray.driver.session import PoolResources
 
 log = logging.getLogger(__name__)
+
+GOLDS_CHECKED = 10_000  # gold answers that are read before a run, in about 0.3 s
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,24 @@ def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
             questions = questions.long_first(earlier.mean_lengths(frozenset(questions.ids)))
         if not questions.passes:
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
+    if questions.gold_key is not None:
+        _warn_of_unreadable_golds(questions)
     return questions
+
+
+def _warn_of_unreadable_golds(questions: QuestionSet) -> None:
+    """Warn before the run of gold answers that the grader cannot read."""
+    from rollout_ray.scoring.grader import unreadable_golds
+
+    golds = [question.gold_answer for question in islice(questions.questions(), GOLDS_CHECKED)]
+    if unreadable := unreadable_golds(golds):
+        log.warning(
+            "%d of the first %d gold answers cannot be read, such as %s. Their trajectories get the score_status bad_gold. "
+            "Correct them in the input",
+            len(unreadable),
+            len(golds),
+            ", ".join(repr(shorten(gold, 60)) for gold in unreadable[:3]),
+        )
 
 
 def _collect(

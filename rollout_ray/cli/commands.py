@@ -162,8 +162,26 @@ def rescore(words: list[str]) -> int:
     lines = [f"{name}: {json.dumps(old)} -> {json.dumps(new)}" for name, (old, new) in done.changed.items()]
     for line in lines or ["no field differs from the run's. The texts were graded again."]:
         print(escape_controls(line))
+    print(f"{done.verdicts_changed:,} verdicts changed")
+    for line in done.examples:
+        print(escape_controls(f"  {line}"))
     print(escape_controls(f"report: {page.path}"))
     print_summary(console, done.summary, done.path)
+    return 0
+
+
+def grade(words: list[str]) -> int:
+    """Print which text was taken for the answer, both normal forms, the rule that decided, and the time."""
+    parser = Parser(prog="rollout grade", description="Explain the grade of a text against a gold answer.")
+    parser.add_argument("gold", help="gold answer, as it stands in the input")
+    parser.add_argument("text", help="text of a model")
+    args = parser.parse_args(words)
+
+    from rollout_ray.scoring.grader import Grader
+
+    with Grader() as grader:
+        for line in grader.explain(args.gold, args.text).lines():
+            print(escape_controls(line))
     return 0
 
 
@@ -245,6 +263,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "verify": verify,
     "rescore": rescore,
+    "grade": grade,
     "cluster": cluster,
     "completion": completion,
     "merge-lora": merge_lora,

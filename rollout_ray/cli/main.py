@@ -33,6 +33,7 @@ commands:
   rollout report RUN [OUTPUT.html]                    write a page that shows a run
   rollout verify RUN                                  recompute keys, seeds, answers and rewards from the file
   rollout rescore RUN [--config FILE] [FLAG ...]      grade and reward the stored texts again
+  rollout grade GOLD TEXT                             explain the grade of a text
   rollout export RUN OUTPUT [--format FORMAT]         write rows for a trainer
   rollout merge-lora --base DIR --adapter DIR --output DIR   merge a LoRA adapter into its base model
   rollout cluster check CLUSTER.yaml                  check what a cluster can launch now, and its price

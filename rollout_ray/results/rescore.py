@@ -27,6 +27,8 @@ from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary
 
+EXAMPLES = 10  # changed verdicts that are shown
+
 
 @dataclass(frozen=True)
 class Rescored:
@@ -35,6 +37,8 @@ class Rescored:
     path: str
     summary: Summary
     changed: Mapping[str, tuple[Any, Any]]
+    verdicts_changed: int = 0
+    examples: tuple[str, ...] = ()
 
 
 def rescore(
@@ -77,7 +81,7 @@ def rescore(
         run.write_atomically(name, writer.write)
     arms = {arm.name: writer.summary.arms[arm.name] for arm in merged.description.arms if arm.name in writer.summary.arms}
     writer.summary.arms = arms
-    return Rescored(target, writer.summary, changed)
+    return Rescored(target, writer.summary, changed, writer.verdicts_changed, tuple(writer.examples))
 
 
 def _changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -117,6 +121,8 @@ class _Writer:
         self._merged = merged
         self._config = config
         self.summary = Summary()
+        self.verdicts_changed = 0
+        self.examples: list[str] = []
         description = merged.description
         self._scorer = QuestionScorer(
             description.arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward)
@@ -149,7 +155,23 @@ class _Writer:
         questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())
         whole = [(q, self._completions(q, s)) for q, s in zip(questions, stored, strict=True)]
         grades = grade_questions(grader, whole)
-        return [self._scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
+        scored = [self._scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
+        for (question, _), before, after in zip(whole, stored, scored, strict=True):
+            self._count_changes(question, before, after)
+        return scored
+
+    def _count_changes(self, question: Question, before: StoredQuestion, after: ScoredQuestion) -> None:
+        """Count the verdicts of a question that changed, and keep the first ten."""
+        old = {(t["arm"], t["sample"]): t["score_status"] for t in before.trajectories}
+        for trajectory in after.trajectories:
+            was = old[trajectory.arm, trajectory.sample]
+            if was != trajectory.score_status:
+                self.verdicts_changed += 1
+                if len(self.examples) < EXAMPLES:
+                    self.examples.append(
+                        f"{question.question_id} {trajectory.arm} {trajectory.sample}: {was} -> {trajectory.score_status} "
+                        f"(answer {trajectory.answer!r}, gold {str(question.gold_answer)[-60:]!r})"
+                    )
 
     def _completions(self, question: Question, stored: StoredQuestion) -> list[Completion]:
         by_index = {self._index_of_key.get((t["arm"], t["sample"]), -1): t for t in stored.trajectories}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rollout_ray.core.redaction import encodable
 from rollout_ray.scoring.normal_form import normalise
-from rollout_ray.scoring.placement.markers import LINE_MARKER, MARKER
+from rollout_ray.scoring.placement.markers import LINE_MARKER, last_marker
 from rollout_ray.scoring.placement.sentence import correction, without_offers
 from rollout_ray.scoring.placement.turns import after_thoughts, without_run_on, without_thought_tags
 from rollout_ray.scoring.reading.answer import Answer
@@ -53,9 +53,7 @@ def extract_answer(text: str) -> Extraction:
     whole = without_run_on(encodable(text))
     said = after_thoughts(whole)
     tail = said[-TAIL_CHARS:]
-    marker = None
-    for marker in MARKER.finditer(tail):  # noqa: B007  (the last one is wanted)
-        pass
+    marker = last_marker(tail)
     if marker is None and "\nB: " not in tail:
         marker = LINE_MARKER.search(tail)
     if marker is None:

@@ -12,19 +12,25 @@ _JUDGEMENT = (
     r"(?!\s{1,3}(?:(?:indeed |also |not )?(?:correct|right(?![ -](?:angle|triangle))|verified|confirmed|consistent"
     r"|reasonable|valid|wrong|exact|plausible|above)\b|not\b))"
 )
-_CHECKED = "".join(
-    f"(?<!{verb} {whose} )"
-    for verb in ("check", "checking", "verify", "verifying")
-    for whose in ("the", "our", "your", "my", "this")
-)
 MARKER = re.compile(
+    r"(?=[\\#<TtAaFf\"*_答])(?:"  # most places of a text are left at once
     r"\\(?:boxed|fbox)[ ]?\{|####(?=\s{0,3}[^\sA-Za-z#])|<answer>"  # four hashes before a word are a heading
     r"|\bthe (?:final |correct |right |best )?(?:answers?|option|choice)(?:, [^,.\n]{1,80},)?"
     rf" (?:is|are|would be|should be|must be)\b{_JUDGEMENT}:?(?! (?:for )?[a-z]{{2,12}}ed by\b)"
-    rf"|{_CHECKED}\b(?:final )?(?:answers?|ans)[*_]{{0,2}}[ ]?:"
-    r"|^[ \t]{0,3}#{1,6} ?(?:the )?final answer[*_ ]{0,3}$|^[ \t]{0,3}[*_]{2}(?:the )?final answer[.:]?[*_]{2}[ \t]{0,3}$"
-    r"|\"(?:final[_ ]?)?answer\"\s{0,3}:\s{0,3}|答案(?:是|为|：|:)",
+    r"|\b(?:final )?(?:answers?|ans)[*_]{0,2}[ ]?:"
+    r"|^#{1,6} ?(?:the )?final answer[*_ ]{0,3}$|^[*_]{2}(?:the )?final answer[.:]?[*_]{2}[ \t]{0,3}$"
+    r"|\"(?:final[_ ]?)?answer\"\s{0,3}:\s{0,3}|答案(?:是|为|：|:))",
     re.IGNORECASE | re.MULTILINE,
 )
+_CHECKED = re.compile(r"\b(?:double-)?(?:check|verif)(?:y|ing|ying)? (?:the |our |your |my |this )?$", re.IGNORECASE)
 # The last line of a worked solution (`A: 18`); where choices are listed it is one of them.
 LINE_MARKER = re.compile(r"^A: (?=[^\n]{1,300}\s*\Z)", re.MULTILINE)
+
+
+def last_marker(text: str) -> re.Match[str] | None:
+    """Return the last marker of a text; `check the answer:` is none."""
+    found = None
+    for marker in MARKER.finditer(text):
+        if not _CHECKED.search(text, max(0, marker.start() - 30), marker.start()):
+            found = marker
+    return found
