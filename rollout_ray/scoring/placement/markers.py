@@ -24,7 +24,7 @@ MARKER = re.compile(
 )
 _CHECKED = re.compile(r"\b(?:double-)?(?:check|verif)(?:y|ing|ying)? (?:the |our |your |my |this )?$", re.IGNORECASE)
 # The last line of a worked solution (`A: 18`); where choices are listed it is one of them.
-LINE_MARKER = re.compile(r"^A: (?=[^\n]{1,300}\s*\Z)", re.MULTILINE)
+LINE_MARKER = re.compile(r"^A: (?=[^\n]{1,300}\s{0,99}\Z)", re.MULTILINE)
 
 
 def last_marker(text: str) -> re.Match[str] | None:

@@ -9,12 +9,14 @@ import re
 from itertools import product
 
 _SEPARATOR = re.compile(
-    r"\s*(?:;|,(?!\d{3}(?!\d))|(?<=[^\d]),|,(?=\d{3}(?!\d))(?<=[a-z)],))\s*(?:(?:and|or)\b\s*)?|\s+(?:and|or|alternatively)\s+"
-    r"|\s*\\(?:lor|land|vee|wedge)(?![a-z])\s*",
+    r" {0,3}(?:;|,(?!\d{3}(?!\d))|(?<=[^\d]),|,(?=\d{3}(?!\d))(?<=[a-z)],)) {0,3}(?:(?:and|or)\b {0,3})?| {1,3}(?:and|or|alternatively) {1,3}"
+    r"| {0,3}\\(?:lor|land|vee|wedge)(?![a-z]) {0,3}",
     re.IGNORECASE,
 )
 _OPENING, _CLOSING = "([{", ")]}"
-_HEDGE = re.compile(r"^(?:maybe|perhaps|possibly|alternatively|or|either|potentially|probably|else)\b,?\s*", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"^(?:maybe|perhaps|possibly|alternatively|or|either|potentially|probably|else)\b,? {0,3}", re.IGNORECASE
+)
 _OR = re.compile(r"\bor\b|\\lor|\\vee", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])|±|\+/-|\+-")
 _OR_ASIDE = re.compile(r"^([^()]{1,100}) \(?(?:or|i\.e\.,?|that is,?|=)\s([^()]{1,100})\)$")

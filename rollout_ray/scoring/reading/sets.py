@@ -53,9 +53,9 @@ _WRITTEN = {
     "\\mathbf{R}": "\\mathbb{R}",
     "\\R ": "\\mathbb{R}",
 }
-_UNION = re.compile(r"\s*(?:\\cup(?![a-z])|\bor\b|\\lor(?![a-z])|\\vee(?![a-z]))\s*")
-_INTERSECTION = re.compile(r"\s*(?:\\cap(?![a-z])|\band\b|\\land(?![a-z])|\\wedge(?![a-z]))\s*")
-_MINUS = re.compile(r"\s*(?:\\setminus(?![a-z])|\bexcept(?: for)?\b|-(?=\s?\\\{)|,? x \\ne )\s*")
+_UNION = re.compile(r" {0,3}(?:\\cup(?![a-z])|\bor\b|\\lor(?![a-z])|\\vee(?![a-z])) {0,3}")
+_INTERSECTION = re.compile(r" {0,3}(?:\\cap(?![a-z])|\band\b|\\land(?![a-z])|\\wedge(?![a-z])) {0,3}")
+_MINUS = re.compile(r" {0,3}(?:\\setminus(?![a-z])|\bexcept(?: for)?\b|-(?=\s?\\\{)|,? x \\ne ) {0,3}")
 _MEMBER = re.compile(r"^(?:\\?[A-Za-z]{1,7}\s?(?:\\in(?![a-z])|:)|(?:[Tt]he )?(?:domain|range|solution)(?: is|:)?)\s?")
 _ALL = re.compile(r"(?:all |any )?(?:\\mathbb\s?\{\s?R\s?\}|real numbers?|reals?|x)", re.IGNORECASE)
 _BUILDER = re.compile(r"^\\\{\s?(\\?[A-Za-z]{1,7})(?:\s?\\in\s?\\mathbb\s?\{\s?R\s?\})?\s?[|:]\s?(.{1,280}?)\s?\\\}$")
