@@ -9,7 +9,8 @@ import re
 from itertools import product
 
 _SEPARATOR = re.compile(
-    r" {0,3}(?:;|,(?!\d{3}(?!\d))|(?<=[^\d]),|,(?=\d{3}(?!\d))(?<=[a-z)],)) {0,3}(?:(?:and|or)\b {0,3})?| {1,3}(?:and|or|alternatively) {1,3}"
+    r" {0,3}(?:;|,(?!\d{3}(?!\d))|(?<=[^\d]),|,(?=\d{3}(?!\d))(?<=[a-z)],)) {0,3}(?:(?:and|or)\b {0,3})?"
+    r"| {1,3}(?:and|or|alternatively) {1,3}"
     r"| {0,3}\\(?:lor|land|vee|wedge)(?![a-z]) {0,3}",
     re.IGNORECASE,
 )
