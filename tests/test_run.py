@@ -39,12 +39,13 @@ def keys(out: Path) -> list[tuple[str, str, int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False)]
+    ("number", "whole_group"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True), (signal.SIGKILL, False)],
 )
 def test_a_stopped_run_goes_on_with_the_same_command(
     data: Path, tmp_path: Path, number: signal.Signals, whole_group: bool, rollout_process: Command
 ) -> None:
-    """Ctrl-C reaches the whole process group, a stopped job only the driver, and kill -9 asks nobody."""
+    """Ctrl-C and a closed terminal reach the whole process group, a stopped job only the driver. kill -9 asks nobody."""
     out = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "rollout_ray.run", *simulated(data, out, speed=12_000)],

@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 from rollout_ray.cli.commands import COMMANDS, Parser, print_summary, view
+from rollout_ray.cli.output import shielded
 from rollout_ray.core.errors import ConfigError, RolloutError
+from rollout_ray.core.interrupts import stop_by_signals
 from rollout_ray.core.redaction import escape_controls, shorten
 
 USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]
@@ -57,6 +58,9 @@ reached, 130 stopped. After 9 and 130 the same command goes on."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; without `arguments` take the process's own."""
+    if arguments is None:
+        sys.stdout = shielded(sys.stdout)
+        sys.stderr = shielded(sys.stderr)
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -73,9 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"rollout: {escape_controls(str(error))}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `rollout --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("rollout: stopped before anything was drawn. Run the same command again.", file=sys.stderr)
         return 130
@@ -120,7 +121,7 @@ def _run(words: list[str]) -> int:
     handler.setFormatter(_Shown("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("rollout_ray").setLevel(logging.WARNING if own.quiet else logging.INFO)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    stop_by_signals()
     # Ray prints a paragraph for each process that dies, and our warning says the same in a line. Ray reads this at import.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed while executing a task")
 
@@ -145,8 +146,3 @@ class _Shown(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_controls(super().format(record))
-
-
-def _as_interrupt(signum: int, frame: object) -> NoReturn:
-    """Make SIGTERM (a stopped Ray job, a reclaimed machine) save and end like Ctrl-C."""
-    raise KeyboardInterrupt

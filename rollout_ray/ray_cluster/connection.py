@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
@@ -17,6 +15,7 @@ import ray
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import RolloutError
+from rollout_ray.core.interrupts import deferred_stops
 from rollout_ray.models.paths import cluster_address
 from rollout_ray.ray_cluster import ray_internals
 from rollout_ray.ray_cluster.auth import MODE, check_token, has_token
@@ -51,9 +50,9 @@ def _connect(address: str | None, folder: str | None) -> None:
     """Connect to the cluster at `address`, or start a local Ray whose sessions lie in `folder`."""
     if address:
         address = _checked_address(address)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    alone = nullcontext() if address else ray_internals.for_this_machine_alone()
     try:
-        with nullcontext() if address else ray_internals.for_this_machine_alone():
+        with deferred_stops(), ray_internals.without_signal_handlers(), alone:
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
@@ -72,8 +71,6 @@ def _connect(address: str | None, folder: str | None) -> None:
         raise RolloutError(
             f"Ray could not be started on this machine: {error} Close other busy programs and run the same command again"
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would end the process without saving
 
 
 def _checked_address(address: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from ray._private import ray_constants
+from ray._private import ray_constants, utils
 from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import state
@@ -43,6 +43,17 @@ def for_this_machine_alone() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = reachable
         for name, method in theirs.items():
             setattr(Node, name, method)
+
+
+@contextmanager
+def without_signal_handlers() -> Iterator[None]:
+    """Keep a Ray that starts meanwhile from handling SIGTERM: its handler ends the process, and a run could not save."""
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 def address_of(name: str) -> str:
