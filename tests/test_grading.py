@@ -163,6 +163,7 @@ def test_a_killed_child_is_replaced_and_the_comparison_made_again() -> None:
     assert child_pids() == others
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_child_that_stays_silent_is_killed_and_called_a_timeout() -> None:
     others = child_pids()
     with Grader(timeout_s=1) as grader:
@@ -179,6 +180,7 @@ def test_a_comparison_that_takes_too_long_is_a_timeout() -> None:
         assert grader.grade("\\sqrt{7}", "\\boxed{\\prod_{k=1}^{999} (k^{999}+1)}").status == "timeout"
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_comparison_beyond_its_memory_is_an_error_and_never_incorrect() -> None:
     others = child_pids()
     with Grader() as grader:

@@ -38,6 +38,7 @@ def grades() -> list[Grade]:
         return grader.grade_many([pair(case) for case in CASES])
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"{i}-{CASES[i]['source'].split()[0]}")
 def test_the_verdict_agrees_or_says_why_not(grades: list[Grade], index: int) -> None:
     case, status = CASES[index], grades[index].status

@@ -226,6 +226,7 @@ def test_the_metadata_says_what_made_it(tmp_path: Path) -> None:
     assert json.loads(metadata[b"rollout_ray"]) == {"schema_version": 1, "model": "demo", "layout": "questions"}
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_windows_of_any_size_give_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory does not grow with the run: a window of one question gives the same file."""
     run, questions = committed(tmp_path, input_rows(600), 2, 5, 3)

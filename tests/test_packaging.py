@@ -164,7 +164,8 @@ def test_the_grading_process_imports_nothing_from_the_working_directory(
     monkeypatch.chdir(packages)
     monkeypatch.syspath_prepend(packages)  # as Ray does in its workers
     child = Child(5, 2000)
-    assert child.compare("\\sqrt{8}", "2\\sqrt{2}") == "correct"
+    task = ["values", ["\\sqrt{8}"], ["2\\sqrt{2}"], [[None]]]
+    assert child.compare(json.dumps(task)) == "correct"
     child.kill()
 
 

@@ -70,6 +70,7 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get_tokenizer(str(folder))
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_chat_format_in_code_is_used(mistral: Any) -> None:
     encoder = PromptEncoder(mistral, 2048)
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}]

@@ -145,6 +145,7 @@ print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 10
 """
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_large_jsonl_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
     """150 MB take 180 MiB as bytes alone; the last line decides the type of a column, so all must be read twice."""
     (tmp_path / "small.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")

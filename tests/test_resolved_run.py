@@ -77,6 +77,7 @@ def test_each_step_down_halves_the_batch_and_leaves_some_of_the_memory() -> None
     assert smaller(EngineLimits(1, None, 0.9), 3, keep_share=True) == EngineLimits(1, None, 0.9)
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_new_weights_keep_the_tokenizer_and_the_config_of_the_first_model(tmp_path: Path) -> None:
     from rollout_ray.actors.vllm_backend.arguments import engine_arguments
 

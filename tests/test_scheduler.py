@@ -30,6 +30,7 @@ def everything(count: int, samples: int) -> Counter[tuple[str, int]]:
     return Counter((str(q), d) for q in range(count) for d in range(samples))
 
 
+@pytest.mark.usefixtures("long_computation")
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(1, 4), st.integers(1, 64), st.integers(1, 3), st.randoms())
 def test_every_draw_is_delivered_once_whatever_dies(
     count: int, samples: int, engines: int, max_num_seqs: int, num_scorers: int, random: random.Random
@@ -300,6 +301,7 @@ def mean_of(scenario: str, seeds: int = 3) -> Outcome:
     return mean([simulate(SCENARIOS[scenario], seed=seed) for seed in range(seeds)])
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize(
     ("work", "most"),
     [
@@ -320,6 +322,7 @@ def test_what_fits_into_the_engines_is_begun_at_once_and_evenly(scenario: str) -
     assert outcome.seconds < 1.5 * outcome.bound
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_slow_engine_does_not_hold_the_others_up_for_long() -> None:
     assert mean_of("long tail, one at half speed", seeds=8).idle < 0.21  # with equal shares 0.24
 

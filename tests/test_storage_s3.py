@@ -172,6 +172,7 @@ def test_a_few_errors_of_the_store_are_not_noticed(store: Store, local_ray: None
     assert max(answered.values()) > 1
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_an_upload_that_breaks_off_leaves_what_was_there(store: Store) -> None:
     folder = Folder(f"s3://{BUCKET}/upload")
     folder.write_atomically("file", b"whole")
@@ -233,6 +234,7 @@ def test_a_bucket_that_is_missing_is_named(store: Store) -> None:
         collect(demo_rows(1), simulated("s3://nowhere-at-all/run"))
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_a_store_that_does_not_answer_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(

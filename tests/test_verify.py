@@ -81,6 +81,7 @@ ALTERATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.usefixtures("long_computation")
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(ALTERATIONS)), st.integers(0, 239), st.booleans())
 def test_an_altered_value_is_named_by_question_arm_and_sample(

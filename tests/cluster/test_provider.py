@@ -58,6 +58,7 @@ def test_a_node_is_found_at_once_and_runs_when_it_has_an_address(account: Start,
     assert provider.is_terminated(node) and provider.non_terminated_nodes({}) == [] and one.alive() == []
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_200_launches_through_lost_answers_give_200_instances(account: Start, state: Path) -> None:
     """As the autoscaler would: two threads launch batches of five until there are as many as are wanted."""
     request_s, wanted = 0.01, 200
@@ -170,6 +171,7 @@ def test_a_second_head_is_refused(account: Start, state: Path) -> None:
         provider.create_node({"instance_type": "gpu_1x_a10"}, HEAD, 1)
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_without_capacity_the_next_type_is_taken_and_the_first_left_alone(account: Start, state: Path) -> None:
     one = account(capacity={"gpu_8x_a100_80gb_sxm4": 2}, request_s=0.1)
     provider = make(one, state, request_interval_s=0.15)  # and so 9 s for which a type is left alone
@@ -247,6 +249,7 @@ def test_a_type_whose_set_up_fails_is_left_alone_for_a_while(account: Start, sta
     assert one.alive() == []
 
 
+@pytest.mark.usefixtures("long_computation")
 def test_what_appears_after_the_end_is_ended_too(account: Start, state: Path) -> None:
     """A launch that was under way when the head ended: nothing is listed, then there is one."""
     one = account(lag_s=1000)
