@@ -217,11 +217,9 @@ def local_ray() -> Iterator[None]:
     pool are forked from, as where such a run starts its own Ray."""
     import ray
 
-    from rollout_ray.ray_cluster.ray_internals import for_this_machine_alone
-
     with forking(environment(resolve(RunConfig()), gpus=0, threads=2)):
-        with for_this_machine_alone():  # as a run starts it: without a dashboard, sooner
-            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        # Jobs of some tests connect to it by its address, so it must listen on more than the loopback address.
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
 
