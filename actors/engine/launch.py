@@ -13,8 +13,8 @@ from rollout_ray.sizing.hardware import EngineLimits, usual_limits
 
 # Variables of the driver that an engine on another node needs too, by the beginnings of their names.
 FORWARDED = ("NCCL_", "NVSHMEM_", "TORCH_SYMM_MEM_", "VLLM_", "HF_HOME", "HF_HUB_")
-# A variable with one of these words in its name holds an address, a port, a rank or a device of one host or process, such
-# as VLLM_HOST_IP. An engine takes it from its own node, where the node's Ray was started with it.
+# A variable with one of these words in its name belongs to one host or process, such as VLLM_HOST_IP. An engine takes it
+# from its own node, where the node's Ray was started with it.
 OF_ONE_HOST = frozenset(("HOST", "HOSTID", "IP", "IPS", "PORT", "RANK", "RPC", "DP", "INDICES", "MAPPING"))
 
 

@@ -53,7 +53,7 @@ class ProgressWatch:
         self._looked_at = clock()
 
     def restart(self) -> None:
-        """Begin to watch: what passed before is no pause of the driver."""
+        """Begin to watch. The time before this call is not a pause of the driver."""
         self._looked_at = self._clock()
 
     def hanging(
