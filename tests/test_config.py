@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from rollout_ray.config.help import help_text
-from rollout_ray.config.loading import FLAGS, load_config
+from rollout_ray.config.loading import FLAGS, changed, load_config
 from rollout_ray.config.schema import OPERATIONAL, RunConfig, is_operational, leaf_fields
+from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError
 from tests.conftest import ROOT, Command
 
@@ -202,6 +203,28 @@ def test_reward_presets() -> None:
     second = load_config(["--reward_preset", "regime-w-2"]).scoring
     assert (second.gamma, second.bonus) == (0.3, 0.2)
     assert load_config(["--reward_preset", "regime-w-2", "--gamma", "0.1"]).scoring.gamma == 0.1
+    exact = load_config(["--reward_preset", "exact"]).scoring
+    assert (exact.alpha, exact.beta, exact.gamma, exact.bonus, exact.penalty_per_token) == (1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_another_reward_preset_takes_the_values_of_the_former_one_away() -> None:
+    defaults = load_config().scoring.model_dump()
+    exact = load_config(["--reward_preset", "exact", "--penalty_free_tokens", "9"]).model_dump(mode="json")
+    back = changed(exact, {"scoring": {"reward_preset": "regime-w"}}).scoring.model_dump()
+    assert back == {**defaults, "penalty_free_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "Reward: 1 for a correct answer, plus 0.5 x coherence (s_wm) for every answer, minus 0.001 a token beyond "
+             "512. Wrong answers are paid, too; --reward_preset exact pays 1 or 0."),
+        (["--reward_preset", "exact"], "Reward: 1 for a correct answer, 0 for any other."),
+        (["--reward", "a.b:c"], "Reward: the function a.b:c."),
+    ],
+)  # fmt: skip
+def test_what_is_paid_is_said_in_a_sentence(flags: list[str], sentence: str) -> None:
+    assert reward_sentence(load_config(flags).scoring) == sentence
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda f: f.name)

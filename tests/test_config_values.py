@@ -69,7 +69,7 @@ def test_a_section_that_is_none_is_refused_by_its_name(name: str, value: Any) ->
 
 @pytest.mark.parametrize("value", [["regime-w"], {"regime-w": 1}, 3, None])
 def test_a_reward_preset_that_is_no_name_is_refused_by_its_field(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"scoring\.reward_preset must be 'regime-w' or 'regime-w-2', not"):
+    with pytest.raises(ConfigError, match=r"scoring\.reward_preset must be 'regime-w', 'regime-w-2' or 'exact', not"):
         changed({}, {"scoring": {"reward_preset": value}})
 
 

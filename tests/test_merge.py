@@ -271,5 +271,12 @@ def test_the_summary_tells_nulls_from_zeros() -> None:
     summary.add(part_table([ScoredQuestion("q", tuple(rows), 0, 0, 0, 0)]))
     assert summary.arms["a"].accuracy is None and summary.arms["a"].mean_reward is None
     assert summary.null_rewards == 2
-    assert any("2 trajectories have no reward" in line for line in summary_lines(summary))
+    assert "2 trajectories have no reward: the grade is unknown (timeout 2)" in summary_lines(summary)
     assert summary_table(summary).row_count == 2
+
+
+def test_a_custom_reward_that_returned_none_is_named_as_the_reason() -> None:
+    rows = [trajectory("q", n, correct=True, reward=None, score_status="correct") for n in range(2)]
+    summary = Summary()
+    summary.add(part_table([ScoredQuestion("q", tuple(rows), 0, 0, 0, 0)]))
+    assert "2 trajectories have no reward: the reward function returned None" in summary_lines(summary)

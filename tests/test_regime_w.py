@@ -132,6 +132,12 @@ def test_no_gold_is_rewarded_for_coherence_alone() -> None:
     assert result.rewards[0] == pytest.approx(0.5 * result.s_wm - 0.088)
 
 
+def test_exact_pays_one_or_zero_and_nothing_where_nobody_can_tell() -> None:
+    statuses = ["correct", "incorrect", "no_answer", "no_gold", "bad_gold", "timeout", "error"]
+    result = score([row("5", tokens=2000, status=status) for status in statuses], reward_preset="exact")
+    assert result.rewards == (1.0, 0.0, 0.0, None, None, None, None)
+
+
 @pytest.mark.parametrize("status", ["timeout", "error", "bad_gold"])
 def test_an_unknown_verdict_has_no_reward(status: str) -> None:
     result = score([row("5", status=status), row("5", status="correct")])

@@ -82,6 +82,7 @@ def test_what_is_printed(data: Path, tmp_path: Path, rollout: Command, local_ray
     done = rollout(*simulated(data, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert f"{QUESTIONS} questions, {QUESTIONS * 8} trajectories" in done.stdout
+    assert "Reward: 1 for a correct answer" in done.stdout
     assert "score status: " in done.stdout and "finish reason: stop 480" in done.stdout
     assert done.stdout.rstrip().endswith(str(tmp_path / "run" / "merged.parquet"))
     assert "WARNING" not in done.stderr and "Traceback" not in done.stderr

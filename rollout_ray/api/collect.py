@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rollout_ray.config.schema import DataConfig, RunConfig
+from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError, Interrupted
 from rollout_ray.core.records import SCHEMA_VERSION
 from rollout_ray.core.redaction import shorten
@@ -188,6 +189,7 @@ def _collect(
         merged, summary = _merged(run, questions, directory, {**versions, **facts})
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
         summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began
+        summary.reward_rule = reward_sentence(run.config.scoring)
         summary.account, summary.bound_by = session.account, bound_by(session.account, summary.total_seconds)
         events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())
     if run.config.output.report and run.config.output.layout != "responses":  # which holds no scores

@@ -249,12 +249,16 @@ def view(quiet: bool) -> tuple[Any, Progress]:
 
 
 def print_summary(console: Any, summary: Summary, path: str) -> None:
-    """Print the table and lines of a run's summary, then the path of its file."""
+    """Print what is paid, the table and lines of a run's summary, then the path of its file."""
     from rollout_ray.telemetry.summary import summary_lines, summary_table
 
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    say(summary.reward_rule)
     console.print(summary_table(summary))
     for line in [*summary_lines(summary), escape_controls(path)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

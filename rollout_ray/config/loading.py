@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from rollout_ray.config.help import plain
 from rollout_ray.config.schema import RunConfig, leaf_fields
+from rollout_ray.config.scoring_schema import REWARD_PRESETS
 from rollout_ray.config.yaml_file import parse_value, read_yaml
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import shorten
@@ -49,13 +50,15 @@ def overlaid(
 def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
     """Return the config of the sections `base`, overridden by the sections `given`. Raises ConfigError.
 
-    A given reward preset brings its gamma and bonus, whatever `base` has.
+    A given reward preset brings its own values, and takes those of the preset of `base` away.
     """
     values = deepcopy(dict(base))
     scoring = given.get("scoring")
     if isinstance(scoring, Mapping) and "reward_preset" in scoring:
-        for name in ("gamma", "bonus"):
-            values.get("scoring", {}).pop(name, None)
+        before = values.get("scoring", {})
+        for preset in (before.get("reward_preset", "regime-w"), scoring["reward_preset"]):
+            for name in REWARD_PRESETS.get(preset, ()) if isinstance(preset, str) else ():
+                before.pop(name, None)
     _overlay(values, given)
     try:
         return RunConfig.model_validate(values)

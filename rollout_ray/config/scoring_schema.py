@@ -13,14 +13,17 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 REWARD_PRESETS: dict[str, dict[str, float]] = {
     "regime-w": {"gamma": 0.0, "bonus": 0.0},
     "regime-w-2": {"gamma": 0.3, "bonus": 0.2},
+    "exact": {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "bonus": 0.0, "penalty_per_token": 0.0},
 }
 
 
 class RewardConfig(Section):
     """Regime W: reward = alpha x correct + beta x s_wm + gamma x quality + bonus - penalty."""
 
-    reward_preset: Literal["regime-w", "regime-w-2"] = Field(
-        "regime-w", description="Source of gamma and bonus: regime-w sets both to 0, regime-w-2 to 0.3 and 0.2."
+    reward_preset: Literal["regime-w", "regime-w-2", "exact"] = Field(
+        "regime-w",
+        description="regime-w sets gamma and bonus to 0, regime-w-2 to 0.3 and 0.2. exact pays 1 for a correct answer and "
+        "0 for a wrong one.",
     )
     alpha: float = Field(1.0, description="Reward of a correct answer.")
     beta: float = Field(0.5, description="Weight of the coherence s_wm of the question. Wrong answers get it, too.")
@@ -56,3 +59,22 @@ class ScoringConfig(RewardConfig):
     )
     grade_timeout_s: int = Field(5, ge=1, le=600, description="Time limit of one symbolic comparison, in seconds.")
     grader_memory_mib: int = Field(1024, ge=256, description="Memory limit of a grading process, in MiB.")
+
+
+def reward_sentence(scoring: ScoringConfig) -> str:
+    """Return what a trajectory is paid, in words. It says so where a wrong answer is paid, too."""
+    if scoring.reward is not None:
+        return f"Reward: the function {scoring.reward}."
+    parts = [f"{scoring.alpha:g} for a correct answer"]
+    if scoring.gamma:
+        parts.append(f"plus {scoring.gamma:g} x its quality")
+    if scoring.bonus:
+        parts.append(f"plus {scoring.bonus:g} if s_end is above {scoring.bonus_above:g}")
+    if scoring.beta:
+        parts.append(f"plus {scoring.beta:g} x coherence (s_wm) for every answer")
+    else:
+        parts.append("0 for any other")
+    if scoring.penalty_per_token:
+        parts.append(f"minus {scoring.penalty_per_token:g} a token beyond {scoring.penalty_free_tokens}")
+    said = f"Reward: {', '.join(parts)}."
+    return f"{said} Wrong answers are paid, too; --reward_preset exact pays 1 or 0." if scoring.beta > 0 else said

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from rollout_ray.config.loading import overlaid
 from rollout_ray.config.schema import RunConfig
+from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError, IncompleteError
 from rollout_ray.core.records import Completion, Question, ScoredQuestion
 from rollout_ray.results.layouts import output_schema, to_layout
@@ -81,6 +82,7 @@ def rescore(
         run.write_atomically(name, writer.write)
     arms = {arm.name: writer.summary.arms[arm.name] for arm in merged.description.arms if arm.name in writer.summary.arms}
     writer.summary.arms = arms
+    writer.summary.reward_rule = reward_sentence(new.scoring)
     return Rescored(target, writer.summary, changed, writer.verdicts_changed, tuple(writer.examples))
 
 

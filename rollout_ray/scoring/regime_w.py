@@ -88,13 +88,15 @@ def reward_terms(
 ) -> tuple[RewardTerms | None, ...]:
     """The terms of each trajectory's reward, in order, from their score statuses and the question's s_end and s_wm.
 
-    None where the status leaves the truth open. `statuses` has the length of `trajectories`.
+    None where the status leaves the truth open. The preset `exact` pays for nothing else, so there a question without a
+    gold answer gives None, too. `statuses` has the length of `trajectories`.
     """
+    unknown = UNKNOWN | {"no_gold"} if config.reward_preset == "exact" else UNKNOWN
     right = [i for i, status in enumerate(statuses) if status == "correct"]
     quality = _qualities(trajectories, right) if config.gamma else {}
     return tuple(
         None
-        if status in UNKNOWN
+        if status in unknown
         else RewardTerms(
             correct=config.alpha * (status == "correct"),
             coherence=config.beta * coherence,

@@ -51,12 +51,10 @@ def _findings(summary: Summary) -> Iterator[tuple[str, str, str]]:
         )
     if summary.null_rewards == count:
         statuses = ", ".join(name for name, _ in summary.score_status.most_common(2))
-        yield (
-            "rewards",
-            "",
-            f"all {count} rewards are null, with score status {statuses}; look at the column error of a part in OUT/parts, "
-            "or at the gold answers",
-        )
+        look = "look at the column error of a part in OUT/parts, or at the gold answers"
+        if summary.reward_returned_none:
+            look = "the reward function returned None: correct it, or stop the run"
+        yield "rewards", "", f"all {count} rewards are null, with score status {statuses}; {look}"
     for name, arm in summary.arms.items():
         if arm.trajectories >= ENOUGH and arm.only_text is not None:
             yield (

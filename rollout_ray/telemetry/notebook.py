@@ -32,7 +32,8 @@ def summary_html(summary: Summary, path: str) -> str:
     body = "".join(_row("td", (name, *arm_cells(arm))) for name, arm in summary.arms.items())
     lines = [f"{summary.questions} questions, {summary.trajectories} trajectories", *summary_lines(summary), path]
     below = "<br>".join(escape(escape_controls(line)) for line in lines)
-    return f"<table><thead>{_row('th', ARM_HEADINGS)}</thead><tbody>{body}</tbody></table><p>{below}</p>"
+    above = f"<p>{escape(escape_controls(summary.reward_rule))}</p>" if summary.reward_rule else ""
+    return f"{above}<table><thead>{_row('th', ARM_HEADINGS)}</thead><tbody>{body}</tbody></table><p>{below}</p>"
 
 
 def _row(cell: str, texts: tuple[str, ...]) -> str:

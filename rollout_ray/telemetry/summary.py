@@ -19,6 +19,7 @@ from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
+GRADED = ("correct", "incorrect", "no_answer")  # statuses of a known grade
 ARM_HEADINGS = ("arm", "trajectories", "accuracy", "mean reward", "mean tokens", "truncated")
 
 
@@ -69,9 +70,11 @@ class Summary:
 
     Attributes:
         tokens: Output tokens.
+        unrewarded: Trajectories without a reward, by score status.
         generation_seconds: From the first accepted request to the last output.
         account: Figures of the engines, and time by phase.
         bound_by: One sentence on the phase that took the time.
+        reward_rule: One sentence on what is paid.
     """
 
     questions: int = 0
@@ -81,6 +84,7 @@ class Summary:
     arms: dict[str, ArmSummary] = field(default_factory=dict)
     score_status: Counter[str] = field(default_factory=Counter)
     finish_reason: Counter[str] = field(default_factory=Counter)
+    unrewarded: Counter[str] = field(default_factory=Counter)
     s_wm_sum: float = 0.0
     total_seconds: float = 0.0
     generation_seconds: float = 0.0
@@ -88,11 +92,17 @@ class Summary:
     engine_deaths: int = 0
     account: SessionAccount = field(default_factory=SessionAccount)
     bound_by: str = ""
+    reward_rule: str = ""
 
     @property
     def tokens_per_second(self) -> float | None:
         """Return the output tokens per second of this session, or None if it generated nothing."""
         return self.session_tokens / self.generation_seconds if self.generation_seconds and self.session_tokens else None
+
+    @property
+    def reward_returned_none(self) -> bool:
+        """Return whether a custom reward gave no reward for a known grade."""
+        return any(status in self.unrewarded for status in GRADED)
 
     @property
     def null_rewards(self) -> int:
@@ -107,6 +117,7 @@ class Summary:
         self.prompt_tokens += pc.sum(flat.column("num_prompt_tokens")).as_py() or 0
         self.score_status.update(flat.column("score_status").to_pylist())
         self.finish_reason.update(flat.column("finish_reason").to_pylist())
+        self.unrewarded.update(flat.filter(pc.is_null(flat.column("reward"))).column("score_status").to_pylist())
         truncated = pc.cast(pc.equal(flat.column("finish_reason"), "length"), pa.int64())
         sums = (
             flat.append_column("truncated", truncated)
@@ -150,6 +161,7 @@ class Summary:
         self.s_wm_sum += other.s_wm_sum
         self.score_status.update(other.score_status)
         self.finish_reason.update(other.finish_reason)
+        self.unrewarded.update(other.unrewarded)
         for name, theirs in other.arms.items():
             self.arms.setdefault(name, ArmSummary()).combine(theirs)
 
@@ -172,6 +184,7 @@ class Summary:
             "account": self.account.to_dict(),
             "score_status": dict(self.score_status),
             "finish_reason": dict(self.finish_reason),
+            "unrewarded": dict(self.unrewarded),
             "tokens_per_second": self.tokens_per_second,
             "null_rewards": self.null_rewards,
         }
@@ -214,8 +227,10 @@ def summary_lines(summary: Summary) -> list[str]:
         "score status: " + _counts(summary.score_status),
         "finish reason: " + _counts(summary.finish_reason),
     ]
-    if summary.null_rewards:
-        lines.append(f"{summary.null_rewards} trajectories have no reward, because their grade is not known")
+    if unrewarded := summary.unrewarded:
+        unknown = f"the grade is unknown ({_counts(unrewarded)})"
+        why = "the reward function returned None" if summary.reward_returned_none else unknown
+        lines.append(f"{unrewarded.total()} trajectories have no reward: {why}")
     if summary.tokens_per_second:
         lines.append(
             f"{summary.session_tokens} output tokens in {summary.generation_seconds:.1f} s of generation "
