@@ -17,6 +17,7 @@ from rollout_ray.config.templates import columns_of, render_prompt
 from rollout_ray.core.records import Prompt
 from rollout_ray.core.redaction import shorten
 
+EXACT = 2**53  # Arrow turns no larger integer into a float
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
 Row = tuple[Prompt, str | None, str | None]  # prompt, gold answer, fault
@@ -60,7 +61,7 @@ def _golds(column: pa.Array) -> list[Any]:
 def _rendered(batch: pa.RecordBatch, template: str) -> Iterator[str | ValueError]:
     """Yield the prompt that the template makes of each row, or a ValueError with the reason why it makes none."""
     names = sorted(columns_of(template) & set(batch.schema.names))
-    columns = [cell_values(batch.column(name)) for name in names]
+    columns = [[_struct(value) for value in cell_values(batch.column(name))] for name in names]
     for number in range(batch.num_rows):
         row = {name: values[number] for name, values in zip(names, columns, strict=True)}
         try:
@@ -69,6 +70,30 @@ def _rendered(batch: pa.RecordBatch, template: str) -> Iterator[str | ValueError
             yield render_prompt(template, row)
         except ValueError as fault:
             yield fault
+
+
+class _Struct(dict[str, Any]):
+    """A struct as a template reads it: a key that the row lacks reads as None, as it does beside a row that has it."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def _struct(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _Struct({key: _struct(item) for key, item in value.items() if item is not None})
+    return [_struct(item) for item in value] if isinstance(value, list) else value
+
+
+def without_absent_keys(value: Any) -> Any:
+    """Return the value without the null keys of its structs.
+
+    Arrow gives every struct of a column the keys of all rows. A key that the row lacks is null, like a key that is null
+    in the data. So that no question depends on other rows, both count as absent.
+    """
+    if isinstance(value, dict):
+        return {key: without_absent_keys(item) for key, item in value.items() if item is not None}
+    return [without_absent_keys(item) for item in value] if isinstance(value, list) else value
 
 
 class NotText:
@@ -117,7 +142,22 @@ def _read_prompt(value: Any) -> Prompt:
         raise ValueError("the prompt ends with the assistant's message, so that nothing is left to answer")
     if not messages[-1]["content"].strip():
         raise ValueError("the last message of the prompt is empty")
-    return tuple({key: item for key, item in message.items() if item is not None} for message in messages)
+    return tuple({key: _own(item) for key, item in message.items() if item is not None} for message in messages)
+
+
+def _own(item: Any) -> Any:
+    """Return a value of a message as it stands in this row, whatever the other rows hold."""
+    return item if isinstance(item, str) else _whole_numbers(without_absent_keys(item))
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Return the value with 3 for 3.0: a column with one 2.5 has turned every 3 into 3.0."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
+    return int(value) if is_whole else value
 
 
 def _read_message(message: Any) -> dict[str, Any]:

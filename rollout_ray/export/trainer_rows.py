@@ -20,7 +20,7 @@ import pyarrow as pa
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Arm, Question
-from rollout_ray.data.cells import cell_values
+from rollout_ray.data.cells import cell_values, without_absent_keys
 from rollout_ray.export.selection import Stored, best_of, group, preference_pairs
 
 TrainerFormat = Literal["dpo", "sft", "grpo"]
@@ -52,8 +52,8 @@ class Choice:
 
 
 def column_values(table: pa.Table, name: str) -> list[Any]:
-    """Return a column's values as the data has them."""
-    return [value for chunk in table.column(name).chunks for value in cell_values(chunk)]
+    """Return a column's values as the data has them, without the null keys of structs."""
+    return [without_absent_keys(value) for chunk in table.column(name).chunks for value in cell_values(chunk)]
 
 
 def shared_system_prompt(arms: Sequence[Arm]) -> str | None:
