@@ -44,6 +44,8 @@ def _query() -> list[Gpu]:
         answer = subprocess.run(COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
         rows = [line.rsplit(",", 1) for line in answer.splitlines() if line.strip()]
         return [Gpu(name.strip(), int(mib) / 1024) for name, mib in rows]
+    except FileNotFoundError:  # a machine without an NVIDIA driver, such as a laptop
+        return []
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         log.info("nvidia-smi reports no GPUs (%s)", error)
         return []

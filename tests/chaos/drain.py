@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 ENGINES = 6  # on the head and two more nodes
 SCORERS = 3
-FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "4000", "--max_tokens", "400")
+FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "1200", "--max_tokens", "400")
 FLAGS += ("--replicas", str(ENGINES), "--scorers", str(SCORERS), "--flush_seconds", "3600", "--part_rows", "100000")
 MANY_FINISHED = re.compile(r"\b[1-9][\d,]{2,}/[\d,]+ trajectories")
 
@@ -34,7 +34,7 @@ def head_id(address: str) -> str:
 
 def main(folder: Path) -> None:
     data, out = folder / "questions.parquet", folder / "run"
-    write_questions(data, 1000)
+    write_questions(data, 300)
     cluster = Cluster(2, cpus=2)
     command = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(data), "--output_dir", str(out), *FLAGS]
     with (folder / "log").open("w") as log:

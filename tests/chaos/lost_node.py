@@ -39,7 +39,7 @@ class Kill(Plain):
                 self._stopped = [scorer for scorer in found(TITLES[SCORER]) if scorer.ppid() == head]
                 for scorer in self._stopped:
                     scorer.suspend()
-            if view.generated_samples > 2000:
+            if view.generated_samples > 1000:
                 self._cluster.workers()[0].kill()
                 self.killed_at = time.monotonic()
         elif not self.noticed_at and sum(node["Alive"] for node in ray.nodes()) == 1:
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
     os.environ.clear()
     os.environ.update(environment())
     data = folder / "questions.parquet"
-    write_questions(data, 600)
+    write_questions(data, 300)
     cluster = Cluster(1, 2, f"--system-config={json.dumps(SYSTEM)}")
     lost = number = 0
     took = 0.0

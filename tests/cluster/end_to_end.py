@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +221,14 @@ def play(it: Scenario) -> None:
     submit(it)
     it.until(lambda: len(it.events("engine_started")) >= 1, "first node joined")
     it.until(lambda: len(it.events("engine_started")) >= 2, "second node joined")
-    it.report["key while running"] = it.key_found()
-    parts = it._shared / "runs" / "fleet" / "parts"
-    it.until(lambda: any(parts.glob("*.parquet")), "first part committed")
-    it.report["preempted"] = it.alive("worker")[-1]
-    it.fake.change({"status": {it.report["preempted"]: "preempted"}})
-    it.mark("node killed")
+    with ThreadPoolExecutor(1) as pool:  # the run does not wait for the search
+        search = pool.submit(it.key_found)
+        parts = it._shared / "runs" / "fleet" / "parts"
+        it.until(lambda: any(parts.glob("*.parquet")), "first part committed")
+        it.report["preempted"] = it.alive("worker")[-1]
+        it.fake.change({"status": {it.report["preempted"]: "preempted"}})
+        it.mark("node killed")
+        it.report["key while running"] = search.result()
     it.until(lambda: it.job_status() not in ("PENDING", "RUNNING"), "rows complete")
     it.report["job"] = it.on_laptop(f"{JOB} logs rollouts")
     it.report["job status"] = it.job_status()

@@ -215,11 +215,11 @@ def test_a_launch_ends_before_the_autoscaler_asks_for_it_again(
     account: Start, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would get both: what the rate limit refuses is tried again for less long than the autoscaler waits."""
-    monkeypatch.setattr(lambda_provider, "MOST_LAUNCHING_S", 0.0)
     one = account()
     one.change(faults={"/instance-operations/launch": ["429"]})
     provider = make(one, state)
-    with pytest.raises(NodeLaunchException, match="rate-limit"):
+    with monkeypatch.context() as patched, pytest.raises(NodeLaunchException, match="rate-limit"):
+        patched.setattr(lambda_provider, "MOST_LAUNCHING_S", 0.0)
         provider.create_node(H100, WORKER, 1)
     assert one.truth()["calls"]["/instance-operations/launch"] == 1
     assert len(provider.create_node(H100, WORKER, 1)) == 1
