@@ -27,7 +27,7 @@ from rollout_ray import scoring
 from rollout_ray.core.errors import GradingError
 from rollout_ray.core.records import ScoreStatus
 from rollout_ray.scoring.grader import Grade, Grader
-from rollout_ray.scoring.grader_process import START_SECONDS
+from rollout_ray.scoring.grader_process import START_SECONDS, silent_seconds
 from tests.conftest import ROOT, await_that
 
 MATRIX = "\\begin{{pmatrix}}{}\\end{{pmatrix}}"
@@ -113,7 +113,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 GOLD = "\\sqrt{7}"
 TIMEOUT_S = 1
-LONGEST_S = 4 * TIMEOUT_S + 2 + START_SECONDS  # until a process is killed, and a new one's start on a laden machine
+LONGEST_S = silent_seconds(TIMEOUT_S) + START_SECONDS  # until a process is killed, and a new one starts on a busy machine
 
 
 @pytest.fixture(scope="module")

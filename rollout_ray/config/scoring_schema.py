@@ -57,7 +57,9 @@ class ScoringConfig(RewardConfig):
         pattern=r"^[\w.]+:\w+$",
         description="Reward function of your own, as module:function. It replaces Regime W's.",
     )
-    grade_timeout_s: int = Field(5, ge=1, le=600, description="Time limit of one symbolic comparison, in seconds.")
+    grade_timeout_s: int = Field(
+        5, ge=1, le=600, description="CPU time limit of one step of a symbolic comparison, in seconds."
+    )
     grader_memory_mib: int = Field(1024, ge=256, description="Memory limit of a grading process, in MiB.")
 
 

@@ -1,4 +1,7 @@
-"""The child processes in which answers are compared symbolically, as their parent sees them."""
+"""Start, ask and replace a process that compares answers symbolically (sympy_worker.py).
+
+The process limits its own CPU time. This side limits its memory, and the time for which it may be silent.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -23,24 +27,34 @@ STARTS = 3
 MEMORY_CHECK_SECONDS = 0.1
 
 
+def silent_seconds(timeout_s: int) -> int:
+    """Return for how long a process may be silent: on a busy machine its CPU limits take longer by the clock."""
+    return 10 * timeout_s + 2
+
+
 class Child:
-    """One grading process and the pipe to it; respawned whenever it had to be killed."""
+    """One grading process and the pipe to it. A process that had to be killed is replaced."""
 
     def __init__(self, timeout_s: int, memory_mib: int) -> None:
         self._timeout_s, self._memory_mib = timeout_s, memory_mib
         self._process: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:
-        """Starts the process. Raises GradingError where it cannot be started."""
+        """Start the process.
+
+        Raises:
+            GradingError: It did not start.
+        """
         self._running()
 
     def compare(self, task: str) -> Verdict:
-        """Ask the process for its verdict on a task (a line of JSON).
+        """Return the verdict of the process on a task (a line of JSON).
 
-        A process that died, fell silent past all its alarms (timeout) or outgrew its memory (error) is replaced. A task
-        at which it died is asked once more, since another may have been the cause.
+        It is timeout where the process exceeds its CPU time or is silent for too long, and error where it exceeds its
+        memory. Where the process dies otherwise, a second one gets the task: the cause may lie outside.
 
-        Raises GradingError where no process can be started.
+        Raises:
+            GradingError: No process can be started.
         """
         for _ in range(2):
             process = self._running()
@@ -50,6 +64,8 @@ class Child:
             self.kill()
             if reply in ("timeout", "error"):
                 return reply
+            if process.returncode == -signal.SIGVTALRM:  # the kernel, by cpu_limit.py
+                return "timeout"
         return "error"
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -62,8 +78,8 @@ class Child:
             else:
                 words = " ".join(self._command())
                 raise GradingError(
-                    f"the process that compares answers did not start in {STARTS} attempts; see what `{words}` prints, and "
-                    "raise scoring.grader_memory_mib where memory is what it lacks"
+                    f"The process that compares answers did not start in {STARTS} attempts. Run `{words}` to see why. "
+                    "If it lacks memory, raise scoring.grader_memory_mib."
                 )
         return self._process
 
@@ -85,10 +101,10 @@ class Child:
             process.stdin.flush()
         except BrokenPipeError:
             return None
-        return self._await_line(process, 4 * self._timeout_s + 2)
+        return self._await_line(process, silent_seconds(self._timeout_s))
 
     def _await_line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes | Literal["timeout", "error"] | None:
-        """The process's next line; None where it died, timeout where it stays silent, error where it grows too large."""
+        """Return the next line of the process. Return None where it died, error where it grows too large."""
         assert process.stdout
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
@@ -101,6 +117,7 @@ class Child:
         return "timeout"
 
     def kill(self) -> None:
+        """End the process if there is one."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -115,7 +132,7 @@ _READY = b'"ready"\n'
 
 
 def _read_verdict(reply: bytes) -> Verdict | None:
-    """The verdict of a whole line; None for what a process left behind that died while writing it."""
+    """Return the verdict of a whole line. Return None for half a line, which a process leaves that dies as it writes."""
     try:
         verdict = json.loads(reply)
     except ValueError:
@@ -124,7 +141,7 @@ def _read_verdict(reply: bytes) -> Verdict | None:
 
 
 def _resident_mib(pid: int) -> float:
-    """Memory of a process in MiB; 0 where the system has no /proc to tell."""
+    """Return the memory of a process in MiB. Return 0 where the system has no /proc."""
     try:
         with open(f"/proc/{pid}/statm") as stream:
             return int(stream.read().split()[1]) * resource.getpagesize() / 2**20
