@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import Arm, Completion, Generated, Question, ScoredQuestion
+from rollout_ray.scoring.custom_reward import RewardSource
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary
 
@@ -48,15 +49,16 @@ class ScorerActor:
         """Return the name in Ray's dashboard and logs."""
         return f"scorer-{self._index}"
 
-    def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm]) -> Receipt:
+    def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm], reward: RewardSource) -> Receipt:
         """Begin a run. Drop what an earlier run left, except the grading processes.
 
         Raises:
             LedgerError: This node does not see the run directory, or another driver has taken over the run.
+            ConfigError: This node cannot load the reward.
         """
         run.check_access()  # a scorer that cannot write must say so before the engines sample anything
         self._run, self._config = run, config
-        self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward))
+        self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed, reward.load())
         limits = {"timeout_s": config.scoring.grade_timeout_s, "memory_mib": config.scoring.grader_memory_mib}
         if limits != self._limits:
             self._grader.close()

@@ -17,8 +17,9 @@ from rollout_ray.core.records import Completion, Question, sampling_seed
 from rollout_ray.data.question_set import load_questions
 from rollout_ray.results.merge import merge
 from rollout_ray.results.metadata import describe
+from rollout_ray.scoring.custom_reward import load_reward
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
 from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows
 

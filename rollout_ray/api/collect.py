@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError, Interrupted
@@ -31,7 +32,7 @@ from rollout_ray.report.html import write_report
 from rollout_ray.results.merge import Merged, merge
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import describe
-from rollout_ray.scoring.scorer import load_reward
+from rollout_ray.scoring.custom_reward import CustomReward, RewardSource
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.bottleneck import bound_by
@@ -86,7 +87,23 @@ class Rollouts:
         return summary_html(self.summary, self.path)
 
 
-def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Progress | None = None) -> Rollouts:
+@dataclass(frozen=True)
+class _Call:
+    """What a caller gives a run besides the config. `pool_resources` None: the run starts engines of its own."""
+
+    pool_resources: PoolResources | None
+    progress: Progress
+    reward: RewardSource
+    began: float
+
+
+def collect(
+    dataset: Any = None,
+    cfg: RunConfig | None = None,
+    *,
+    reward: CustomReward | None = None,
+    progress: Progress | None = None,
+) -> Rollouts:
     """Generate the trajectories of every arm and question, score them, and merge them into one parquet.
 
     A run directory that holds a part of this run is continued.
@@ -95,6 +112,8 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
         dataset: A path, a pandas DataFrame, an Arrow table, a list of dicts, a Hugging Face Dataset or a Ray Dataset.
             None: `cfg.data.dataset`.
         cfg: The config of the run. None: the defaults.
+        reward: Your own reward function, in place of `cfg.scoring.reward`. It gets a Question and its Trajectory records,
+            and returns one number or None each. The run is known by the function's name: give a changed one another name.
         progress: Shows the run. None: only a notebook shows it.
 
     Raises:
@@ -103,24 +122,37 @@ def collect(dataset: Any = None, cfg: RunConfig | None = None, *, progress: Prog
         LedgerError, IncompleteError: The run directory belongs to another run, or trajectories are missing.
         Interrupted: Ctrl-C or SIGTERM stopped the run. It is saved.
     """
-    return collect_on(None, dataset, resolve(cfg or RunConfig()), progress)
+    cfg, source = with_reward(cfg or RunConfig(), reward)
+    return collect_on(None, dataset, resolve(cfg), source, progress)
 
 
-def collect_on(pool_resources: PoolResources | None, dataset: Any, run: ResolvedRun, progress: Progress | None) -> Rollouts:
+def with_reward(cfg: RunConfig, reward: CustomReward | None) -> tuple[RunConfig, RewardSource]:
+    """Return the config with the name of the caller's function, and where scorers get the reward."""
+    if reward is None:
+        return cfg, RewardSource(cfg.scoring.reward)
+    source = RewardSource.of_function(reward)
+    if cfg.scoring.reward not in (None, source.name):
+        raise ConfigError(f"scoring.reward is {cfg.scoring.reward}, and a function is given as well; leave one of them out")
+    return with_fields(cfg, {"scoring": {"reward": source.name}}), source
+
+
+def collect_on(
+    pool_resources: PoolResources | None, dataset: Any, run: ResolvedRun, reward: RewardSource, progress: Progress | None
+) -> Rollouts:
     """Run `collect` on the engines of a pool, which hold the policy of the run. None: on engines for this run."""
-    began = time.monotonic()
+    call = _Call(pool_resources, progress or progress_here(), reward, time.monotonic())
     cfg = run.config
     dataset = cfg.data.dataset if dataset is None else dataset
     if dataset is None:
         raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
     _refuse_fleeting_output(cfg.output.output_dir)
-    load_reward(cfg.scoring.reward)
+    reward.load()
     with nullcontext() if pool_resources else prewarm(run):
         questions = _questions(dataset, cfg.data)
         directory = RunDirectory(cfg.output.output_dir)
         with directory.lease():
             try:
-                return _collect(run, questions, directory, progress or progress_here(), pool_resources, began)
+                return _collect(run, questions, directory, call)
             except KeyboardInterrupt:
                 raise Interrupted(
                     f"stopped; what is complete is in {directory.uri}, and the same command goes on from there"
@@ -157,14 +189,7 @@ def _warn_of_unreadable_golds(questions: QuestionSet) -> None:
         )
 
 
-def _collect(
-    run: ResolvedRun,
-    questions: QuestionSet,
-    directory: RunDirectory,
-    progress: Progress,
-    pool_resources: PoolResources | None,
-    began: float,
-) -> Rollouts:
+def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, call: _Call) -> Rollouts:
     """Run a collection. The caller holds the lease of the run directory."""
     versions = _versions()
     facts = describe(run.config, run.arms, questions)
@@ -179,16 +204,16 @@ def _collect(
             events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
-            context = RunContext(questions, done, directory, events, progress, time.monotonic())
+            context = RunContext(questions, done, directory, events, call.progress, call.reward, time.monotonic())
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 
             # Until the end of the block: Ray takes seconds to stop, and the merged file does not wait for that.
             ray_too.enter_context(connected(run.config))
-            session = generate_missing(run, context, pool_resources)
+            session = generate_missing(run, context, call.pool_resources)
         merged, summary = _merged(run, questions, directory, {**versions, **facts})
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
-        summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - began
+        summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - call.began
         summary.reward_rule = reward_sentence(run.config.scoring)
         summary.account, summary.bound_by = session.account, bound_by(session.account, summary.total_seconds)
         events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rollout_ray.api.code_hash import package_hash
-from rollout_ray.api.collect import Rollouts, collect_on
+from rollout_ray.api.collect import Rollouts, collect_on, with_reward
 from rollout_ray.config.arms import default_max_model_len
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import RunConfig
@@ -29,6 +29,7 @@ from rollout_ray.models.adapters import Capacity, capacity
 from rollout_ray.models.checkpoints import Policy, check_same_shape
 from rollout_ray.models.paths import cluster_address, model_folder
 from rollout_ray.models.resolved_run import ResolvedRun, policy_at, resolve
+from rollout_ray.scoring.custom_reward import CustomReward
 from rollout_ray.telemetry.progress import Progress
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ class RolloutPool:
         return self._open().replica_set.policy.path
 
     def collect(
-        self, dataset: Any = None, cfg: RunConfig | Mapping[str, Any] | None = None, *, progress: Progress | None = None
+        self,
+        dataset: Any = None,
+        cfg: RunConfig | Mapping[str, Any] | None = None,
+        *,
+        reward: CustomReward | None = None,
+        progress: Progress | None = None,
     ) -> Rollouts:
         """Run `rollout_ray.collect` on the engines of this pool, with the weights that they hold now.
 
@@ -92,14 +98,16 @@ class RolloutPool:
             dataset: As in `rollout_ray.collect`.
             cfg: The config of the run, or sections and fields that differ from those of the pool, such as
                 {"output": {"output_dir": "runs/2"}}.
+            reward: As in `rollout_ray.collect`.
             progress: As in `rollout_ray.collect`.
 
         Raises:
             ConfigError: The run needs other engines. Also what `rollout_ray.collect` raises.
         """
-        run_cfg = cfg if isinstance(cfg, RunConfig) else with_fields(self._cfg, cfg or {})
+        run_cfg, source = with_reward(cfg if isinstance(cfg, RunConfig) else with_fields(self._cfg, cfg or {}), reward)
         pool_resources = self._open()
-        return collect_on(pool_resources, dataset, self._fitted(run_cfg, pool_resources.replica_set.policy), progress)
+        run = self._fitted(run_cfg, pool_resources.replica_set.policy)
+        return collect_on(pool_resources, dataset, run, source, progress)
 
     def update_weights(self, path: str) -> int:
         """Load a checkpoint of the same shape into every engine without a restart.

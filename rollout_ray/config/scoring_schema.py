@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rollout_ray.config.arm_schema import Section
+from rollout_ray.core.redaction import shorten
 
 NonNegative = Annotated[float, Field(ge=0.0)]
+_REWARD = re.compile(r"[\w.]+:\w+")
 
 REWARD_PRESETS: dict[str, dict[str, float]] = {
     "regime-w": {"gamma": 0.0, "bonus": 0.0},
@@ -52,15 +55,22 @@ class RewardConfig(Section):
 class ScoringConfig(RewardConfig):
     """Grading and rewards."""
 
-    reward: str | None = Field(
-        None,
-        pattern=r"^[\w.]+:\w+$",
-        description="Reward function of your own, as module:function. It replaces Regime W's.",
-    )
+    reward: str | None = Field(None, description="Reward function of your own, as module:function. It replaces Regime W's.")
     grade_timeout_s: int = Field(
         5, ge=1, le=600, description="CPU time limit of one step of a symbolic comparison, in seconds."
     )
     grader_memory_mib: int = Field(1024, ge=256, description="Memory limit of a grading process, in MiB.")
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_is_a_name(cls, value: Any) -> Any:
+        if callable(value):
+            raise ValueError("reward takes a name; give the function itself to collect(..., reward=...)")
+        if isinstance(value, str) and not _REWARD.fullmatch(value):
+            raise ValueError(
+                f"reward takes module:function, such as my_rewards:score, not {shorten(value, 60)!r}; correct it"
+            )
+        return value
 
 
 def reward_sentence(scoring: ScoringConfig) -> str:

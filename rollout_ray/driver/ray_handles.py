@@ -142,10 +142,11 @@ class RayScorer:
         self.actor = actor
         self._run = run
         self._directory = context.directory
+        self._reward = context.reward
         self._prepares = prepares
 
     def begin(self) -> Any:
-        call = self.actor.begin.remote(self._directory, self._run.config, self._run.arms)
+        call = self.actor.begin.remote(self._directory, self._run.config, self._run.arms, self._reward)
         if self._prepares:
             self.actor.prepare.remote()
         return call

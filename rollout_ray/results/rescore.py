@@ -22,8 +22,9 @@ from rollout_ray.results.layouts import output_schema, to_layout
 from rollout_ray.results.merge import write_merged
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.results.merged_path import sibling_path
+from rollout_ray.scoring.custom_reward import load_reward
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, load_reward, part_table
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
 from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary

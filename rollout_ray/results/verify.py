@@ -20,9 +20,10 @@ from rollout_ray.core.records import SCORES, Completion, Question, ScoredQuestio
 from rollout_ray.results.findings import Disagreement, Verification
 from rollout_ray.results.id_check import IdCheck
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
+from rollout_ray.scoring.custom_reward import CustomReward, load_reward
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import VERDICTS
-from rollout_ray.scoring.scorer import CustomReward, QuestionScorer, grade_questions, load_reward
+from rollout_ray.scoring.scorer import QuestionScorer, grade_questions
 
 TOLERANCE = 1e-9
 RECOMPUTED = ("seed", "temperature", "top_p", "reasoning", "answer", "score_status", "correct", "reward")

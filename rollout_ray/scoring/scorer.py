@@ -8,9 +8,8 @@ differ. It neither judges texts (grading.py) nor defines Regime W (regime_w.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from importlib import import_module
 from typing import Any
 
 import pyarrow as pa
@@ -27,10 +26,10 @@ from rollout_ray.core.records import (
     sample_specs,
     sampling_seed,
 )
+from rollout_ray.scoring.custom_reward import CustomReward
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.regime_w import Scorable, score_question
 
-CustomReward = Callable[[Question, Sequence[Trajectory]], Sequence[float | None]]
 _CORRECT = {"correct": True, "incorrect": False, "no_answer": False}
 
 
@@ -87,22 +86,6 @@ def grade_questions(grader: Grader, whole: Iterable[tuple[Question, Sequence[Com
     pairs = [(q.gold_answer, c.full_text) for q, cs in whole for c in cs if c.finish_reason != "error"]
     graded = iter(grader.grade_many(pairs))
     return [[next(graded) if c.finish_reason != "error" else Grade("error", None) for c in cs] for _, cs in whole]
-
-
-def load_reward(name: str | None) -> CustomReward | None:
-    """The reward `module:function`. Raises ConfigError where there is none of that name."""
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"scoring.reward {name} cannot be loaded: {error}; give a module:function that can be imported here"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"scoring.reward {name} is no function; give the name of one")
-    return found  # type: ignore[no-any-return]
 
 
 def _with_custom_rewards(reward: CustomReward, question: Question, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
