@@ -161,6 +161,7 @@ def test_golds_that_cannot_be_read_are_named_before_the_run(
     rollouts = collect(rows, simulated(tmp_path / "run"))
     assert "1 of the first 2 gold answers cannot be read, such as '$'." in caplog.text
     assert set(trajectories(rollouts)["score_status"]) >= {"bad_gold"}
+    assert (rollouts.summary.bad_golds, rollouts.summary.bad_gold) == (1, "'$'")
 
 
 def test_few_questions_with_many_samples_are_split_and_joined(tmp_path: Path, local_ray: None) -> None:

@@ -252,7 +252,7 @@ def test_the_time_for_small_tables_grows_with_their_number_only() -> None:
 def test_the_summary_counts_what_passes(tmp_path: Path) -> None:
     run, questions = committed(tmp_path, input_rows(300), 4, 3, 0)
     summary = Summary()
-    merge(run, questions, "questions", 4, {}, summary.add)
+    merge(run, questions, "questions", 4, {}, lambda rows, given: summary.add(rows))
     assert (summary.questions, summary.trajectories, summary.tokens) == (300, 1200, 300 * (10 + 11 + 12 + 13))
     assert summary.score_status == {"correct": 300, "incorrect": 900} and summary.finish_reason == {"stop": 1200}
     assert (summary.arms["a"].accuracy, summary.arms["b"].accuracy) == (0.5, 0.0)
@@ -273,6 +273,23 @@ def test_the_summary_tells_nulls_from_zeros() -> None:
     assert summary.null_rewards == 2
     assert "2 trajectories have no reward: the grade is unknown (timeout 2)" in summary_lines(summary)
     assert summary_table(summary).row_count == 2
+
+
+def test_the_summary_counts_the_gold_answers_that_cannot_be_read() -> None:
+    statuses = {"a": ("correct", "incorrect"), "b": ("bad_gold", "bad_gold"), "c": ("bad_gold", "error")}
+    scored = [
+        ScoredQuestion(name, tuple(trajectory(name, n, score_status=s) for n, s in enumerate(found)), 0, 0, 0, 0)
+        for name, found in statuses.items()
+    ]
+    summary = Summary()
+    summary.add(part_table(scored).slice(0, 2), lambda row: ["18", "$"][row])
+    summary.add(part_table(scored).slice(2), lambda row: ["7 or 8"][row])
+    assert summary.bad_golds == 2
+    assert "2 of 3 gold answers cannot be read, such as '$'" in summary_lines(summary)
+    together = Summary()
+    together.combine(summary)
+    together.combine(summary)
+    assert (together.bad_golds, together.bad_gold) == (4, "'$'")
 
 
 def test_a_custom_reward_that_returned_none_is_named_as_the_reason() -> None:

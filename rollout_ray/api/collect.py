@@ -235,7 +235,12 @@ def _merged(
         "policy_version": run.policy.version,
         **facts,
     }
-    merged = merge(directory, questions, run.config.output.layout, run.samples_per_question, metadata, summary.add)
+
+    def observe(rows: pa.Table, given: pa.Table) -> None:
+        key = questions.gold_key
+        summary.add(rows, None if key is None else lambda row: given.column(key)[row].as_py())
+
+    merged = merge(directory, questions, run.config.output.layout, run.samples_per_question, metadata, observe)
     summary.arms = {arm.name: summary.arms[arm.name] for arm in run.arms if arm.name in summary.arms}
     if merged.disagreeing:
         log.warning(

@@ -51,7 +51,7 @@ def merge(
     layout: Layout,
     samples_per_question: int,
     metadata: Mapping[str, Any],
-    observe: Callable[[pa.Table], None] = lambda rows: None,
+    observe: Callable[[pa.Table, pa.Table], None] = lambda rows, given: None,
 ) -> Merged:
     """Write OUT/merged.parquet in the order of the input.
 
@@ -61,7 +61,7 @@ def merge(
         layout: Layout of the output.
         samples_per_question: Trajectories that each question must have.
         metadata: JSON values that describe the run.
-        observe: Receives the rows of the parts (PART_SCHEMA) as they are read.
+        observe: Receives the rows of the parts (PART_SCHEMA) as they are read, and the same rows of the input.
 
     Raises:
         IncompleteError: A question is missing or has another number of trajectories. No file is written.
@@ -92,7 +92,7 @@ def merge(
 
 
 def _joined(
-    parts: PartRows, questions: QuestionSet, layout: Layout, samples: int, observe: Callable[[pa.Table], None]
+    parts: PartRows, questions: QuestionSet, layout: Layout, samples: int, observe: Callable[[pa.Table, pa.Table], None]
 ) -> Iterator[pa.Table]:
     for _, batch in questions.batches():
         begin = 0
@@ -106,9 +106,9 @@ def _joined(
                     f"question {question_id} has {counts[wrong]} trajectories where {samples} are due. "
                     "Give another --output_dir and sample again"
                 )
-            observe(rows)
             given = pa.Table.from_batches([batch.slice(begin, rows.num_rows)])
             begin += rows.num_rows
+            observe(rows, given)
             yield from to_layout(layout, given, rows)
 
 

@@ -150,12 +150,14 @@ class _Writer:
         scoring = self._config.scoring
         with Grader(timeout_s=scoring.grade_timeout_s, memory_mib=scoring.grader_memory_mib) as grader:
             for given, stored in self._merged.batches():
-                rows = part_table(self._scored(grader, given, stored))
-                self.summary.add(rows)
+                questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())
+                rows = part_table(self._scored(grader, questions, stored))
+                self.summary.add(rows, [question.gold_answer for question in questions].__getitem__)
                 yield from to_layout(self._merged.layout, given, rows)
 
-    def _scored(self, grader: Grader, given: pa.Table, stored: Sequence[StoredQuestion]) -> list[ScoredQuestion]:
-        questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())
+    def _scored(
+        self, grader: Grader, questions: Sequence[Question], stored: Sequence[StoredQuestion]
+    ) -> list[ScoredQuestion]:
         whole = [(q, self._completions(q, s)) for q, s in zip(questions, stored, strict=True)]
         grades = grade_questions(grader, whole)
         scored = [self._scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rollout_ray.core.redaction import escape_controls
+from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Summary:
     Attributes:
         tokens: Output tokens.
         unrewarded: Trajectories without a reward, by score status.
+        bad_golds: Questions with a gold answer that the grader cannot read.
+        bad_gold: One such gold answer.
         generation_seconds: From the first accepted request to the last output.
         account: Figures of the engines, and time by phase.
         bound_by: One sentence on the phase that took the time.
@@ -85,6 +88,8 @@ class Summary:
     score_status: Counter[str] = field(default_factory=Counter)
     finish_reason: Counter[str] = field(default_factory=Counter)
     unrewarded: Counter[str] = field(default_factory=Counter)
+    bad_golds: int = 0
+    bad_gold: str = ""
     s_wm_sum: float = 0.0
     total_seconds: float = 0.0
     generation_seconds: float = 0.0
@@ -108,49 +113,29 @@ class Summary:
     def null_rewards(self) -> int:
         return self.trajectories - sum(arm.rewarded for arm in self.arms.values())
 
-    def add(self, rows: pa.Table) -> None:
-        """Add rows of PART_SCHEMA."""
+    def add(self, rows: pa.Table, gold_of: Callable[[int], object] | None = None) -> None:
+        """Add rows of PART_SCHEMA.
+
+        Args:
+            rows: The rows.
+            gold_of: Returns the gold answer of a row by its number. None: no example of a bad one is kept.
+        """
         self.questions += rows.num_rows
         self.s_wm_sum += pc.sum(rows.column("s_wm")).as_py() or 0.0
-        flat = pa.Table.from_struct_array(rows.column("trajectories").combine_chunks().flatten())
+        lists = rows.column("trajectories").combine_chunks()
+        flat = pa.Table.from_struct_array(lists.flatten())
         self.trajectories += flat.num_rows
         self.prompt_tokens += pc.sum(flat.column("num_prompt_tokens")).as_py() or 0
         self.score_status.update(flat.column("score_status").to_pylist())
         self.finish_reason.update(flat.column("finish_reason").to_pylist())
         self.unrewarded.update(flat.filter(pc.is_null(flat.column("reward"))).column("score_status").to_pylist())
-        truncated = pc.cast(pc.equal(flat.column("finish_reason"), "length"), pa.int64())
-        sums = (
-            flat.append_column("truncated", truncated)
-            .append_column("right", pc.cast(flat.column("correct"), pa.int64()))
-            .group_by("arm", use_threads=False)
-            .aggregate(
-                [
-                    ("num_tokens", "count"),
-                    ("num_tokens", "sum"),
-                    ("right", "count"),
-                    ("right", "sum"),
-                    ("reward", "count"),
-                    ("reward", "sum"),
-                    ("truncated", "sum"),
-                    ("num_tokens", "min"),
-                    ("num_tokens", "max"),
-                ]
-            )
-        )
-        for row in sums.to_pylist():
-            one_length = row["num_tokens_min"] == row["num_tokens_max"]
-            new = ArmSummary(
-                trajectories=row["num_tokens_count"],
-                tokens=row["num_tokens_sum"],
-                graded=row["right_count"],
-                correct=row["right_sum"] or 0,
-                rewarded=row["reward_count"],
-                reward_sum=row["reward_sum"] or 0.0,
-                truncated=row["truncated_sum"],
-                only_text=_only_text(flat, row["arm"]) if one_length else None,
-            )
-            self.arms.setdefault(row["arm"], ArmSummary()).combine(new)
-            self.tokens += row["num_tokens_sum"]
+        bad = pc.unique(pc.list_parent_indices(lists).filter(pc.equal(flat.column("score_status"), "bad_gold")))
+        self.bad_golds += len(bad)
+        if len(bad) and gold_of and not self.bad_gold:
+            self.bad_gold = repr(shorten(str(gold_of(bad[0].as_py())), 60))
+        for arm, new in _by_arm(flat):
+            self.arms.setdefault(arm, ArmSummary()).combine(new)
+            self.tokens += new.tokens
 
     def combine(self, other: Summary) -> None:
         """Add the counts of `other`. Seconds do not change."""
@@ -162,6 +147,8 @@ class Summary:
         self.score_status.update(other.score_status)
         self.finish_reason.update(other.finish_reason)
         self.unrewarded.update(other.unrewarded)
+        self.bad_golds += other.bad_golds
+        self.bad_gold = self.bad_gold or other.bad_gold
         for name, theirs in other.arms.items():
             self.arms.setdefault(name, ArmSummary()).combine(theirs)
 
@@ -188,6 +175,44 @@ class Summary:
             "tokens_per_second": self.tokens_per_second,
             "null_rewards": self.null_rewards,
         }
+
+
+def _by_arm(flat: pa.Table) -> Iterator[tuple[str, ArmSummary]]:
+    """Yield the sums over trajectories by arm."""
+    truncated = pc.cast(pc.equal(flat.column("finish_reason"), "length"), pa.int64())
+    sums = (
+        flat.append_column("truncated", truncated)
+        .append_column("right", pc.cast(flat.column("correct"), pa.int64()))
+        .group_by("arm", use_threads=False)
+        .aggregate(
+            [
+                ("num_tokens", "count"),
+                ("num_tokens", "sum"),
+                ("right", "count"),
+                ("right", "sum"),
+                ("reward", "count"),
+                ("reward", "sum"),
+                ("truncated", "sum"),
+                ("num_tokens", "min"),
+                ("num_tokens", "max"),
+            ]
+        )
+    )
+    for row in sums.to_pylist():
+        one_length = row["num_tokens_min"] == row["num_tokens_max"]
+        yield (
+            row["arm"],
+            ArmSummary(
+                trajectories=row["num_tokens_count"],
+                tokens=row["num_tokens_sum"],
+                graded=row["right_count"],
+                correct=row["right_sum"] or 0,
+                rewarded=row["reward_count"],
+                reward_sum=row["reward_sum"] or 0.0,
+                truncated=row["truncated_sum"],
+                only_text=_only_text(flat, row["arm"]) if one_length else None,
+            ),
+        )
 
 
 def _only_text(flat: pa.Table, arm: str) -> str | None:
@@ -231,6 +256,9 @@ def summary_lines(summary: Summary) -> list[str]:
         unknown = f"the grade is unknown ({_counts(unrewarded)})"
         why = "the reward function returned None" if summary.reward_returned_none else unknown
         lines.append(f"{unrewarded.total()} trajectories have no reward: {why}")
+    if summary.bad_golds:
+        example = f", such as {summary.bad_gold}" if summary.bad_gold else ""
+        lines.append(f"{summary.bad_golds} of {summary.questions} gold answers cannot be read{example}")
     if summary.tokens_per_second:
         lines.append(
             f"{summary.session_tokens} output tokens in {summary.generation_seconds:.1f} s of generation "
