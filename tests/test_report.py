@@ -95,11 +95,26 @@ def test_the_page_has_every_trajectory_with_the_terms_of_its_reward(run: RunDire
         assert question["scores"]["s_wm"] == pytest.approx(row["s_wm"], abs=1e-6)
         for shown, stored in zip(question["trajectories"], row["trajectories"], strict=True):
             assert shown["text"] == stored["full_text"] and next(rewards) == pytest.approx(stored["reward"], abs=1e-6)
+            assert (shown["why"] is None) == (stored["finish_reason"] == "error")
+            if shown["why"]:
+                taken, answer, gold, rule, other = shown["why"]
+                assert (answer, gold, other) == (stored["answer"], row["gold_answer"], None) and rule
+                assert taken in stored["full_text"]
             terms = shown["terms"]
             assert (terms is None) == (stored["reward"] is None)
             if terms:
                 total = terms["correct"] + terms["coherence"] + terms["quality"] + terms["bonus"] - terms["penalty"]
                 assert total == pytest.approx(stored["reward"], abs=1e-5)
+
+
+def test_a_verdict_that_the_grader_would_not_give_today_is_marked(run: RunDirectory, tmp_path: Path) -> None:
+    def spoil(rows: list[dict[str, Any]]) -> None:
+        for one in rows[0]["trajectories"]:
+            one["score_status"] = "timeout"
+
+    copy = altered(merged_path(run), tmp_path / "copy.parquet", spoil)
+    trajectories = blocks(write_report(copy).path)["chunk-0"][0]["trajectories"]
+    assert {t["why"][4] for t in trajectories if t["why"]} <= {"correct", "incorrect", "no_answer"}
 
 
 @pytest.mark.parametrize("layout", ["questions", "trajectories"])

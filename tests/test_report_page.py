@@ -206,6 +206,11 @@ def test_all_arms_of_a_question_stand_side_by_side_with_the_terms_of_their_rewar
     for card, trajectory in zip(cards.all(), row["trajectories"], strict=True):
         assert card.locator("pre").text_content() == trajectory["full_text"]
         assert card.locator(".badge").inner_text() == trajectory["score_status"].replace("_", " ")
+        why = card.locator("details.why")
+        assert why.count() == (trajectory["finish_reason"] != "error")
+        if why.count():
+            why.locator("summary").click()
+            assert why.locator("dd").all_inner_texts()[1:3] == [trajectory["answer"] or "(none)", row["gold_answer"]]
         parts = card.locator(".term").all_inner_texts()
         if trajectory["reward"] is None:
             assert parts == []

@@ -15,8 +15,10 @@ from typing import Any
 
 from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.records import Arm, Prompt, Question
-from rollout_ray.core.redaction import escape_controls
+from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.results.merged_file import StoredQuestion
+from rollout_ray.scoring.grader import explain_by_rule, read_gold
+from rollout_ray.scoring.reading.answer import Answer
 from rollout_ray.scoring.regime_w import RewardTerms, Scorable, reward_terms
 
 CHUNK_SAMPLES = 256  # approximate trajectories in a chunk, which the page decodes to show one question
@@ -24,6 +26,7 @@ MOST_TRAJECTORIES = 100_000
 MOST_BYTES = 64 << 20  # all chunks together, compressed
 HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # parts shown of a longer text; the tail is longer because it has the answer
 TITLE_CHARS = 110
+WHY_CHARS = 300  # of each text that explains a verdict
 TERMS = tuple(f.name for f in fields(RewardTerms))
 STATUSES = ("correct", "incorrect", "no_answer", "no_gold", "bad_gold", "timeout", "error")
 FINISHES = ("stop", "length", "error")
@@ -145,6 +148,7 @@ class Chunks:
 
     def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
         """Return one question for the page: id, prompt as [role, text] pairs, gold, fault, scores, trajectories."""
+        gold = read_gold(question.gold_answer)
         return {
             "id": escape_controls(str(stored.question_id)),
             "prompt": [[escape_controls(role), cut(text)] for role, text in _turns(question.prompt)],
@@ -157,6 +161,7 @@ class Chunks:
                     "seed": str(t["seed"]),  # a seed has 63 bits, and a JavaScript number holds 53
                     "text": cut(t["full_text"]),
                     "answer": None if t["answer"] is None else cut(t["answer"]),
+                    "why": _why(question.gold_answer, gold, t),
                     "terms": terms,
                     "prompt_tokens": t["num_prompt_tokens"],
                     "error": None if t["error"] is None else cut(t["error"]),
@@ -177,6 +182,19 @@ class Chunks:
         scores = stored.scores[0]
         terms = reward_terms(scorables, statuses, scores["s_end"], scores["s_wm"], self.scoring)
         return [None if one is None else {name: round(getattr(one, name), 6) for name in TERMS} for one in terms]
+
+
+def _why(gold_answer: str | None, gold: Answer | None, trajectory: Mapping[str, Any]) -> list[str | None] | None:
+    """Return why a trajectory has its verdict: text taken, its normal form, that form of the gold, rule, status now.
+
+    Return None for a trajectory without a text. The last item is None unless today's rule gives another status.
+    """
+    if trajectory["finish_reason"] == "error":
+        return None
+    found = explain_by_rule(gold_answer, gold, trajectory["full_text"])
+    other = None if found.status == trajectory["score_status"] else found.status
+    texts = [None if text is None else escape_controls(shorten(text, WHY_CHARS)) for text in (found.answer, found.gold)]
+    return [escape_controls(shorten(found.taken, WHY_CHARS)), *texts, found.rule, other]
 
 
 def _turns(prompt: Prompt) -> list[tuple[str, str]]:

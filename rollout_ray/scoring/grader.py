@@ -1,7 +1,7 @@
 """Grade a model's text against a gold answer: by rules where both are plain, else symbolically in a child process.
 
-A child can be killed, so no answer hangs, exhausts or takes down the caller. Verdicts are remembered by comparison.
-Finding answers is extraction.py's work, the rules are comparison.py's, rewards are regime_w.py's.
+A child can be killed, so no answer hangs, exhausts or takes down the caller. Each distinct comparison is made once.
+extraction.py finds the answer, comparing/ has the rules, and regime_w.py the rewards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import queue
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +29,13 @@ _CACHE_SIZE = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The verdict on one text, and the normal form of its answer (None where it gives none)."""
+    """The verdict on one text.
+
+    Attributes:
+        status: The verdict.
+        answer: Normal form of the answer. None: the text gives no answer.
+        reasoning: The text before the answer.
+    """
 
     status: ScoreStatus
     answer: str | None
@@ -38,14 +44,23 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a text has its grade: the texts and normal forms that were compared, the rule that decided, and the time."""
+    """Why a text has its grade.
 
-    status: ScoreStatus
+    Attributes:
+        status: The verdict. None: a symbolic comparison decides, and was not made.
+        taken: The text that was taken for the answer.
+        answer: Normal form of the answer, with its unit.
+        gold: Normal form of the gold answer. None: it cannot be read, or there is none.
+        rule: The rule that decides.
+        seconds: Time that the grade took.
+    """
+
+    status: ScoreStatus | None
     taken: str
     answer: str | None
     gold: str | None
     rule: str
-    seconds: float
+    seconds: float = 0.0
 
     def lines(self) -> list[str]:
         """Return the explanation for a terminal."""
@@ -60,12 +75,19 @@ class Explanation:
 
 
 class Grader:
-    """Grades texts; owns the children of symbolic comparisons, which start when one is first needed.
+    """Grade texts, with child processes for symbolic comparisons. The first such comparison starts them.
 
-    Use as a context manager, or call `close`. Not thread-safe: one Grader a thread.
+    Use it as a context manager, or call `close`. It is not thread-safe: each thread needs its own.
     """
 
     def __init__(self, *, timeout_s: int = 5, memory_mib: int = 1024, children: int = 1) -> None:
+        """Start nothing yet.
+
+        Args:
+            timeout_s: CPU time of one step of a symbolic comparison, in seconds.
+            memory_mib: Memory of a child, in MiB.
+            children: Child processes.
+        """
         self._timeout_s, self._memory_mib, self._count = timeout_s, memory_mib, children
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -79,7 +101,7 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Ends the children. The Grader can be used again; it starts new ones."""
+        """End the children. The Grader can be used again; it then starts new ones."""
         for child in self._children:
             child.kill()
         if self._threads:
@@ -87,22 +109,29 @@ class Grader:
         self._threads, self._children, self._idle = None, [], queue.SimpleQueue()
 
     def forget(self) -> None:
-        """Drops the verdicts that are remembered: what once ran out of time need not do so again."""
+        """Forget the verdicts: a comparison that ran out of time once may succeed later."""
         self._known.clear()
 
     def prepare(self) -> None:
-        """Starts the children now: each imports sympy, for which the first symbolic comparison would wait."""
+        """Start the children now, so that the first symbolic comparison does not wait for their imports.
+
+        Raises:
+            GradingError: A child does not start.
+        """
         list(self._pool().map(Child.prepare, self._children))
 
     def grade(self, gold_answer: str | None, text: str) -> Grade:
-        """Grades one text; see `grade_many`."""
+        """Grade one text. See `grade_many`."""
         return self.grade_many([(gold_answer, text)])[0]
 
     def grade_many(self, pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
-        """Grades (gold answer, text) pairs, in their order.
+        """Return the grades of pairs of a gold answer and a text, in their order.
 
-        A gold of None gives no_gold, an unreadable one bad_gold. A comparison that ran out of time is a timeout and
-        one that failed an error; neither is ever an 'incorrect'.
+        A gold of None gives no_gold, and one that cannot be read bad_gold. A comparison that runs out of time gives
+        timeout, and one that fails gives error. Neither is ever incorrect.
+
+        Raises:
+            GradingError: A child does not start.
         """
         extractions = [extract_answer(text) for _, text in pairs]
         golds = {gold: read_gold(gold) for gold in {gold for gold, _ in pairs if gold is not None}}
@@ -113,14 +142,15 @@ class Grader:
         return [_grade(_status(decision, verdicts), found) for decision, found in zip(decisions, extractions, strict=True)]
 
     def explain(self, gold_answer: str | None, text: str) -> Explanation:
-        """Return why a text gets its grade: what was compared, by which rule, in what time."""
+        """Return why a text gets its grade: what was compared, by which rule, in what time.
+
+        Raises:
+            GradingError: A child does not start.
+        """
         begun = time.perf_counter()
-        gold = read_gold(gold_answer) if gold_answer is not None else None
-        found = extract_answer(text)
-        decision = _decide(gold_answer, gold, found)
-        status = _status(decision, self._compare(set(decision.tasks)))
-        seconds = time.perf_counter() - begun
-        return Explanation(status, found.taken, _shown(found.answer), _shown(gold), decision.rule, seconds)
+        found, tasks = _explained(gold_answer, read_gold(gold_answer), text)
+        status = found.status or _best(list(self._compare(set(tasks)).values()))
+        return replace(found, status=status, seconds=time.perf_counter() - begun)
 
     def _compare(self, wanted: set[str]) -> dict[str, Verdict]:
         """Return the verdict on each task of the grading process; each distinct task is done once."""
@@ -148,11 +178,13 @@ class Grader:
             self._idle.put(child)
 
 
-def read_gold(gold: str) -> Answer | None:
+def read_gold(gold: str | None) -> Answer | None:
     """Return the answer of a gold column: a bare answer, or a worked solution that ends in a marker such as `#### 72`.
 
-    Returns None where it cannot be read: the grade is then bad_gold.
+    Return None for a gold that cannot be read. Its grade is bad_gold.
     """
+    if gold is None:
+        return None
     if MARKER.search(gold) or ("\n" in gold and LINE_MARKER.search(gold)):
         return extract_answer(gold).answer
     gold = encodable(gold)
@@ -162,7 +194,7 @@ def read_gold(gold: str) -> Answer | None:
 
 
 def unreadable_golds(golds: Iterable[str | None]) -> list[str]:
-    """Return the gold answers that cannot be read, each once: every answer to them would be graded bad_gold."""
+    """Return the gold answers that cannot be read, each once."""
     return [gold for gold in dict.fromkeys(golds) if gold is not None and read_gold(gold) is None]
 
 
@@ -172,6 +204,25 @@ def _decide(gold_text: str | None, gold: Answer | None, found: Extraction) -> De
     if gold is None:
         return Decision("the gold answer cannot be read", "bad_gold")
     return decide(gold, found.answer)
+
+
+def explain_by_rule(gold_answer: str | None, gold: Answer | None, text: str) -> Explanation:
+    """Return why a text gets its grade, without a symbolic comparison.
+
+    Args:
+        gold_answer: The gold answer.
+        gold: The same, as `read_gold` returns it.
+        text: The text.
+    """
+    return _explained(gold_answer, gold, text)[0]
+
+
+def _explained(gold_answer: str | None, gold: Answer | None, text: str) -> tuple[Explanation, tuple[str, ...]]:
+    """Return the explanation, and the tasks that remain for the grading process."""
+    found = extract_answer(text)
+    decision = _decide(gold_answer, gold, found)
+    forms = _shown(found.answer), _shown(gold)
+    return Explanation(decision.status, found.taken, *forms, decision.rule), decision.tasks
 
 
 def _status(decision: Decision, verdicts: dict[str, Verdict]) -> ScoreStatus:
@@ -184,7 +235,7 @@ def _grade(status: ScoreStatus, found: Extraction) -> Grade:
 
 
 def _shown(answer: Answer | None) -> str | None:
-    """Return a normal form with its unit, for the eye."""
+    """Return a normal form with its unit."""
     if answer is None:
         return None
     text = answer.equation or answer.text
@@ -192,5 +243,5 @@ def _shown(answer: Answer | None) -> str | None:
 
 
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on an answer that was compared in several forms: an `incorrect` must hold in all of them."""
+    """Return the verdict on an answer that was compared in several forms. All must be incorrect for an `incorrect`."""
     return min(verdicts, key=("correct", "timeout", "error", "bad_gold", "incorrect").index)

@@ -269,9 +269,19 @@ class Browser {
       h("header", null, h("h3", null, how.samples > 1 ? `${name} #${trajectory.sample}` : name), h("span", { class: `badge ${group}` }, STATUS_NAME[this.statuses[status[t]]] || "?")),
       h("div", { class: "quiet small" }, facts.filter(Boolean).join(" \u00b7 ")),
       h("div", { class: "answer" }, h("span", { class: "quiet" }, "answer "), h("b", null, trajectory.answer === null ? dash : trajectory.answer)),
+      this.why(trajectory.why),
       this.terms(reward[t], trajectory.terms),
       trajectory.error ? h("p", { class: "note" }, trajectory.error) : null,
       h("pre", { class: "text", tabindex: "0" }, this.marked(trajectory.text)));
+  }
+
+  // Why a trajectory has its verdict, as `rollout grade` says it.
+  why(found) {
+    if (!found) return null;
+    const [taken, answer, gold, rule, status] = found;
+    const rows = [["text taken", taken || "(none)"], ["normal form", answer ?? "(none)"], ["gold", gold ?? "(none that can be read)"], ["decided by", rule], ["graded now", status && `${STATUS_NAME[status] || status}: \`rollout rescore\` grades anew`]];
+    return h("details", { class: "why" }, h("summary", null, "Why this verdict"),
+      h("dl", null, rows.filter(([, value]) => value).map(([name, value]) => [h("dt", null, name), h("dd", null, value)])));
   }
 
   terms(reward, terms) {
