@@ -131,7 +131,7 @@ REFUSED: list[tuple[str, Callable[[], Any], str]] = [
         lambda: one_column(pa.DictionaryArray.from_arrays(pa.array([0]), text_of([BYTES]))),
         "cannot be carried into the output: ",
     ),
-    ("no input at all", lambda: 3, "int is no kind of input; give a path, a pandas DataFrame"),
+    ("no input at all", lambda: 3, "int is no kind of input; give a path, a pandas or polars DataFrame"),
 ]
 
 # JSONL files: case, bytes, and the expected message or rows.

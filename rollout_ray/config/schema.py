@@ -29,7 +29,9 @@ Layout = Literal["questions", "trajectories", "responses"]
 class DataConfig(Section):
     """Where the questions are, and which columns to read."""
 
-    dataset: str | None = Field(None, description="Question set: a parquet file, a folder or a glob, or a JSONL file.")
+    dataset: str | None = Field(
+        None, description="Question set: a file, folder or glob of parquet, JSON lines, CSV or Arrow."
+    )
     prompt_key: str = Field("prompt", description="Column of the prompt: a string, or chat messages.")
     gold_key: str | None = Field(
         None, description="Column of the gold answer. Unset: gold_answer if the data have it, else nothing is graded."

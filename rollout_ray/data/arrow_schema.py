@@ -53,12 +53,22 @@ def output_schema(schema: pa.Schema, name: str) -> pa.Schema:
 
 def _output_type(field: pa.Field) -> pa.DataType:
     """Return the type that a reader of the output finds, by writing a file without rows."""
-    kind = PLAIN.get(field.type, field.type)
+    kind = _plain(field.type)
     empty = pa.schema([pa.field(field.name, kind)]).empty_table()
     sink = io.BytesIO()
     pq.write_table(empty.take(pa.array([], pa.int64())), sink)
     found = pq.read_schema(io.BytesIO(sink.getvalue())).field(0).type
     return kind if found == kind else found  # equal types may differ in the name of a list item
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type with plain types in place of views, at any depth. Polars has all texts as views."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_list(kind) and _plain(kind.value_type) != kind.value_type:
+            return make(kind.value_field.with_type(_plain(kind.value_type)))
+    return PLAIN.get(kind, kind)
 
 
 def united_schema(schemas: list[pa.Schema], name: str) -> pa.Schema:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Set
 
 import pyarrow as pa
 
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.records import SCORES, TRAJECTORY
 from rollout_ray.data.sources import Source
+
+log = logging.getLogger(__name__)
 
 GOLD_KEY = "gold_answer"
 ID_KEY = "question_id"
@@ -71,6 +75,38 @@ def check_columns(source: Source, prompt_key: str, gold_key: str | None, id_key:
         raise DatasetError(f"{source.name}: column '{gold_key}' holds {kind}; a gold answer is one string or number")
     if id_key and not _is_scalar(kind := source.schema.field(id_key).type):
         raise DatasetError(f"{source.name}: column '{id_key}' holds {kind}; an id is one string or number")
+
+
+def check_files(source: Source, prompt_key: str | None, gold_key: str | None, id_key: str | None, rest: Set[str]) -> None:
+    """Check that each file of the input has the columns that make a question.
+
+    Args:
+        source: The input.
+        prompt_key: Column of the prompts, or None if a template makes them.
+        gold_key: Column of the gold answers, or None.
+        id_key: Column of the ids, or None.
+        rest: Columns of the template.
+
+    Raises:
+        DatasetError: A file has no prompt, or no id. A file without another of these columns is named in a warning.
+    """
+    for key, what in ((prompt_key, "prompt"), (id_key, "id")):
+        if key is not None and (files := source.files_without(key)):
+            raise DatasetError(
+                f"{_some(files)} of {source.name} has no column '{key}' for the {what}, which the other files have. Leave "
+                "the file out, or give its rows this column"
+            )
+    for key in sorted(rest & set(source.schema.names)):
+        if files := source.files_without(key):
+            log.warning(
+                "%s of %s has no column '%s' of the prompt template: it is null there", _some(files), source.name, key
+            )
+    if gold_key is not None and (files := source.files_without(gold_key)):
+        log.warning("%s of %s has no column '%s': its rows are not graded", _some(files), source.name, gold_key)
+
+
+def _some(files: list[str]) -> str:
+    return files[0] if len(files) == 1 else f"each of {len(files)} files, such as {files[0]},"
 
 
 def _is_text(kind: pa.DataType) -> bool:

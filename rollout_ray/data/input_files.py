@@ -1,40 +1,64 @@
 """Find the files that a path, folder, glob or URI names.
 
-Each file is read once, whatever links lead to it. Opens no file.
+Each file is read once, whatever links lead to it. A folder's choice is in folder_files.py.
 """
 
 from __future__ import annotations
 
 import glob
-import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs
 
 from rollout_ray.core.errors import DatasetError
+from rollout_ray.data.folder_files import (
+    data_files,
+    local_files,
+    partition_of,
+    records_above,
+    remote_files,
+    without_repeats,
+    without_runs,
+)
 
-log = logging.getLogger(__name__)
-
-DATA = (".parquet", ".jsonl", ".ndjson")
-IGNORED = ("", ".md", ".txt", ".json", ".yaml", ".yml")  # endings of files that may lie beside the data
-LINES = frozenset((".jsonl", ".ndjson", ".json"))
+# Endings of files that can be read, and the format of each.
+FORMATS = {".parquet": "parquet", ".jsonl": "lines", ".ndjson": "lines", ".json": "lines", ".csv": "csv", ".arrow": "arrow"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The files of one input, sorted by name, with size and time of change before the first read."""
+    """The files of one input, sorted by name, with size and time of change before the first read.
+
+    Attributes:
+        root: Folder below which the names of folders give columns, as in `data_source=gsm8k/0.parquet`.
+    """
 
     name: str
     filesystem: fs.FileSystem
     infos: tuple[fs.FileInfo, ...]
+    root: str
 
     @property
-    def are_json_lines(self) -> bool:
-        return {_ending(info.path) for info in self.infos} <= LINES
+    def format(self) -> str:
+        """Return the format of the files. Raise DatasetError if they have several."""
+        formats = {format_of(info.path): info.path for info in self.infos}
+        if len(formats) > 1:
+            one, other, *_ = sorted(formats.values())
+            raise DatasetError(
+                f"{self.name} names files of several formats: {one} and {other}. Name the files of one format, such as "
+                f"'{PurePosixPath(one).parent}/*{PurePosixPath(one).suffix}'"
+            )
+        return next(iter(formats))
+
+    def partition(self, info: fs.FileInfo) -> Mapping[str, str | None]:
+        """Return the columns that the folders of a file give all its rows."""
+        return partition_of(info.path, self.root)
 
     def refuse_change(self, known: fs.FileInfo) -> None:
         """Raise DatasetError if a file has changed.
@@ -49,87 +73,75 @@ class InputFiles:
             )
 
 
+def format_of(path: str) -> str:
+    """Return the format of a file by its name. Unknown endings count as parquet."""
+    return FORMATS.get(_plain(path).suffix.lower(), "parquet")
+
+
+def compression_of(path: str) -> str | None:
+    """Return the compression of a file by its name."""
+    return COMPRESSIONS.get(PurePosixPath(path).suffix.lower())
+
+
+def _plain(path: str) -> PurePosixPath:
+    """Return the path without the ending of a compression."""
+    return PurePosixPath(path).with_suffix("") if compression_of(path) else PurePosixPath(path)
+
+
 def find_input_files(path: str) -> InputFiles:
     """Return the files that `path` names.
 
     Args:
-        path: A file, folder or glob, or a URI of a file or folder.
+        path: A file, folder or glob, or a URI of one.
 
     Raises:
-        DatasetError: There is no such file, or the storage cannot be read.
+        DatasetError: There is no such file, the folder holds several splits, or the storage cannot be read.
     """
     try:
         if "://" in path:
             filesystem, inner = fs.FileSystem.from_uri(path)
         else:
             filesystem, inner = fs.LocalFileSystem(), path
-        is_local = isinstance(filesystem, fs.LocalFileSystem)
-        info = filesystem.get_file_info(inner)
-        if info.type == fs.FileType.Directory:
-            found = _data_files(path, _local_files(inner) if is_local else _remote_files(filesystem, inner))
-        elif info.is_file:
-            found = [inner]
-        elif is_local and any(c in inner for c in "*?["):
-            found = _without_repeats(f for f in glob.glob(inner, recursive=True) if os.path.isfile(f))
-        else:
-            found = []
+        found, root = _find(path, filesystem, inner)
         if not found:
             raise DatasetError(
                 f"{path} does not exist or holds no files; give a parquet file, folder or glob, or a JSONL file"
             )
-        return InputFiles(path, filesystem, tuple(filesystem.get_file_info(found)))
+        return InputFiles(path, filesystem, tuple(filesystem.get_file_info(found)), root)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {error}. Check the path and its permissions") from error
 
 
-def _data_files(path: str, found: list[str]) -> list[str]:
-    """Return the files of a folder that hold data, and warn about the other files."""
-    kept = [file for file in found if _ending(file) in DATA] or found
-    if left := [file for file in found if file not in kept and _ending(file) not in IGNORED]:
-        log.warning("%s: %d file(s) are not read, such as %s", path, len(left), left[0])
-    return kept
+def _find(path: str, filesystem: fs.FileSystem, inner: str) -> tuple[list[str], str]:
+    """Return the paths of the files, sorted, and the folder that `InputFiles.root` describes."""
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    info = filesystem.get_file_info(inner)
+    if info.type == fs.FileType.Directory:
+        found = local_files(inner) if is_local else remote_files(filesystem, inner)
+        return data_files(path, filesystem, inner if is_local else info.path, found), inner if is_local else info.path
+    if info.is_file:
+        return [inner], str(PurePosixPath(inner).parent)
+    if not any(c in inner for c in "*?["):
+        return [], inner
+    root = _before_wildcards(inner)
+    if is_local:
+        found = without_repeats(f for f in glob.glob(inner, recursive=True) if os.path.isfile(f))
+        return without_runs(path, filesystem, root, found, records_above(found, root)), root
+    listed = remote_files(filesystem, root)
+    found = [file for file in listed if _matches(file, inner)]
+    return without_runs(path, filesystem, root, found, listed), root
 
 
-def _remote_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    selector = fs.FileSelector(folder, recursive=True)
-    root = PurePosixPath(filesystem.get_file_info(folder).path)
-    paths = [PurePosixPath(entry.path) for entry in filesystem.get_file_info(selector) if entry.is_file]
-    return sorted(str(path) for path in paths if not any(_is_hidden(part) for part in path.relative_to(root).parts))
+def _before_wildcards(pattern: str) -> str:
+    """Return the folder of a glob: its parts before the first one with a wildcard."""
+    parts = PurePosixPath(pattern).parts
+    first = next(number for number, part in enumerate(parts) if any(c in part for c in "*?["))
+    return str(PurePosixPath(*parts[:first]))
 
 
-def _local_files(folder: str) -> list[str]:
-    """Return the files below a folder. Links are followed, but each folder is entered once: a link may form a loop."""
-    files: list[str] = []
-    entered: set[str] = set()
-    folders = [folder]
-    links: list[str] = []
-    while folders or links:
-        current = folders.pop() if folders else links.pop(0)  # real folders first, so that files keep their own names
-        if (real := os.path.realpath(current)) in entered:
-            continue
-        entered.add(real)
-        for entry in os.scandir(current):
-            if _is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.is_file():
-                files.append(entry.path)
-    return _without_repeats(files)
-
-
-def _without_repeats(paths: Iterable[str]) -> list[str]:
-    """Return the paths, sorted, without links to a file that another path names."""
-    by_file: dict[str, str] = {}
-    for path in sorted(paths, key=lambda path: (os.path.islink(path), len(path), path)):
-        by_file.setdefault(os.path.realpath(path), path)
-    return sorted(by_file.values())
-
-
-def _ending(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether other programs keep a file or folder of this name for themselves."""
-    return name[:1] in "._"
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether the path of a store's file fits a glob. `*` does not cross a slash, except in `**`."""
+    if "**" in pattern:
+        return fnmatchcase(path, pattern.replace("**/", "*"))
+    parts, patterns = path.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))

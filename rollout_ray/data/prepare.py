@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from rollout_ray.core.errors import ConfigError, DatasetError
 from rollout_ray.data.demo_questions import generate_problems
-from rollout_ray.data.rows import JsonLine, read_lines
+from rollout_ray.data.json_files import JsonLine, read_lines
 from rollout_ray.storage.files import write_whole
 
 

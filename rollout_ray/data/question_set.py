@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 
 from rollout_ray.config.schema import DataConfig
-from rollout_ray.config.templates import MissingColumn
+from rollout_ray.config.templates import MissingColumn, columns_of
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.records import Question
 from rollout_ray.core.redaction import shorten
 from rollout_ray.data.cells import NotText, Row, cell_values, decode, read_rows
-from rollout_ray.data.columns import GOLD_KEY, ID_KEY, check_columns, find_column, list_columns
+from rollout_ray.data.columns import GOLD_KEY, ID_KEY, check_columns, check_files, find_column, list_columns
 from rollout_ray.data.sources import Source, open_source
 
 PASSES = 4
@@ -86,8 +86,8 @@ def load_questions(dataset: Any, data: DataConfig) -> QuestionSet:
     """Read the whole input once and check it.
 
     Args:
-        dataset: A path (parquet file, folder or glob, JSONL file), a pandas DataFrame, an Arrow table, a list of dicts,
-            a Hugging Face Dataset or a Ray Dataset.
+        dataset: A path (file, folder or glob of parquet, JSON lines, CSV or Arrow), a data frame, an Arrow table, a list
+            of dicts, a Hugging Face Dataset or a Ray Dataset.
         data: Names of the columns, template and limit.
 
     Raises:
@@ -97,6 +97,9 @@ def load_questions(dataset: Any, data: DataConfig) -> QuestionSet:
     gold_key = find_column(source, data.gold_key, GOLD_KEY, "gold_key")
     id_key = find_column(source, data.id_key, ID_KEY, "id_key")
     check_columns(source, data.prompt_key, gold_key, id_key)
+    template = data.prompt_template
+    in_template = frozenset() if template is None else columns_of(template)
+    check_files(source, data.prompt_key if template is None else None, gold_key, id_key, in_template)
     ids: list[str] = []
     seen: Counter[str] = Counter()
     total = 0

@@ -1,62 +1,21 @@
-"""Convert Python rows and JSON lines to Arrow without a change of value.
+"""Convert Python rows to Arrow without a change of value.
 
 Error messages name the row by its place: file and line, or position in a list. Opens no files.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from rollout_ray.core.errors import DatasetError
+from rollout_ray.data.json_files import JsonLine
 
 _MISFITS = (pa.ArrowException, UnicodeError, OverflowError, RecursionError, TypeError)
 # Arrow silently converts other values to these types: text to bytes, times to days, local times to a time zone.
 _LENIENT = ("binary", "date32", "timestamp")
-
-
-class JsonLine(NamedTuple):
-    """The object of one line. `place` names file and line; `size` is the length of the line in bytes."""
-
-    place: str
-    size: int
-    row: dict[str, Any]
-
-
-def read_lines(lines: Iterable[bytes], path: str) -> Iterator[JsonLine]:
-    """Parse JSON lines and skip blank ones.
-
-    Args:
-        lines: The lines of the file, such as an open binary file.
-        path: Name of the file for error messages.
-
-    Raises:
-        DatasetError: A line is not a JSON object, or repeats a key.
-    """
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line, object_pairs_hook=_without_duplicates)
-        except RecursionError as error:
-            raise DatasetError(f"{place}: the JSON is nested too deeply. Flatten it") from error
-        except ValueError as error:
-            raise DatasetError(f"{place}: not JSON ({error}). Write one JSON object per line") from error
-        if not isinstance(row, dict):
-            raise DatasetError(f"{place}: {type(row).__name__} where an object is needed. Write one JSON object per line")
-        yield JsonLine(place, len(line), row)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(n for n in names if names.count(n) > 1)}' stands twice in an object")
-    return found
 
 
 def infer_schema(batches: Iterable[Sequence[JsonLine]]) -> pa.Schema:

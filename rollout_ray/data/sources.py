@@ -6,23 +6,27 @@ Files are streamed: memory holds one batch, whatever their size. Rows get no mea
 from __future__ import annotations
 
 import io
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow import fs
 
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.redaction import has_credentials
 from rollout_ray.data.arrow_schema import conform, output_schema, united_schema
-from rollout_ray.data.input_files import InputFiles, find_input_files
-from rollout_ray.data.rows import JsonLine, first_changed, from_rows, infer_schema, read_lines, to_batch
-from rollout_ray.storage.files import row_batches
+from rollout_ray.data.input_files import InputFiles, compression_of, find_input_files
+from rollout_ray.data.json_files import JsonLine, read_objects
+from rollout_ray.data.memory import to_table
+from rollout_ray.data.rows import infer_schema, to_batch
+from rollout_ray.data.table_formats import BATCH_ROWS, OPEN_TABLE
 
-BATCH_ROWS = 1024
+log = logging.getLogger(__name__)
+
 BATCH_BYTES = 16 << 20  # of JSON lines; their Python values and Arrow arrays take a few times as much
 
 
@@ -37,6 +41,10 @@ class Source(Protocol):
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in order, in batches of at most BATCH_ROWS with this `schema`."""
+        ...
+
+    def files_without(self, column: str) -> list[str]:
+        """Return the files that have rows, and no row with this column."""
         ...
 
 
@@ -58,57 +66,79 @@ class TableSource:
         except pa.ArrowException as error:
             raise DatasetError(f"{self.name} cannot be carried into the output: {error}. Correct the value") from error
 
+    def files_without(self, column: str) -> list[str]:
+        return []
+
 
 @dataclass(frozen=True)
-class ParquetSource:
-    """Parquet files, read one row group at a time. A column that differs between files gets the wider type."""
+class TableFilesSource:
+    """Files of one table format, read in batches. A column that differs between files gets the wider type."""
 
     files: InputFiles
     limit: int | None
     schema: pa.Schema = field(init=False)
+    _columns: dict[str, Collection[str]] = field(init=False)  # of each file that has rows
 
     def __post_init__(self) -> None:
         schemas = []
+        columns: dict[str, Collection[str]] = {}
+        form = self.files.format
         for info in self.files.infos:
             try:
-                with pq.ParquetFile(info.path, filesystem=self.files.filesystem) as file:
-                    schemas.append(file.schema_arrow.remove_metadata())
+                with OPEN_TABLE[form](self.files.filesystem, info.path) as table:
+                    schemas.append(self._with_partition(table.schema.empty_table(), info).schema)
+                    if table.rows != 0:
+                        columns[info.path] = schemas[-1].names
             except (pa.ArrowException, OSError) as error:
                 raise DatasetError(
-                    f"{info.path} cannot be read as parquet: {error}; give a parquet or a .jsonl file"
+                    f"{info.path} cannot be read as {form}: {error}; give a parquet or a .jsonl file"
                 ) from error
         object.__setattr__(self, "schema", output_schema(united_schema(schemas, self.name), self.name))
+        object.__setattr__(self, "_columns", columns)
 
     @property
     def name(self) -> str:
         return self.files.name
 
+    def files_without(self, column: str) -> list[str]:
+        return [path for path, names in self._columns.items() if column not in names]
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         left = sys.maxsize if self.limit is None else self.limit
+        form = self.files.format
         for info in self.files.infos:
             try:
-                with pq.ParquetFile(info.path, filesystem=self.files.filesystem) as file:
-                    for batch in row_batches(file, BATCH_ROWS):
+                with OPEN_TABLE[form](self.files.filesystem, info.path) as table:
+                    for batch in table.batches:
                         kept = batch.slice(0, left)
                         left -= kept.num_rows
                         self.files.refuse_change(info)
                         if kept.num_rows:
-                            yield conform(kept, self.schema)
+                            yield conform(self._with_partition(kept, info), self.schema)
                         if left == 0:
                             return
             except (pa.ArrowException, OSError) as error:
                 self.files.refuse_change(info)
                 raise DatasetError(f"{info.path} cannot be read: {error}. Write the file again") from error
 
+    def _with_partition(self, rows: Any, info: fs.FileInfo) -> Any:
+        """Return a table or batch with the columns that the folders of its file name. Its own columns count first."""
+        rows = rows.replace_schema_metadata(None)
+        for name, value in self.files.partition(info).items():
+            if name not in rows.schema.names:
+                rows = rows.append_column(name, pa.repeat(pa.scalar(value, pa.string()), rows.num_rows))
+        return rows
+
 
 @dataclass(frozen=True)
 class LinesSource:
-    """JSONL files, read some lines at a time. The column types hold the values of all rows."""
+    """JSON files, read some rows at a time. The column types hold the values of all rows."""
 
     files: InputFiles
     limit: int | None
     schema: pa.Schema = field(init=False)
     _types: pa.Schema = field(init=False)
+    _columns: dict[str, set[str]] = field(init=False, default_factory=dict)  # of each file that has rows
 
     def __post_init__(self) -> None:
         types = infer_schema(self._batches_of_lines())
@@ -118,6 +148,9 @@ class LinesSource:
     @property
     def name(self) -> str:
         return self.files.name
+
+    def files_without(self, column: str) -> list[str]:
+        return [path for path, names in self._columns.items() if column not in names]
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         for lines in self._batches_of_lines():
@@ -143,17 +176,24 @@ class LinesSource:
     def _lines(self) -> Iterator[JsonLine]:
         for info in self.files.infos:
             try:
-                with self.files.filesystem.open_input_stream(info.path, compression=None) as stream:
-                    for number, line in enumerate(read_lines(io.BufferedReader(stream), info.path)):
-                        if number % BATCH_ROWS == 0:
-                            self.files.refuse_change(info)
-                        yield line
+                yield from self._lines_of(info)
                 self.files.refuse_change(info)
             except DatasetError:
                 self.files.refuse_change(info)
                 raise
             except OSError as error:
                 raise DatasetError(f"{info.path} cannot be read: {error}. Check the file") from error
+
+    def _lines_of(self, info: fs.FileInfo) -> Iterator[JsonLine]:
+        partition = self.files.partition(info)
+        with self.files.filesystem.open_input_stream(info.path, compression=compression_of(info.path)) as stream:
+            for number, line in enumerate(read_objects(io.BufferedReader(stream), info.path)):
+                if number % BATCH_ROWS == 0:
+                    self.files.refuse_change(info)
+                for name, value in partition.items():
+                    line.row.setdefault(name, value)
+                self._columns.setdefault(info.path, set()).update(line.row)
+                yield line
 
 
 def open_source(dataset: Any, limit: int | None = None) -> Source:
@@ -171,59 +211,9 @@ def open_source(dataset: Any, limit: int | None = None) -> Source:
             raise DatasetError(
                 "the data set's URI holds credentials; give credentials in the environment, such as AWS_SECRET_ACCESS_KEY"
             )
-        return _open_path(str(dataset), limit)
-    name = f"the given {type(dataset).__name__}"
-    try:
-        table = _in_memory(dataset)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DatasetError(f"{name} cannot be read as a table: {_one_line(error)}. Give each column one type") from error
-    return TableSource(name, table.slice(0, limit))
-
-
-def _in_memory(dataset: Any) -> pa.Table:
-    if isinstance(dataset, pa.Table):
-        return dataset
-    if isinstance(dataset, pa.RecordBatch):
-        return pa.Table.from_batches([dataset])
-    if isinstance(dataset, Sequence):
-        return from_rows(dataset, lambda number: f"the given list, row {number} (from 0)")
-    pandas = sys.modules.get("pandas")
-    if pandas and isinstance(dataset, pandas.DataFrame):
-        return _from_pandas(dataset)
-    if hasattr(dataset, "with_format") and hasattr(dataset, "num_rows"):  # Hugging Face Dataset
-        if isinstance(dataset.num_rows, dict):
-            raise DatasetError(f"the given data set has splits; choose one: {', '.join(dataset.num_rows)}")
-        table = dataset.with_format("arrow")[:]
-        return table.replace_schema_metadata(None)
-    if hasattr(dataset, "iter_batches") and hasattr(dataset, "materialize"):  # Ray Dataset
-        return pa.concat_tables(
-            list(dataset.iter_batches(batch_format="pyarrow", batch_size=None)), promote_options="permissive"
-        )
-    raise DatasetError(
-        f"{type(dataset).__name__} is no kind of input; give a path, a pandas DataFrame, an Arrow table, a list of dicts, "
-        "a Hugging Face Dataset or a Ray Dataset"
-    )
-
-
-def _from_pandas(frame: Any) -> pa.Table:
-    """Return the columns of a DataFrame, and its index if the index has a name."""
-    named = any(level is not None for level in frame.index.names)
-    table = pa.Table.from_pandas(frame, preserve_index=named)
-    for column in [column for column, kind in frame.dtypes.items() if kind.kind == "O"]:
-        name = str(column)
-        if (changed := first_changed(table.column(name), frame[column])) is not None:
-            raise DatasetError(
-                f"the given DataFrame, row {changed} (from 0), column '{name}': the values of this column are of different "
-                f"types, and {table.column(name).type} would change this one. Give the column one type"
-            )
-    return table
-
-
-def _one_line(error: Exception) -> str:
-    """Return the text of an error on one line. pyarrow puts the column of a DataFrame in a second argument."""
-    return " ".join(" ".join(map(str, error.args)).split()) if isinstance(error, pa.ArrowException) else str(error)
-
-
-def _open_path(path: str, limit: int | None) -> Source:
-    files = find_input_files(path)
-    return LinesSource(files, limit) if files.are_json_lines else ParquetSource(files, limit)
+        files = find_input_files(str(dataset))
+        if len(files.infos) > 1:
+            first, last = files.infos[0].path, files.infos[-1].path
+            log.info("%s: %d files are read, from %s to %s", files.name, len(files.infos), first, last)
+        return LinesSource(files, limit) if files.format == "lines" else TableFilesSource(files, limit)
+    return TableSource(f"the given {type(dataset).__name__}", to_table(dataset).slice(0, limit))

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 BAD = "parts/bad"
 _EVENTS = re.compile(r"events(-\d{20})?\.jsonl")
+_WRITTEN = re.compile(
+    rf"(parts|logs)/.*|run\.json|{_EVENTS.pattern}|{PREFIX}.*\.json|merged(-[0-9a-f]{{16}})?\.parquet|report\.html"
+)
 
 
 @dataclass
@@ -247,6 +250,16 @@ class RunDirectory(Folder):
             for pattern in ("parts/.part-*.tmp", ".merged.parquet.*.tmp", ".report.html.*.tmp", ".run.json.*.tmp"):
                 for leftover in self.local("").glob(pattern):
                     leftover.unlink(missing_ok=True)
+
+
+def is_run_record(value: Any) -> bool:
+    """Return whether a JSON value is the content of a run.json."""
+    return isinstance(value, dict) and {"schema_version", "identity"} <= value.keys()
+
+
+def is_written_by_run(name: str) -> bool:
+    """Return whether a run writes a file of this name, relative to its run directory."""
+    return _WRITTEN.fullmatch(name) is not None
 
 
 def _unpickle(uri: str, digest: str | None, fence: str | None, secrets: Mapping[str, str]) -> RunDirectory:
