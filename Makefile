@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+# Containers often set it. Then every process of a test or run would compile Ray, vLLM and torch again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo check unit test lint compat chaos bench clean
 
 setup: $(VENV)/.ready

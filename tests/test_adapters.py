@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +29,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def adapter(folder: Path, rank: int = 8, merged: Path | None = None, targets: list[str] = PROJECTIONS) -> str:
     """A peft adapter of the demo model with random matrices; and, where asked for, the model that it makes."""
     import torch
+    from peft import LoraConfig, get_peft_model  # here, since every test process would import it
 
     torch.manual_seed(rank)
     model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -37,6 +36,8 @@ TOKENS = torch.arange(5, 45)[None]
 
 def saved_adapter(base: Path, folder: Path, kind: Any = AutoModelForCausalLM, **fields: Any) -> Any:
     """Save a LoRA like training does: no matrix is zero, whole modules have changed. Return the adapted model."""
+    from peft import LoraConfig, get_peft_model  # here, since every test process would import it
+
     torch.manual_seed(0)
     model = kind.from_pretrained(base, dtype=torch.float32)
     config = LoraConfig(**{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_proj"], **fields})
