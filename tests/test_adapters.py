@@ -154,6 +154,8 @@ def renamed(tensors: dict[str, Any]) -> None:
         (changed_config(r=16), r"another model's: .* is \(8, \d+\), not \(16, \d+\)"),
         (changed_tensors(narrower), r"another model's: .* is \(8, 639\), not \(8, 640\)"),
         (changed_tensors(renamed), r"has no module model\.layers\.9\.mlp\.down_proj"),
+        (changed_tensors(lambda t: t.pop(next(iter(t)))), r"lacks base_model\.model\..*\.lora_[AB]\.weight, and"),
+        (changed_tensors(lambda t: next(iter(t.values())).fill_(float("nan"))), "holds NaN or infinite values"),
         (changed_tensors(lambda t: t.update(odd=next(iter(t.values())).clone())), "holds odd, which is no LoRA matrix"),
     ],
 )

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.models.checkpoints import Policy, check_same_shape, model_fingerprint, tensor_shapes
+from rollout_ray.models.checkpoint_check import check_update
+from rollout_ray.models.checkpoints import Policy, check_same_shape, model_fingerprint
 from rollout_ray.models.paths import model_folder
+from rollout_ray.models.weight_files import tensor_shapes
 
 DEMO = model_folder("demo")
 Tensors = dict[str, Any]
@@ -84,7 +86,7 @@ def test_another_shape_is_refused_by_name(
     tmp_path: Path, change: Callable[[Tensors], object], config: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"{words}.*the old weights stay in use"):
-        check_same_shape(DEMO, checkpoint(tmp_path / "other", change, **config))
+        check_update(DEMO, checkpoint(tmp_path / "other", change, **config))
 
 
 def without_head(tensors: Tensors) -> None:
@@ -142,13 +144,11 @@ def test_the_config_of_a_part_is_compared_field_by_field(tmp_path: Path) -> None
     """Where the model takes pictures as well, and a trainer writes down what the original left out."""
     held = checkpoint(tmp_path / "held", text_config={"hidden_act": "silu", "dtype": "bfloat16"})
     check_same_shape(held, checkpoint(tmp_path / "new", text_config={"hidden_act": "silu", "dtype": "float32", "bias": 1}))
-    with pytest.raises(ConfigError, match=r"in text_config\.hidden_act \(gelu, not silu\);"):
+    with pytest.raises(ConfigError, match=r"in text_config\.hidden_act \(gelu, not silu\)"):
         check_same_shape(held, checkpoint(tmp_path / "other", text_config={"hidden_act": "gelu"}))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no folder"):
-        check_same_shape(DEMO, str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         check_same_shape(DEMO, str(tmp_path))
     folder = Path(checkpoint(tmp_path / "torn"))

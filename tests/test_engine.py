@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from rollout_ray.actors.engine.actor import EngineActor
 from rollout_ray.actors.engine.engine import Exchange
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest, sample_specs
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.paths import model_folder
 from rollout_ray.models.resolved_run import resolve
 from rollout_ray.telemetry.engine_stats import EngineStats
 from tests.conftest import OWN_PROCESS, demo_rows
+from tests.test_checkpoints import Tensors, checkpoint
 
 ARMS = [
     {"name": "greedy", "temperature": 0.0, "max_tokens": 200},
@@ -224,10 +227,27 @@ def test_stop_strings_and_engine_extra(local_ray: None) -> None:
     ray.kill(actor)
 
 
-def test_a_model_that_is_not_there_fails_the_start(local_ray: None) -> None:
-    actor = start(config(model={"model_path": "/nowhere/model"}))
-    with pytest.raises(RayTaskError, match="/nowhere/model"):
+def test_a_model_that_only_the_driver_sees_is_refused_on_the_node(local_ray: None) -> None:
+    run = replace(resolve(config()), model_path="/nowhere/model", policy=Policy("/nowhere/model", "/nowhere/model"))
+    actor = ray.remote(EngineActor).options(num_cpus=1).remote(LaunchSpec.of(run, gpus=0, threads=1))
+    with pytest.raises(RayTaskError, match="model_path /nowhere/model is no folder") as raised:
         ray.get(actor.start.remote())
+    assert isinstance(raised.value.cause, ConfigError)
+    ray.kill(actor)
+
+
+def test_a_part_that_the_weights_lack_fails_the_start(local_ray: None, tmp_path: Path) -> None:
+    """vLLM packs it with others into one matrix, and would compute with what the memory held before."""
+
+    def without_keys(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith("k_proj.weight")]:
+            del tensors[name]
+
+    model = {"model_path": checkpoint(tmp_path / "lacking", without_keys), "tokenizer_path": model_folder("demo")}
+    actor = start(config(model=model))
+    with pytest.raises(RayTaskError, match=r"lacks a part of model\.layers\.0\.self_attn\.qkv_proj\.weight") as raised:
+        ray.get(actor.start.remote())
+    assert isinstance(raised.value.cause, ConfigError)
     ray.kill(actor)
 
 

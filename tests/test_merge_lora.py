@@ -26,8 +26,8 @@ from transformers import (
 from rollout_ray.core.errors import ConfigError, VerifyError
 from rollout_ray.lora.merge import merge_lora
 from rollout_ray.models.adapters import check_adapter
-from rollout_ray.models.checkpoints import tensor_shapes
 from rollout_ray.models.paths import model_folder
+from rollout_ray.models.weight_files import tensor_shapes
 from tests.conftest import Command
 from tests.test_architectures import saved
 

@@ -87,9 +87,14 @@ class Engine:
         self._failure: BaseException | None = None
 
     def start(self) -> BackendInfo:
-        """Load the backend and start its loop. Raises NoMemory if memory was short, else RuntimeError with its words."""
+        """Load the backend and start its loop. Raises NoMemory if memory was short, else RuntimeError with its words.
+
+        A ConfigError says that no engine could start with this config.
+        """
         try:
             backend = self._load()
+        except ConfigError:
+            raise
         except Exception as error:
             cause = self._log.root_cause() if self._log else None
             text = f"{type(error).__name__}: {error}"

@@ -29,6 +29,7 @@ from rollout_ray.config.templates import stored_template
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import Arm, Prompt, SampleSpec
 from rollout_ray.models import adapters
+from rollout_ray.models.model_check import check_where_unseen
 from rollout_ray.models.prompt_encoder import PromptEncoder
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
@@ -46,6 +47,7 @@ class VllmBackend:
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._run = spec.run
+        check_where_unseen(spec.run)
         os.environ.update(environment(spec.run, gpus=spec.gpus, threads=spec.threads))
         if spec.run.config.engine.load_format != "dummy":
             read_ahead(spec.run.policy.path)

@@ -21,6 +21,7 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as Base
 
 from rollout_ray.actors.vllm_backend.compile_lock import acquire_compile_lock
+from rollout_ray.actors.vllm_backend.packed_weights import no_part_missing
 
 
 class Worker(Base):  # type: ignore[misc, unused-ignore]
@@ -45,7 +46,7 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
             return super().init_device(*args, **kwargs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
-        with self._rollout_phase("weights"):
+        with self._rollout_phase("weights"), no_part_missing(self.model_config):
             return super().load_model(*args, **kwargs)
 
     def determine_available_memory(self, *args: Any, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ from rollout_ray.data.columns import GOLD_KEY
 from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.driver.run_context import RunContext
+from rollout_ray.models.model_check import check_before_start
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 from rollout_ray.report import plots
 from rollout_ray.report.html import write_report
@@ -204,6 +205,8 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
             events.write("part_put_aside", part=name, reason=reason)
         session = Summary()
         if len(done) < len(questions):
+            if call.pool_resources is None:
+                check_before_start(run)
             context = RunContext(questions, done, directory, events, call.progress, call.reward, time.monotonic())
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected

@@ -26,7 +26,9 @@ from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.models.adapters import Capacity, capacity
-from rollout_ray.models.checkpoints import Policy, check_same_shape
+from rollout_ray.models.checkpoint_check import check_update
+from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.model_check import check_before_start
 from rollout_ray.models.paths import cluster_address, model_folder
 from rollout_ray.models.resolved_run import ResolvedRun, policy_at, resolve
 from rollout_ray.scoring.custom_reward import CustomReward
@@ -119,7 +121,8 @@ class RolloutPool:
             The new policy version. Every later row has it.
 
         Raises:
-            ConfigError: There is no such folder, or the checkpoint has another shape. The old weights stay in use.
+            ConfigError: There is no such folder, or the checkpoint has another shape, is torn or holds NaN. The old weights
+                stay in use.
             EngineError: No engine can load it. The old weights stay in use.
         """
         replica_set = self._open().replica_set
@@ -128,7 +131,7 @@ class RolloutPool:
             raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
         if self._cfg.engine.backend == "vllm":
             self._check_loadable()
-            check_same_shape(self._run.model_path, path)
+            check_update(self._run.model_path, path)
         policy = replace(policy_at(path), version=replica_set.policy.version + 1)
         seconds = replica_set.update_weights(policy)
         log.info("the engines hold the weights of %s, version %d, after %.1f s", path, policy.version, seconds)
@@ -160,6 +163,7 @@ class RolloutPool:
         return self._pool_resources
 
     def _start(self) -> ReplicaSet:
+        check_before_start(self._run)
         self._stack.enter_context(prewarm(self._run))
         from rollout_ray.driver.ray_handles import RayEngines
         from rollout_ray.driver.replica_set import ReplicaSet

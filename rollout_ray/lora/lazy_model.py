@@ -19,7 +19,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.lora.expert_weights import renamed_and_joined
-from rollout_ray.models.checkpoints import shapes_by_file
+from rollout_ray.models.weight_files import stored_tensors
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -27,9 +27,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        by_file = shapes_by_file(folder)
-        self.shapes = {name: shape for shapes in by_file.values() for name, shape in shapes.items()}
-        self.files = {name: file for file, shapes in by_file.items() for name in shapes}
+        stored = stored_tensors(folder)
+        self.shapes = {name: tensor.shape for name, tensor in stored.items()}
+        self.files = {name: tensor.file for name, tensor in stored.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         # Open the file for one tensor only: mapped pages count as memory of this process.

@@ -18,7 +18,7 @@ from peft.utils import ModulesToSaveWrapper, load_peft_weights
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.lora.lazy_model import LazyModel, first_line
 from rollout_ray.models.adapters import PEFT_PREFIX, read_adapter_config
-from rollout_ray.models.checkpoints import tensor_shapes
+from rollout_ray.models.weight_files import tensor_shapes
 
 ADAPTER = "default"
 

@@ -1,6 +1,6 @@
 """LoRA adapters: those of a run, the room that they need in an engine, and whether one fits the model.
 
-This reads the config and the tensor shapes of a peft adapter. It loads no tensor. Engines serve adapters unmerged.
+This reads the config, the tensor shapes and a sample of the values of a peft adapter. Engines serve adapters unmerged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from rollout_ray.config.templates import end_token, stored_template
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Arm
-from rollout_ray.models.checkpoints import model_fingerprint, tensor_shapes
+from rollout_ray.models.checkpoints import model_fingerprint
+from rollout_ray.models.finite_weights import check_finite
+from rollout_ray.models.weight_files import stored_tensors, tensor_shapes
 
 # Ranks that vLLM accepts as max_lora_rank.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -69,9 +71,10 @@ def check_adapter(path: str, model: str) -> None:
     }
     if why := next((reason for reason, found in unfit.items() if found), None):
         raise ConfigError(f"the adapter {path} cannot be served unmerged: {why}; merge it into the model")
-    shapes = tensor_shapes(Path(path))
+    stored = stored_tensors(Path(path))
     if os.path.isdir(model):
-        _check_shapes(path, shapes, model, config["r"])
+        _check_shapes(path, {name: tensor.shape for name, tensor in stored.items()}, model, config["r"])
+    check_finite(list(stored.values()))
 
 
 def check_wording(path: str, model: str, *, template_given: bool) -> None:
@@ -104,6 +107,10 @@ def _check_shapes(path: str, shapes: dict[str, tuple[int, ...]], model: str, ran
         due = (rank, weight[1]) if matrix == "A.weight" else (weight[0], rank)
         if shape != due:
             raise ConfigError(f"the adapter {path} is another model's: {name} is {shape}, not {due}; check lora_path")
+    for name in shapes:
+        other = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
+        if other not in shapes:
+            raise ConfigError(f"the adapter {path} lacks {other}, and has its other half; save it again")
 
 
 def _stored_names(name: str) -> Sequence[str]:

@@ -7,27 +7,31 @@ It loads no tensor.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rollout_ray.core.errors import ConfigError
+from rollout_ray.models.weight_files import (
+    UNUSED,
+    WEIGHTS,
+    StoredTensor,
+    read_json,
+    stored_tensors,
+    tensor_shapes,
+    weight_files,
+)
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 BLOCKS, BLOCK = 64, 4096  # of each weight file go into its fingerprint: how many, and bytes of each
-MOST_HEADER = 1 << 27  # bytes; a longer one is no safetensors header
 
 # Fields of a config.json that do not change how weights are used.
 _INCIDENTAL = {
     *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"),
     *("pad_token_id", "bos_token_id", "eos_token_id"),  # transformers' Trainer sets them to the tokenizer's
 }
-# Tensors that some hub checkpoints hold, no engine takes, and transformers does not write again.
-_UNUSED = re.compile(r"mtp\..*|.*\.rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -81,90 +85,42 @@ def check_same_shape(held: str, offered: str) -> None:
         held: Folder of the present weights, or id of a hub model in the local cache.
         offered: Folder of the new weights.
     """
-    if not os.path.isdir(offered):
-        raise ConfigError(f"there is no folder {offered} to load weights from; the old weights stay in use")
     base = _local_folder(held)
     config = _config(base)
     different = _differing(config, _config(Path(offered)))
     if different:
         raise ConfigError(
-            f"the weights in {offered} are another model's: its config differs from that of {held} in {different}; the old "
-            "weights stay in use"
+            f"the weights in {offered} are another model's: its config differs from that of {held} in {different}"
         )
-    ours, theirs = tensor_shapes(base), tensor_shapes(Path(offered))
+    ours, theirs = stored_tensors(base), stored_tensors(Path(offered))
     for name in [*ours, *theirs]:
         only_one = (name in ours) != (name in theirs)
-        if only_one and (_UNUSED.fullmatch(name) or (name.endswith("lm_head.weight") and _ties(config))):
+        if only_one and (UNUSED.fullmatch(name) or (name.endswith("lm_head.weight") and _ties(config))):
             continue
-        if ours.get(name) != theirs.get(name):
+        if only_one or ours[name].shape != theirs[name].shape:
             raise ConfigError(
                 f"the weights in {offered} have another shape: {name} is {_shown(theirs.get(name))} there and "
-                f"{_shown(ours.get(name))} in {held}; the old weights stay in use"
+                f"{_shown(ours.get(name))} in {held}"
+            )
+        if ours[name].is_plain != theirs[name].is_plain:
+            raise ConfigError(
+                f"the weights in {offered} are quantized in another way: {name} is {theirs[name].dtype} there and "
+                f"{ours[name].dtype} in {held}"
             )
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in the folder's safetensors files, by name.
-
-    Raises:
-        ConfigError: There is no file, a file is damaged, or an index names a file that is not there.
-    """
-    return {name: shape for shapes in shapes_by_file(folder).values() for name, shape in shapes.items()}
-
-
-def shapes_by_file(folder: Path) -> dict[Path, dict[str, tuple[int, ...]]]:
-    """The same, apart for each file."""
-    files = weight_files(folder)
-    if not files:
-        raise ConfigError(f"{folder} holds no safetensors file; save the weights with save_pretrained")
-    return {file: _shapes_of(file) for file in files}
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a loader takes: those that the index names, else model.safetensors, else all of them but
-    the consolidated ones of Mistral's, which are the same tensors again under names of their own. Raises ConfigError where
-    the index cannot be read."""
-    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        named = _json(index).get("weight_map")
-        if not isinstance(named, dict):
-            raise ConfigError(f"{index} names no files; give a folder that save_pretrained wrote")
-        return sorted({folder / name for name in named.values()})
-    if one.exists():
-        return [one]
-    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
-
-
-def _shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
-    """From the header alone: eight bytes of length, then JSON. The data must be there in full as well."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > min(MOST_HEADER, size):
-                raise ValueError("it is cut short")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + length + end > size:
-            raise ValueError("it is cut short")
-        return {name: tuple(entry["shape"]) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is no whole safetensors file ({error}); save the weights again") from error
+def embedding_rows(folder: Path) -> int | None:
+    """Return the rows of the embedding of a folder's language model; None if they are not known."""
+    shapes = tensor_shapes(folder) if weight_files(folder) else {}
+    if rows := [shape[0] for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and shape]:
+        return max(rows)
+    config = _config(folder)
+    rows_named = (config.get("text_config") or config).get("vocab_size")
+    return rows_named if isinstance(rows_named, int) else None
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return _json(folder / "config.json")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); give a folder that save_pretrained wrote") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no JSON object; give a folder that save_pretrained wrote")
-    return content
+    return read_json(folder / "config.json")
 
 
 def _ties(config: dict[str, Any]) -> bool:
@@ -191,8 +147,8 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
             yield f"{prefix}{name}", here, there
 
 
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else "x".join(map(str, shape))
+def _shown(tensor: StoredTensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape))
 
 
 def _local_folder(model: str) -> Path:

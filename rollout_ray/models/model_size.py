@@ -13,8 +13,8 @@ from typing import Any
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.models.checkpoints import WEIGHTS, weight_files
 from rollout_ray.models.resolved_run import ResolvedRun
+from rollout_ray.models.weight_files import WEIGHTS, weight_files
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "awq": 0.56, "gptq": 0.56, "bitsandbytes": 0.56}  # of a weight, with scales

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from rollout_ray.config.schema import DEMO_MODEL, RunConfig
 from rollout_ray.core.errors import ConfigError
 
+# Owner and name of a model on the hub, or a name alone, and perhaps the quantization of a GGUF file.
+_HUB_ID = re.compile(r"(\w[\w.\-]*/)?\w[\w.\-]*(:\w+)?", re.ASCII)
 DEMO_FOLDER = str(Path(__file__).resolve().parent.parent / "demo_model")
 
 
@@ -22,11 +25,19 @@ def cluster_address(config: RunConfig) -> str | None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Raise ConfigError if the model is a path that this machine does not have, and the engines run on this machine.
+    """Raise ConfigError if the model is a path that this machine does not have, and the engines run on this machine."""
+    if config.engine.backend == "vllm" and not cluster_address(config):
+        check_model_path(model_folder(config.model.model_path))
 
-    A hub id has at most one slash. vLLM checks URIs.
+
+def check_model_path(path: str) -> None:
+    """Raise ConfigError if this machine does not have the path of a model, and no hub has such a name.
+
+    A relative path may look like the id of a hub (`checkpoints/step-1`). It is a path if its first folder is here. vLLM
+    checks URIs, and takes single files of GGUF.
     """
-    path = config.model.model_path
-    is_path = path.startswith(("/", "./", "../", "~")) or (path.count("/") > 1 and "://" not in path)
-    if config.engine.backend == "vllm" and is_path and not cluster_address(config) and not os.path.isdir(path):
+    if os.path.isdir(path) or "://" in path or (os.path.isfile(path) and path.endswith(".gguf")):
+        return
+    parent = os.path.dirname(path)
+    if not _HUB_ID.fullmatch(path) or os.path.exists(path) or (parent and os.path.isdir(parent)):
         raise ConfigError(f"model_path {path} is no folder; give one that holds a model, or a hub id")
