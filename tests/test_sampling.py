@@ -107,6 +107,11 @@ def test_an_output_can_be_kept_to_a_choice(engine: Any) -> None:
         ({"extra_sampling": {"min_q": 0.1}}, "vLLM refuses extra_sampling: min_q 0.1 of the arm odd: .*min_q"),
         ({"extra_sampling": {"min_p": 3}}, "of the arm odd: min_p must be in"),
         ({"extra_sampling": {"min_p": "much"}}, "of the arm odd: "),
+        ({"extra_sampling": {"min_p": 0.1, "stop_token_ids": [10**6]}}, r"extra_sampling: stop_token_ids \[1000000\] of"),
+        ({"extra_sampling": {"logit_bias": {"1000000": 1}}}, r"extra_sampling: logit_bias \{'1000000': 1\} of the arm odd"),
+        ({"extra_sampling": {"allowed_token_ids": []}}, r"extra_sampling: allowed_token_ids \[\] of the arm odd: .*empty"),
+        ({"extra_sampling": {"structured_outputs": {"grammar": "root ::= ("}}}, "structured_outputs .* of the arm odd"),
+        ({"extra_sampling": {"structured_outputs": {"regex": "(["}}}, "structured_outputs .* of the arm odd"),
         ({"temperature": 3.0}, "of the arm odd: temperature must be in"),
         (
             {"chat_template_kwargs": {"enable_thinkng": False}},

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # With these sampling parameters, the same tokens give another text.
 TEXT_PARAMETERS = frozenset(("include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"))
+_ATTEMPT = "attempt"  # key of a request
 RESET_S = 30.0  # longest time to empty the prefix cache after an update of the weights
 
 
@@ -134,7 +135,7 @@ class VllmBackend:
         """
         arms, sampling = run.arms, run.config.sampling
         self._encoder.check(arms)
-        self._parameters = {arm.name: arm_parameters(arm, sampling) for arm in arms}
+        self._parameters = {arm.name: arm_parameters(arm, sampling, self._attempt) for arm in arms}
         # vLLM finds stop strings in the text that it decodes itself, and has its own way with special tokens.
         changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
         self._vllm_decodes = self._decoder is None or changed or bool(sampling.stop)
@@ -152,6 +153,12 @@ class VllmBackend:
                 raise ConfigError(f"vLLM cannot serve the adapter {path}: {error}; merge it into the model") from error
             self._served[path, fingerprint] = request
         self._loras = {path: request for (path, _), request in self._served.items()}
+
+    def _attempt(self, parameters: Mapping[str, Any]) -> None:
+        """Give vLLM a request that it never decodes. Raises what vLLM raises about its parameters."""
+        wanted = self._sampling_params(**{"max_tokens": self._max_model_len - 1, **parameters})
+        self._engine.add_request(_ATTEMPT, {"prompt_token_ids": [0]}, wanted)
+        self._engine.abort_request([_ATTEMPT])
 
     def update_weights(self, path: str) -> None:
         """Load the checkpoint in the folder `path`. It has the shape of the present one."""

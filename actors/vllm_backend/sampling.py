@@ -1,11 +1,12 @@
 """Translate an arm into vLLM's sampling parameters, and refuse those that vLLM does not take.
 
-It imports vLLM when it is first used, and needs no engine.
+It imports vLLM when it is first used. An engine of the caller tries the parameters, because vLLM compares token ids with
+the vocabulary and reads grammars only when it gets a request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rollout_ray.config.arm_schema import SamplingConfig
@@ -21,8 +22,15 @@ def refusals() -> tuple[type[Exception], ...]:
     return (VLLMValidationError, ValueError, TypeError, AttributeError, LookupError)
 
 
-def arm_parameters(arm: Arm, sampling: SamplingConfig) -> dict[str, Any]:
+def arm_parameters(
+    arm: Arm, sampling: SamplingConfig, attempt: Callable[[dict[str, Any]], None] = lambda parameters: None
+) -> dict[str, Any]:
     """Return the keyword arguments of SamplingParams that all requests of an arm share.
+
+    Args:
+        arm: The arm.
+        sampling: Parameters of the whole run.
+        attempt: Gives an engine a request with these keyword arguments. Raises what the engine raises.
 
     Raises:
         ConfigError: vLLM refuses them. The message names the parameter.
@@ -43,8 +51,9 @@ def arm_parameters(arm: Arm, sampling: SamplingConfig) -> dict[str, Any]:
     try:
         parameters |= _checked(arm.extra_sampling, arm.max_tokens)
         SamplingParams(**parameters, max_tokens=arm.max_tokens)
+        attempt(parameters)
     except refusals() as error:
-        named = _refused(arm)
+        named = _refused(arm, attempt)
         what = (
             f"extra_sampling: {named} of the arm {arm.name}" if named else f"the sampling parameters of the arm {arm.name}"
         )
@@ -64,11 +73,11 @@ def _checked(extra: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
     return {name: getattr(made, name) for name in given}
 
 
-def _refused(arm: Arm) -> str | None:
+def _refused(arm: Arm, attempt: Callable[[dict[str, Any]], None]) -> str | None:
     """Return the first extra parameter, with its value, that vLLM refuses by itself."""
     for name, value in arm.extra_sampling.items():
         try:
-            _checked({name: value}, arm.max_tokens)
+            attempt(_checked({name: value}, arm.max_tokens))
         except refusals():
             return f"{name} {shorten(repr(value), 60)}"
     return None
