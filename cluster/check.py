@@ -27,6 +27,7 @@ from rollout_ray.cluster.lambda_config import (
     provider_settings,
 )
 from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.user_paths import expand_home
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True)
     check = actions.add_parser("check", help="launch nothing, and print what an hour would cost")
     check.add_argument("file", help="cluster YAML")
-    for line in check_file(parser.parse_args(words).file):
+    for line in check_file(expand_home(parser.parse_args(words).file)):
         print("".join(c if c.isprintable() else "?" for c in line))
     return 0
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     own, flags = parser.parse_known_args(arguments)
     try:
-        entrypoint = checked_entrypoint(Path(own.config), Path(own.working_dir), flags)
+        entrypoint = checked_entrypoint(Path(own.config).expanduser(), Path(own.working_dir), flags)
         environment = job_environment(own.env)
         client = connect(own.address)
         job = submit(client, entrypoint, own.working_dir, environment)

@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rollout_ray import RunConfig, collect
+from rollout_ray.config.schema import DataConfig
 from rollout_ray.core.errors import ConfigError, DatasetError, LedgerError
+from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.data.question_set import load_questions
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.storage.folder import Folder
@@ -227,6 +230,15 @@ def test_events_are_saved_while_the_run_goes_on(store: Store, monkeypatch: pytes
     log.write("begun")
     log.write("resumed")
     assert [e["event"] for e in RunDirectory(f"s3://{BUCKET}/events").events()] == ["begun", "resumed"]
+
+
+def test_a_question_set_is_made_in_a_bucket_and_named_by_a_glob(store: Store) -> None:
+    for split, count in (("train-0", 3), ("train-1", 2), ("test-0", 1)):
+        assert prepare_demo(count, count, f"s3://{BUCKET}/sets/{split}.parquet") == count
+    with pytest.raises(DatasetError, match=r"holds the splits .*such as 's3://runs/sets/train\*'"):
+        load_questions(f"s3://{BUCKET}/sets", DataConfig())
+    assert len(load_questions(f"s3://{BUCKET}/sets/train*", DataConfig())) == 5
+    assert len(load_questions(f"s3://{BUCKET}/sets/**/*.parquet", DataConfig())) == 6
 
 
 def test_a_bucket_that_is_missing_is_named(store: Store) -> None:

@@ -126,7 +126,7 @@ class RolloutPool:
             EngineError: No engine can load it. The old weights stay in use.
         """
         replica_set = self._open().replica_set
-        path = str(Path(path).resolve())
+        path = str(Path(path).expanduser().resolve())
         if not Path(path).is_dir():
             raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
         if self._cfg.engine.backend == "vllm":

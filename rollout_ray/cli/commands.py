@@ -34,8 +34,8 @@ def prepare(words: list[str]) -> int:
 
     parser = Parser(prog="rollout prepare", description="Make a question set as a parquet file.")
     kinds = parser.add_subparsers(dest="kind", required=True)
-    gsm8k = kinds.add_parser("gsm8k", help="from GSM8K's JSONL")
-    gsm8k.add_argument("input", help="JSONL file with the fields question and answer")
+    gsm8k = kinds.add_parser("gsm8k", help="from GSM8K's JSONL or parquet")
+    gsm8k.add_argument("input", help="JSONL or parquet with the fields question and answer")
     demo = kinds.add_parser("demo", help="generated word problems for the demo model")
     demo.add_argument("count", type=int, help="number of problems")
     demo.add_argument("--seed", type=int, default=1, help="another seed gives other problems (default: %(default)s)")
@@ -221,10 +221,14 @@ def merge_lora(words: list[str]) -> int:
     parser.add_argument("--output", required=True, help="new folder for the merged bf16 model and its tokenizer")
     args = parser.parse_args(words)
 
+    from rollout_ray.storage.paths import local_path
+
+    adapter, output = (local_path(path, "merge-lora") for path in (args.adapter, args.output))
+
     from rollout_ray.lora.merge import merge_lora
     from rollout_ray.models.paths import model_folder
 
-    merge_lora(model_folder(args.base), args.adapter, args.output, lambda text: print(escape_controls(text), flush=True))
+    merge_lora(model_folder(args.base), adapter, output, lambda text: print(escape_controls(text), flush=True))
     return 0
 
 

@@ -28,7 +28,7 @@ USAGE = """usage: rollout [--config FILE] [--quiet] [FLAG ...]
 Without a command it draws N trajectories a question, scores them, and merges them into one parquet.
 
 commands:
-  rollout prepare gsm8k INPUT.jsonl OUTPUT.parquet    make a question set from GSM8K's JSONL
+  rollout prepare gsm8k INPUT OUTPUT.parquet          make a question set from GSM8K's JSONL or parquet
   rollout prepare demo COUNT OUTPUT.parquet           make a question set of generated problems
   rollout plan [--on 8xH100] [FLAG ...]               estimate time, memory and money of a run
   rollout report RUN [OUTPUT.html]                    write a page that shows a run

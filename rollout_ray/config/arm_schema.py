@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rollout_ray.config.free_values import ExtraSampling, TemplateArguments
+from rollout_ray.core.user_paths import expand_home
 
 ArmSet = Literal["regime-w", "regime-w-probes", "samples", "greedy", "custom"]
 ProbeRole = Literal["A", "A'", "CF1"]
@@ -40,6 +41,11 @@ class ArmConfig(Section):
     lora_path: str | None = Field(None, description="Folder of a LoRA adapter (peft). Unset: the model's lora_path.")
     extra_sampling: ExtraSampling = Field(default_factory=dict, description="As in sampling, which it overrides.")
     chat_template_kwargs: TemplateArguments = Field(default_factory=dict, description="As in model, which it overrides.")
+
+    @field_validator("lora_path")
+    @classmethod
+    def _home_is_expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_home(value)
 
 
 class ArmsConfig(Section):

@@ -20,6 +20,7 @@ from rollout_ray.config.engine_schema import EngineConfig
 from rollout_ray.config.free_values import TemplateArguments
 from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.redaction import secret_names
+from rollout_ray.core.user_paths import expand_home
 
 DEMO_MODEL = "demo"
 
@@ -50,6 +51,11 @@ class DataConfig(Section):
         "there are drawn first. It pays from four times as many samples as the engines decode at once.",
     )
 
+    @field_validator("dataset", "lengths_from")
+    @classmethod
+    def _home_is_expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_home(value)
+
     @field_validator("prompt_template")
     @classmethod
     def _template_is_its_text(cls, value: str | None) -> str | None:
@@ -76,6 +82,11 @@ class ModelConfig(Section):
         default_factory=dict, description='Variables of the chat template, such as {"enable_thinking": false}.'
     )
 
+    @field_validator("model_path", "tokenizer_path", "lora_path")
+    @classmethod
+    def _home_is_expanded(cls, value: str | None) -> str | None:
+        return None if value is None else expand_home(value)
+
     @field_validator("chat_template")
     @classmethod
     def _template_is_its_text(cls, value: str | None) -> str | None:
@@ -93,6 +104,11 @@ class OutputConfig(Section):
     report: bool = Field(True, description="Write report.html at the end of the run.")
     part_rows: int = Field(512, ge=1, description="Questions in a part file, at most.")
     flush_seconds: float = Field(5.0, gt=0, description="Seconds until a part file is written, at most.")
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_is_expanded(cls, value: str) -> str:
+        return expand_home(value)
 
 
 class ResourcesConfig(Section):

@@ -18,6 +18,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from rollout_ray.core.user_paths import expand_home
+
 # Errors of a template on a row that its author did not expect.
 TEMPLATE_ERRORS = (
     jinja2.TemplateError,
@@ -56,7 +58,7 @@ def template_text(value: str) -> str:
     if _has_marks(value):
         return value
     try:
-        text = Path(value).read_text(encoding="utf-8")
+        text = Path(expand_home(value)).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"the template {value} cannot be read ({reason}); give a Jinja file") from error

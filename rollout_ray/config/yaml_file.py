@@ -13,6 +13,7 @@ import yaml
 
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import shorten
+from rollout_ray.core.user_paths import expand_home
 
 # YAML 1.1 takes a number with an exponent for text unless it has a dot and a sign: 5e-2 and 1.5e3 are text there.
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
@@ -25,7 +26,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is not a YAML mapping, or a name stands twice in a mapping.
     """
     try:
-        content = _Loader(Path(file).read_text(encoding="utf-8")).get_single_data()
+        content = _Loader(Path(expand_home(str(file))).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(
             f"the config file {file} cannot be read: {error.strerror}; give the path of a YAML file"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rollout_ray.core.errors import DatasetError
+from rollout_ray.core.user_paths import expand_home
 from rollout_ray.data.folder_files import (
     data_files,
     local_files,
@@ -97,6 +98,7 @@ def find_input_files(path: str) -> InputFiles:
     Raises:
         DatasetError: There is no such file, the folder holds several splits, or the storage cannot be read.
     """
+    path = expand_home(path)
     try:
         if "://" in path:
             filesystem, inner = fs.FileSystem.from_uri(path)

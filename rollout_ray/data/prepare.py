@@ -1,9 +1,9 @@
-"""Write question sets as parquet: from GSM8K's JSONL, or from generated demo problems."""
+"""Write question sets as parquet: from GSM8K's files, or from generated demo problems."""
 
 from __future__ import annotations
 
 import itertools
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 
 from rollout_ray.core.errors import ConfigError, DatasetError
 from rollout_ray.data.demo_questions import generate_problems
-from rollout_ray.data.json_files import JsonLine, read_lines
-from rollout_ray.storage.files import write_whole
+from rollout_ray.data.input_files import find_input_files
+from rollout_ray.data.json_files import JsonLine
+from rollout_ray.data.sources import TableFilesSource, json_lines
+from rollout_ray.storage.folder import write_file
+from rollout_ray.storage.paths import real_path
 
 
 def prepare_gsm8k(source: str | Path, target: str | Path) -> int:
-    """Convert GSM8K's JSONL (question, and answer with the gold after ####) to parquet.
+    """Convert GSM8K's JSONL or parquet (question, and answer with the gold after ####) to parquet.
 
     The columns are prompt, gold_answer and solution.
 
@@ -27,18 +30,27 @@ def prepare_gsm8k(source: str | Path, target: str | Path) -> int:
         DatasetError: A line has another form, or a file cannot be read or written.
     """
     columns: dict[str, list[str]] = {"prompt": [], "gold_answer": [], "solution": []}
-    if os.path.realpath(source) == os.path.realpath(target):
+    if real_path(str(source)) == real_path(str(target)):
         raise DatasetError(f"{target} is the input itself; give another output path")
-    try:
-        with open(source, "rb") as stream:
-            for line in read_lines(stream, str(source)):
-                prompt, gold, solution = _gsm8k_row(line)
-                columns["prompt"].append(prompt)
-                columns["gold_answer"].append(gold)
-                columns["solution"].append(solution)
-    except OSError as error:
-        raise DatasetError(f"{source} cannot be read: {error}. Check the path and its permissions") from error
+    for line in _rows(str(source)):
+        prompt, gold, solution = _gsm8k_row(line)
+        columns["prompt"].append(prompt)
+        columns["gold_answer"].append(gold)
+        columns["solution"].append(solution)
     return _write(columns, target)
+
+
+def _rows(source: str) -> Iterator[JsonLine]:
+    """Yield the rows of the files, with their places for messages."""
+    files = find_input_files(source)
+    if files.format == "lines":
+        for info in files.infos:
+            yield from json_lines(files, info)
+        return
+    number = itertools.count()
+    for batch in TableFilesSource(files, None).batches():
+        for row in batch.to_pylist():
+            yield JsonLine(f"{source}, row {next(number)} (from 0)", 0, row)
 
 
 def _gsm8k_row(line: JsonLine) -> tuple[str, str, str]:
@@ -50,7 +62,7 @@ def _gsm8k_row(line: JsonLine) -> tuple[str, str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(
             f"{line.place}: a GSM8K row has a question, and an answer with its gold after #### ({error!r}). "
-            "Give GSM8K's own JSONL"
+            "Give GSM8K's own JSONL or parquet"
         ) from error
     return question, gold.strip().replace(",", ""), solution.strip()
 
@@ -76,7 +88,7 @@ def prepare_demo(count: int, seed: int, target: str | Path) -> int:
 def _write(columns: dict[str, list[str]], target: str | Path) -> int:
     table = pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
     try:
-        write_whole(target, lambda stream: pq.write_table(table, stream))
+        write_file(str(target), lambda stream: pq.write_table(table, stream))
     except OSError as error:
         raise DatasetError(f"{target} cannot be written: {error}. Free space there, or give another output path") from error
     return int(table.num_rows)

@@ -175,25 +175,32 @@ class LinesSource:
 
     def _lines(self) -> Iterator[JsonLine]:
         for info in self.files.infos:
-            try:
-                yield from self._lines_of(info)
-                self.files.refuse_change(info)
-            except DatasetError:
-                self.files.refuse_change(info)
-                raise
-            except OSError as error:
-                raise DatasetError(f"{info.path} cannot be read: {error}. Check the file") from error
-
-    def _lines_of(self, info: fs.FileInfo) -> Iterator[JsonLine]:
-        partition = self.files.partition(info)
-        with self.files.filesystem.open_input_stream(info.path, compression=compression_of(info.path)) as stream:
-            for number, line in enumerate(read_objects(io.BufferedReader(stream), info.path)):
-                if number % BATCH_ROWS == 0:
-                    self.files.refuse_change(info)
-                for name, value in partition.items():
-                    line.row.setdefault(name, value)
+            for line in json_lines(self.files, info):
                 self._columns.setdefault(info.path, set()).update(line.row)
                 yield line
+
+
+def json_lines(files: InputFiles, info: fs.FileInfo) -> Iterator[JsonLine]:
+    """Yield the objects of one JSON file, with the columns that its folders name.
+
+    Raises:
+        DatasetError: The file has changed or cannot be read.
+    """
+    partition = files.partition(info)
+    try:
+        with files.filesystem.open_input_stream(info.path, compression=compression_of(info.path)) as stream:
+            for number, line in enumerate(read_objects(io.BufferedReader(stream), info.path)):
+                if number % BATCH_ROWS == 0:
+                    files.refuse_change(info)
+                for name, value in partition.items():
+                    line.row.setdefault(name, value)
+                yield line
+        files.refuse_change(info)
+    except DatasetError:
+        files.refuse_change(info)
+        raise
+    except OSError as error:
+        raise DatasetError(f"{info.path} cannot be read: {error}. Check the file") from error
 
 
 def open_source(dataset: Any, limit: int | None = None) -> Source:

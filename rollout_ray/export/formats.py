@@ -6,7 +6,6 @@ Merged files are only read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,7 +24,7 @@ from rollout_ray.export.trainer_rows import Choice, TrainerFormat, column_values
 from rollout_ray.results.layouts import output_schema, to_layout
 from rollout_ray.results.merge import write_merged
 from rollout_ray.results.merged_file import MergedFile
-from rollout_ray.storage.paths import join_path, split_path
+from rollout_ray.storage.paths import join_path, real_path, split_path
 
 LayoutFormat = Literal["responses", "trajectories"]
 Format = Literal["jsonl", LayoutFormat, TrainerFormat]
@@ -147,13 +146,7 @@ def _refuse_own_file(run: MergedFile, target: str) -> None:
     own = [run.path]
     if run.run is not None:
         own += [join_path(folder, name) for name in RUN_FILES]
-    place = _real(target)
-    parts = _real(join_path(folder, "parts"))
-    if place in map(_real, own) or (run.run is not None and place.startswith(f"{parts}/")):
+    place = real_path(target)
+    parts = real_path(join_path(folder, "parts"))
+    if place in map(real_path, own) or (run.run is not None and place.startswith(f"{parts}/")):
         raise LedgerError(f"{target} is a file of the run itself. Export to another name.")
-
-
-def _real(path: str) -> str:
-    """Return a local path without links, or a remote URI without options."""
-    local = path.removeprefix("file://")
-    return path.partition("?")[0] if "://" in local else os.path.realpath(local)

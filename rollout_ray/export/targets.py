@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from rollout_ray.core.errors import ConfigError, LedgerError
 from rollout_ray.data.cells import NotText
-from rollout_ray.storage.files import write_whole
-from rollout_ray.storage.folder import Folder
+from rollout_ray.storage.folder import write_file
 from rollout_ray.storage.paths import split_path
 
 Compression = Literal["gzip", "zstd"]
@@ -45,13 +44,8 @@ class Target:
         Raises:
             LedgerError: The disk or store refuses.
         """
-        folder, name = split_path(self.path)
-        content = write if self.compression is None else _compressed(write, self.compression)
-        if "://" in self.path:
-            Folder(folder).write_atomically(name, content)
-            return
         try:
-            write_whole(self.path, content)
+            write_file(self.path, write if self.compression is None else _compressed(write, self.compression))
         except OSError as error:
             raise LedgerError(f"{self.path} cannot be written: {error}. Give another place.") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rollout_ray.config.schema import DEMO_MODEL, RunConfig
 from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.user_paths import expand_home
 
 # Owner and name of a model on the hub, or a name alone, and perhaps the quantization of a GGUF file.
 _HUB_ID = re.compile(r"(\w[\w.\-]*/)?\w[\w.\-]*(:\w+)?", re.ASCII)
@@ -16,7 +17,7 @@ DEMO_FOLDER = str(Path(__file__).resolve().parent.parent / "demo_model")
 
 def model_folder(model_path: str) -> str:
     """Return the folder or hub id that `model_path` stands for."""
-    return DEMO_FOLDER if model_path == DEMO_MODEL else model_path
+    return DEMO_FOLDER if model_path == DEMO_MODEL else expand_home(model_path)
 
 
 def cluster_address(config: RunConfig) -> str | None:

@@ -12,6 +12,7 @@ from pyarrow import fs
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import LedgerError, VerifyError
 from rollout_ray.core.records import PART_SCHEMA, SCORES, TRAJECTORY
+from rollout_ray.core.user_paths import expand_home
 from rollout_ray.data.columns import ID_KEY
 from rollout_ray.storage.paths import join_path, split_path
 
@@ -51,7 +52,7 @@ def locate(path: str) -> tuple[fs.FileSystem, str, str]:
     Raises:
         LedgerError: There is no such file, or it cannot be read.
     """
-    path = path if "://" in path else os.path.abspath(path)
+    path = path if "://" in path else os.path.abspath(expand_home(path))
     filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     try:
         kind = filesystem.get_file_info(inner).type

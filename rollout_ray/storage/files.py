@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rollout_ray.core.user_paths import expand_home
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ def write_whole(
     Raises:
         OSError: The disk refuses, or `target` is a folder or a device.
     """
-    place = Path(os.path.realpath(target))
+    place = Path(os.path.realpath(expand_home(str(target))))
     if place.exists() and not place.is_file():
         raise OSError(f"{target} is no regular file")
     place.parent.mkdir(parents=True, exist_ok=True)

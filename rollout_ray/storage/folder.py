@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rollout_ray.core.errors import ConfigError, LedgerError
+from rollout_ray.core.user_paths import expand_home
 from rollout_ray.storage.files import write_whole
-from rollout_ray.storage.paths import join_path, refuse_credentials
+from rollout_ray.storage.paths import join_path, refuse_credentials, split_path
 from rollout_ray.storage.refusals import RESUME_HINT, explain_refusal, one_line
 
 # Prefixes of variables that object store clients read. They are secrets: sent to scoring actors, never written.
@@ -48,7 +49,7 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         refuse_credentials(uri)
-        self.uri = uri if "://" in uri else os.path.abspath(uri)
+        self.uri = uri if "://" in uri else os.path.abspath(expand_home(uri))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
@@ -187,3 +188,17 @@ class Folder:
             yield
         except OSError as error:
             raise explain_refusal(self.uri, error) from error
+
+
+def write_file(path: str, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file, by path or URI, that is complete or absent.
+
+    Raises:
+        OSError: The disk refuses, or the path is a folder or a device.
+        LedgerError: The store refuses.
+    """
+    if "://" not in path:
+        write_whole(path, write)
+        return
+    folder, name = split_path(path)
+    Folder(folder).write_atomically(name, write)
