@@ -20,7 +20,8 @@ from tests.conftest import ROOT
 
 ENGINES = 6  # on the head and two more nodes
 SCORERS = 3
-FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "1200", "--max_tokens", "400")
+# Short batches end soon after the notice. Two engines are left then, so the run lasts until the moved ones have started.
+FLAGS = ("--backend", "simulated", "--sim_tokens_per_second", "500", "--max_num_seqs", "16", "--max_tokens", "400")
 FLAGS += ("--replicas", str(ENGINES), "--scorers", str(SCORERS), "--flush_seconds", "3600", "--part_rows", "100000")
 MANY_FINISHED = re.compile(r"\b[1-9][\d,]{2,}/[\d,]+ trajectories")
 
@@ -34,7 +35,7 @@ def head_id(address: str) -> str:
 
 def main(folder: Path) -> None:
     data, out = folder / "questions.parquet", folder / "run"
-    write_questions(data, 300)
+    write_questions(data, 200)
     cluster = Cluster(2, cpus=2)
     command = [sys.executable, "-m", "rollout_ray.run", "--dataset", str(data), "--output_dir", str(out), *FLAGS]
     with (folder / "log").open("w") as log:
