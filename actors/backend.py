@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rollout_ray.core.records import Arm, FinishReason, Prompt, SampleSpec
+from rollout_ray.core.errors import Refused
+from rollout_ray.core.records import Arm, FinishReason, Prompt, Question, SampleSpec
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
@@ -96,3 +97,17 @@ class Backend(Protocol):
     def abort(self, keys: Sequence[str]) -> None:
         """Forget requests, whatever their state."""
         ...
+
+
+def encode_prompts(backend: Backend, question: Question, arms: Sequence[Arm]) -> list[list[int] | Refused]:
+    """Return the tokens of a question's prompt under each arm, or why it is refused. Equal prompts are encoded once."""
+    known: dict[Any, list[int] | Refused] = {}
+    for arm in arms:
+        if arm.prompt_variant not in known:
+            try:
+                if question.fault:
+                    raise Refused(question.fault)
+                known[arm.prompt_variant] = backend.encode(question.prompt, arm)
+            except Refused as refused:
+                known[arm.prompt_variant] = refused
+    return [known[arm.prompt_variant] for arm in arms]

@@ -161,7 +161,9 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     """
     from ray.exceptions import RayError
 
-    following, lost_since, told = _Following(client, job), float("inf"), ""
+    following = _Following(client, job)
+    lost_since = float("inf")
+    told = ""
     while True:
         try:
             if client.get_job_status(job).is_terminal():

@@ -13,7 +13,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import Exchange
+from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.core.records import ChunkKey, RolloutRequest
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.resolved_run import ResolvedRun

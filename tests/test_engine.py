@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout_ray.actors.backend import BackendInfo
 from rollout_ray.actors.engine.actor import EngineActor
-from rollout_ray.actors.engine.engine import Exchange
+from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError

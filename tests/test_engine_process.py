@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rollout_ray.actors.engine.engine import Engine, Exchange
+from rollout_ray.actors.engine.engine import Engine
+from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.out_of_memory import NoMemory
 from rollout_ray.actors.engine.process import EngineLost, EngineProcess, Order, fork_engine, forking, server_here

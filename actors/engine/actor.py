@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import Engine, Exchange
+from rollout_ray.actors.engine.engine import Engine
+from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.actors.engine.keepalive import end_process
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.engine.logs import redirect_output

@@ -9,23 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any
 
-from rollout_ray.actors.backend import Backend, BackendInfo, Finished
-from rollout_ray.actors.engine.launch import LaunchSpec
+from rollout_ray.actors.backend import Backend, BackendInfo, Finished, encode_prompts
+from rollout_ray.actors.engine.exchange import Exchange, by_scorer
+from rollout_ray.actors.engine.launch import LaunchSpec, load_backend
 from rollout_ray.actors.engine.logs import Log, is_second_hand
 from rollout_ray.actors.engine.out_of_memory import as_start_failure
 from rollout_ray.actors.engine.supply import batch_share, num_to_submit
 from rollout_ray.actors.engine.work_units import ChunkTable, Waiting
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import (
-    ChunkKey,
     Completion,
     Cut,
     Generated,
@@ -39,27 +37,6 @@ from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats, IdleClock
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """The report of an engine that hands over chunks.
-
-    Attributes:
-        chunks: Keys of the finished chunks.
-        returned: Chunks of which the engine returns samples, each with its first returned sample.
-        unfinished: Samples that are still with the engine.
-        tokens: Output tokens of the finished chunks.
-        steps: Decoding steps since the start. They reveal an engine that answers but no longer decodes.
-        stats: Counts since the previous exchange, or since the run began.
-    """
-
-    chunks: tuple[ChunkKey, ...]
-    returned: tuple[Cut, ...]
-    unfinished: int
-    tokens: int
-    steps: int
-    stats: EngineStats
 
 
 class Engine:
@@ -92,7 +69,7 @@ class Engine:
         A ConfigError says that no engine could start with this config.
         """
         try:
-            backend = self._load()
+            backend = load_backend(self._spec)
         except ConfigError:
             raise
         except Exception as error:
@@ -150,15 +127,6 @@ class Engine:
             self._changed.notify_all()
         outcome.result()
 
-    def _load(self) -> Backend:
-        if self._spec.run.config.engine.backend == "simulated":
-            from rollout_ray.actors.simulated import SimulatedBackend
-
-            return SimulatedBackend(self._spec)
-        from rollout_ray.actors.vllm_backend.backend import VllmBackend
-
-        return VllmBackend(self._spec)
-
     def exchange(
         self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
     ) -> tuple[Exchange, dict[int, list[Generated]]]:
@@ -197,18 +165,7 @@ class Engine:
             returned, self._returned = tuple(self._returned), []
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted
-        by_scorer: dict[int, list[Generated]] = defaultdict(list)
-        for generated in done:
-            by_scorer[generated.request.scorer_index].append(generated)
-        told = Exchange(
-            chunks=tuple((g.request.ordinal, g.request.first) for g in done),
-            returned=returned,
-            unfinished=unfinished,
-            tokens=sum(c.num_tokens for g in done for c in g.completions),
-            steps=steps,
-            stats=stats,
-        )
-        return told, by_scorer
+        return Exchange.of(done, returned, unfinished, steps, stats), by_scorer(done)
 
     def _counted(self) -> EngineStats:
         """Return the counts since the start."""
@@ -229,17 +186,8 @@ class Engine:
         backend = self._ready()
         prompts: dict[int, list[int]] = {}
         failed: dict[int, Completion] = {}
-        known: dict[Any, list[int] | Refused] = {}
-        for number in range(request.first, request.stop):
-            arm = self._samples[number].arm
-            if arm.prompt_variant not in known:
-                try:
-                    if request.question.fault:
-                        raise Refused(request.question.fault)
-                    known[arm.prompt_variant] = backend.encode(request.question.prompt, arm)
-                except Refused as refused:
-                    known[arm.prompt_variant] = refused
-            tokens = known[arm.prompt_variant]
+        arms = [spec.arm for spec in self._samples[request.first : request.stop]]
+        for number, tokens in enumerate(encode_prompts(backend, request.question, arms), request.first):
             if isinstance(tokens, Refused):
                 failed[number] = Completion(number, "", 0, 0, "error", self._name, str(tokens), self._policy.version)
             else:

@@ -1,4 +1,4 @@
-"""The launch spec: everything that one engine needs to start, as one frozen value that can be pickled."""
+"""Launch an engine: everything that it needs to start, as one frozen value that can be pickled, and its backend."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollout_ray.actors.backend import Backend
 from rollout_ray.actors.engine.keepalive import Keepalive
 from rollout_ray.core.redaction import without_secrets
 from rollout_ray.models.resolved_run import ResolvedRun
@@ -56,3 +57,14 @@ class LaunchSpec:
     def of(cls, run: ResolvedRun, *, gpus: int, threads: int, name: str = "engine-0") -> LaunchSpec:
         """Return the spec of an engine that stands alone, with the limits of the config or the usual ones."""
         return cls(name, run, gpus, threads, usual_limits(run.config.engine, gpus))
+
+
+def load_backend(spec: LaunchSpec) -> Backend:
+    """Load the backend that the config names. The import of vLLM takes seconds."""
+    if spec.run.config.engine.backend == "simulated":
+        from rollout_ray.actors.simulated import SimulatedBackend
+
+        return SimulatedBackend(spec)
+    from rollout_ray.actors.vllm_backend.backend import VllmBackend
+
+    return VllmBackend(spec)

@@ -16,7 +16,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import Exchange
+from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Completion, Generated, RolloutRequest
 from rollout_ray.driver.failures import cause_of, reason_of

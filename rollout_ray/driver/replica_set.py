@@ -14,7 +14,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from rollout_ray.actors.backend import BackendInfo
-from rollout_ray.actors.engine.engine import Exchange
+from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.core.errors import EngineError
 from rollout_ray.core.records import RolloutRequest
 from rollout_ray.driver.failures import reason_of

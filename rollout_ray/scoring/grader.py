@@ -88,7 +88,8 @@ class Grader:
             memory_mib: Memory of a child, in MiB.
             children: Child processes.
         """
-        self._timeout_s, self._memory_mib, self._count = timeout_s, memory_mib, children
+        self._timeout_s, self._memory_mib = timeout_s, memory_mib
+        self._count = children
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
         self._children: list[Child] = []
@@ -106,7 +107,9 @@ class Grader:
             child.kill()
         if self._threads:
             self._threads.shutdown()
-        self._threads, self._children, self._idle = None, [], queue.SimpleQueue()
+        self._threads = None
+        self._children = []
+        self._idle = queue.SimpleQueue()
 
     def forget(self) -> None:
         """Forget the verdicts: a comparison that ran out of time once may succeed later."""

@@ -29,7 +29,8 @@ _HARMLESS = frozenset(("os.listdir", "os.scandir"))  # what importing a module d
 
 def main() -> None:
     """Answer the tasks on stdin until it ends. The first line on stdout is "ready"."""
-    timeout_s, memory_mib, parent = int(sys.argv[1]), int(sys.argv[2]), os.getppid()
+    parent = os.getppid()
+    timeout_s, memory_mib = int(sys.argv[1]), int(sys.argv[2])
     _end_with(parent)
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")

@@ -23,9 +23,14 @@ _TENS = words_of("twenty thirty forty fifty sixty seventy eighty ninety")
 _SMALL = {word: value for value, word in enumerate(_UNDER_TWENTY)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _IRREGULAR = {
-    "first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight", "ninth": "nine",
+    "first": "one",
+    "second": "two",
+    "third": "three",
+    "fifth": "five",
+    "eighth": "eight",
+    "ninth": "nine",
     "twelfth": "twelve",
-}  # fmt: skip
+}
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 _MULTIPLES = {"twice": 2, "double": 2, "triple": 3, "thrice": 3}
 _SIGNS = {"negative": -1, "minus": -1, "plus": 1, "positive": 1}

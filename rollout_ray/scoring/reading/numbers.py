@@ -40,7 +40,7 @@ def _fraction(sign: str, whole: str, ahead: str, period: str) -> str:
 
 def _repeating(match: re.Match[str]) -> str:
     """Return a fraction where the digits show a period at their end, twice and more; else the text."""
-    sign, whole, digits = match.group(1), match.group(2), match.group(3)
+    sign, whole, digits = match.groups()
     named = match.group().rstrip(")").endswith("ing")
     for length in range(1, len(digits) // 2 + 1):
         if digits[-length:] == digits[-2 * length : -length] and (length > 1 or len(digits) > 2 or named):
@@ -80,7 +80,9 @@ def exact_value(text: str) -> Fraction | None:
 
 def canonical(value: Fraction) -> str:
     """Return 72, -0.5 or 1/3: a terminating decimal where there is one, else a fraction in lowest terms."""
-    rest, twos, fives = value.denominator, 0, 0
+    rest = value.denominator
+    twos = 0
+    fives = 0
     while rest % 2 == 0:
         rest, twos = rest // 2, twos + 1
     while rest % 5 == 0:
