@@ -11,6 +11,7 @@ import pytest
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.data.demo_questions import OPERATORS, generate_problems
 from rollout_ray.data.prepare import prepare_demo, prepare_gsm8k
+from tests.conftest import Command
 
 
 def test_every_step_is_right_and_leads_to_the_answer() -> None:
@@ -67,3 +68,19 @@ def test_a_row_of_another_form_is_named(tmp_path: Path, line: str, words: str) -
     with pytest.raises(DatasetError, match=f"x.jsonl, line 3: {words}"):
         prepare_gsm8k(tmp_path / "x.jsonl", tmp_path / "x.parquet")
     assert not (tmp_path / "x.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["gsm8k", "nowhere.jsonl", "q.parquet"], 3, "nowhere.jsonl"),
+        (["what"], 2, "invalid choice: 'what'"),
+        (["demo", "many", "q.parquet"], 2, "many"),
+    ],
+)
+def test_what_cannot_be_prepared_is_named(
+    rollout: Command, tmp_path: Path, words: list[str], code: int, message: str
+) -> None:
+    done = rollout("prepare", *words, cwd=tmp_path)
+    assert done.returncode == code and message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

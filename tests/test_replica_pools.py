@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from rollout_ray import RunConfig
+from rollout_ray.api.pool import warn_of_replicas
 from rollout_ray.core.errors import EngineError
 from rollout_ray.driver.handle import RunningEngine
 from rollout_ray.driver.replica import ReplicaState
@@ -45,6 +47,15 @@ def test_the_engines_of_a_pool_take_up_each_run_after_dropping_the_last() -> Non
     driven.replica().take_call()
     driven.set.begun(driven.replica(), backend_info())
     assert driven.states() == [S.IDLE] and len(driven.events.named("engine_adopted")) == 1
+
+
+@pytest.mark.parametrize(("pool", "run", "told"), [(2, None, False), (2, 2, False), (2, 4, True), (None, 4, True)])
+def test_a_run_that_asks_for_another_number_of_engines_is_told(
+    pool: int | None, run: int | None, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = [RunConfig.model_validate({"resources": {"replicas": count}}) for count in (pool, run)]
+    warn_of_replicas(*configs)
+    assert ("The run uses the engines of the pool" in caplog.text) == told
 
 
 def test_a_run_s_own_limits_hold_on_a_pool() -> None:

@@ -107,6 +107,7 @@ class RolloutPool:
             ConfigError: The run needs other engines. Also what `rollout_ray.collect` raises.
         """
         run_cfg, source = with_reward(cfg if isinstance(cfg, RunConfig) else with_fields(self._cfg, cfg or {}), reward)
+        warn_of_replicas(self._cfg, run_cfg)
         pool_resources = self._open()
         run = self._fitted(run_cfg, pool_resources.replica_set.policy)
         return collect_on(pool_resources, dataset, run, source, progress)
@@ -252,6 +253,18 @@ class RolloutPool:
             raise ConfigError(
                 f"engines with load_format {self._cfg.engine.load_format} cannot take new weights; start them with auto"
             )
+
+
+def warn_of_replicas(pool: RunConfig, run: RunConfig) -> None:
+    """Warn of a run that asks for another number of engines than its pool."""
+    ours, theirs = pool.resources.replicas, run.resources.replicas
+    if theirs is not None and theirs != ours:
+        log.warning(
+            "resources.replicas is %d in the run and %s in the pool. The run uses the engines of the pool. To change their "
+            "number, open another pool",
+            theirs,
+            "unset" if ours is None else ours,
+        )
 
 
 def _remove_if_empty(folder: str) -> None:
