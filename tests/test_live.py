@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from rollout_ray import RunConfig, collect
-from rollout_ray.core.records import Question, Trajectory
+from rollout_ray.core.records import Question, RolloutRequest, Trajectory
 from rollout_ray.telemetry.early_warnings import ENOUGH, EarlyWarnings
-from rollout_ray.telemetry.engine_stats import EngineStats
+from rollout_ray.telemetry.engine_stats import ArmCount, EngineStats
 from rollout_ray.telemetry.live_view import Live, Screen
 from rollout_ray.telemetry.progress import Plain, duration, plain_line
 from rollout_ray.telemetry.run_view import EngineView, RunView
@@ -35,6 +35,7 @@ def under_way(engines: int, arms: int = 8) -> RunView:
         view.engines["engine-2"].enter("dead")
         view.engines["engine-2"].enter("starting")
     for i in range(arms):
+        view.delivered_arms[f"arm-{i}"] = ArmCount(300, 30000, 30)
         view.summary.arms[f"arm-{i}"] = ArmSummary(290, 29000, 290, 145, 290, 290.0, 29)
     view.summary.trajectories, view.summary.score_status = 290 * arms, Counter(correct=145 * arms, incorrect=145 * arms)
     return view
@@ -69,6 +70,49 @@ def test_before_anything_is_drawn_it_says_that_engines_start() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "engine-0  starting" in text and "left" not in text and "truncated" not in text
     assert plain_line(view) == "0/40 trajectories (0%); 0/5 questions, 0 tokens/s; engine-0 starting"
+
+
+def drawn(view: RunView) -> str:
+    console = Console(width=100, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(Screen(view))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_trajectories_and_arms_are_shown_before_a_question_is_complete() -> None:
+    """A question of long samples ends after minutes. Until then progress stood at 0 of 120, without an arm."""
+    view = RunView(total=15, total_samples=120, arm_names=["terse", "loose"])
+    view.generation_began = time.monotonic() - 60
+    engine = view.engines["engine-0"] = EngineView()
+    engine.enter("running", 100)
+    engine.stats.generated_tokens = 4620
+    engine.partial_arms = {"loose": ArmCount(18, 1800, 9), "terse": ArmCount(2, 20)}
+    line = plain_line(view)
+    assert line.startswith("20/120 trajectories (17%); 5:00 min left; 0/15 questions, 4,620 tokens, ")
+    rows = [row.split() for row in drawn(view).splitlines() if row.startswith(("terse", "loose"))]
+    assert rows == [["terse", "2", "-", "-", "10", "0%"], ["loose", "18", "-", "-", "100", "50%"]]
+    engine.enter("dead")
+    assert view.ended_samples == 0 and view.arms() == {}
+
+
+def test_the_time_left_counts_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engines are done, and a quarter is scored after 10 s. It said that 0 s were left."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    view = RunView(total=15, total_samples=120, arm_names=["a"] * 8)
+    view.generation_began = 900.0
+    view.deliver(120, {"a": ArmCount(120, 1200)})
+    view.watch(0, 120, behind=False)
+    assert view.seconds_left() is None
+    now = 1010.0
+    view.watch(0, 90, behind=False)
+    assert view.seconds_left() == pytest.approx(30)
+
+
+def test_what_is_lost_on_its_way_to_a_scorer_counts_again() -> None:
+    view = RunView(total=2, total_samples=4, arm_names=["a", "b"])
+    view.deliver(4, {"a": ArmCount(2, 20, 2), "b": ArmCount(2, 8)})
+    view.lose([RolloutRequest(0, 0, Question("q", "p", None), 0, 2)])
+    assert view.ended_samples == 2 and view.arms() == {"a": ArmCount(1, 10, 1), "b": ArmCount(1, 4)}
 
 
 def test_a_real_run_is_shown_and_nothing_of_the_view_stays(tmp_path: Path, local_ray: None) -> None:

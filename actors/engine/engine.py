@@ -16,7 +16,7 @@ from itertools import islice
 from queue import SimpleQueue
 
 from rollout_ray.actors.backend import Backend, BackendInfo, Finished, encode_prompts
-from rollout_ray.actors.engine.exchange import Exchange, by_scorer
+from rollout_ray.actors.engine.exchange import Exchange, by_arm, by_scorer
 from rollout_ray.actors.engine.launch import LaunchSpec, load_backend
 from rollout_ray.actors.engine.logs import Log, is_second_hand
 from rollout_ray.actors.engine.out_of_memory import as_start_failure
@@ -160,12 +160,13 @@ class Engine:
                 self._changed.wait(left)
             if self._failure is not None:
                 raise self._failure
-            done = chunks.hand_over()
+            done, partial = chunks.hand_over(), chunks.partial()
             unfinished, steps = chunks.unfinished, self._steps
             returned, self._returned = tuple(self._returned), []
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted
-        return Exchange.of(done, returned, unfinished, steps, stats), by_scorer(done)
+        arms = {"arms": by_arm(done, self._samples), "partial_arms": by_arm(partial, self._samples)}
+        return replace(Exchange.of(done, returned, unfinished, steps, stats), **arms), by_scorer(done)
 
     def _counted(self) -> EngineStats:
         """Return the counts since the start."""

@@ -61,6 +61,14 @@ class ChunkTable:
         """Chunks that are ready to be handed over."""
         return len(self._done)
 
+    def partial(self) -> list[Generated]:
+        """Return the finished samples of chunks that are not complete. The chunks stay in work."""
+        return [
+            Generated(opened.request, tuple(done for _, done in sorted(opened.completions.items())))
+            for opened in self._open.values()
+            if opened.completions
+        ]
+
     def drop(self) -> None:
         """End the run, whatever is in work."""
         self.run += 1

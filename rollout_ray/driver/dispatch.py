@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.driver.scorer_pool import Scorer, ScorerPool
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.telemetry.early_warnings import EarlyWarnings
+from rollout_ray.telemetry.engine_stats import ArmCount
 from rollout_ray.telemetry.run_view import RunView
 
 log = logging.getLogger(__name__)
@@ -126,7 +128,8 @@ class Dispatch:
         view.samples += samples
         view.tokens += exchange.tokens
         view.record_stats(exchange.stats)
-        self.view.generated_samples += samples
+        view.partial_arms = exchange.partial_arms
+        self.view.deliver(samples, exchange.arms)
         if delivered:
             self.view.last_generated = time.monotonic()
         for scorer_index, payload in enumerate(payloads):
@@ -148,7 +151,8 @@ class Dispatch:
         completions = tuple(
             Completion(number, "", 0, 0, "error", "none", text, version) for number in range(request.first, request.stop)
         )
-        self.view.generated_samples += len(request)
+        errors = Counter(self.view.arm_names[request.first : request.stop])
+        self.view.deliver(len(request), {name: ArmCount(count) for name, count in errors.items()})
         self.scorers.score(request.scorer_index, self.calls.put([Generated(request, completions)]), [request])
 
     # Scorers
@@ -157,7 +161,7 @@ class Dispatch:
         """Count what a scorer committed, and put back what it could not fetch."""
         receipt, lost = self.scorers.answered(scorer, call)
         if lost:
-            self.view.generated_samples -= sum(map(len, lost))
+            self.view.lose(lost)
             self.scheduler.put_back(lost)
         if receipt and receipt.committed:
             self.view.committed += len(receipt.committed)

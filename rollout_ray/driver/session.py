@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from rollout_ray.core.errors import BudgetSpent, IncompleteError, Interrupted
+from rollout_ray.core.records import sample_specs
 from rollout_ray.driver.dispatch import Dispatch
 from rollout_ray.driver.elastic import Elastic
 from rollout_ray.driver.health import HEARTBEAT_S
@@ -105,6 +106,7 @@ class _Session:
             total_samples=self._missing * run.samples_per_question,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
             began=context.began,
+            arm_names=[spec.arm.name for spec in sample_specs(run.arms)],
         )
         self._next_look = 0.0
         self._metrics = RunMetrics(context.directory.uri)

@@ -68,6 +68,18 @@ class EngineStats:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
 
+@dataclass(frozen=True, slots=True)
+class ArmCount:
+    """Finished samples of one arm, with their output tokens; `truncated` of them ended at max_tokens."""
+
+    samples: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+    def __add__(self, other: ArmCount) -> ArmCount:
+        return ArmCount(self.samples + other.samples, self.tokens + other.tokens, self.truncated + other.truncated)
+
+
 COUNTERS = tuple(f.name for f in fields(EngineStats) if f.name not in GAUGES)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.progress import amounts, duration, per_arm
 from rollout_ray.telemetry.run_view import EngineView, RunView
+from rollout_ray.telemetry.summary import ArmSummary
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -93,7 +94,7 @@ def _head(view: RunView, width: int) -> Iterable[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    done, total = view.generated_samples, view.total_samples
+    done, total = view.ended_samples, view.total_samples
     clock = duration(time.monotonic() - view.began)
     if (left := view.seconds_left()) is not None:
         clock = f"{clock}, {duration(left)} left"
@@ -135,10 +136,10 @@ def _arms(view: RunView, width: int) -> Table:
 
     table = _table("arm", "done", "accuracy", "reward", "tokens", "truncated")
     longest = max(12, width // 3)
-    for name, arm in view.summary.arms.items():
+    for name, count in view.arms().items():
         label = Text(escape_controls(name), overflow="ellipsis", no_wrap=True)
         label.truncate(longest, overflow="ellipsis")
-        table.add_row(label, *per_arm(arm))
+        table.add_row(label, *per_arm(count, view.summary.arms.get(name, ArmSummary())))
     return table
 
 

@@ -69,7 +69,7 @@ class RunMetrics:
         self._set("rollout_questions_saved", view.before + view.committed)
         self._set("rollout_queued_draws", view.pending)
         self._set("rollout_unscored_draws", view.unscored)
-        self._count("rollout_trajectories", view.generated_samples)
+        self._count("rollout_trajectories", view.ended_samples)
         self._set("rollout_restarts", view.restarts)
         for name, engine in view.engines.items():
             stats = engine.stats

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rollout_ray.core.redaction import escape_controls
+from rollout_ray.telemetry.engine_stats import ArmCount
 from rollout_ray.telemetry.run_view import RunView
 from rollout_ray.telemetry.summary import ArmSummary
 
@@ -59,9 +60,9 @@ class Plain(Silent):
 
 def plain_line(view: RunView) -> str:
     """Return the state of a run on one line."""
-    done = f"{view.generated_samples:,}/{view.total_samples:,} trajectories"
+    done = f"{view.ended_samples:,}/{view.total_samples:,} trajectories"
     if view.total_samples:
-        done += f" ({view.generated_samples / view.total_samples:.0%})"
+        done += f" ({view.ended_samples / view.total_samples:.0%})"
     left = view.seconds_left()
     if len(view.engines) <= MOST_ENGINES:
         engines = ", ".join(f"{escape_controls(name)} {engine.state}" for name, engine in view.engines.items())
@@ -78,8 +79,11 @@ def plain_line(view: RunView) -> str:
 
 
 def amounts(view: RunView) -> str:
-    """Return the saved questions, the speed, and the queues."""
-    parts = [f"{view.before + view.committed:,}/{view.total:,} questions", f"{view.rate:,.0f} tokens/s"]
+    """Return the saved questions, the tokens, the speed, and the queues."""
+    parts = [f"{view.before + view.committed:,}/{view.total:,} questions"]
+    if view.tokens:
+        parts.append(f"{view.tokens:,} tokens")
+    parts.append(f"{view.rate:,.0f} tokens/s")
     if view.pending:
         parts.append(f"{view.pending:,} queued")
     if view.unscored:
@@ -89,12 +93,17 @@ def amounts(view: RunView) -> str:
     return ", ".join(parts)
 
 
-def per_arm(arm: ArmSummary) -> tuple[str, str, str, str, str]:
-    """Return done, accuracy, mean reward, mean length and truncated share of an arm, as printed."""
-    accuracy = "-" if arm.accuracy is None else f"{arm.accuracy:.1%}"
-    reward = "-" if arm.mean_reward is None else f"{arm.mean_reward:.3f}"
-    truncated = f"{arm.truncated / arm.trajectories:.0%}" if arm.trajectories else "-"
-    return f"{arm.trajectories:,}", accuracy, reward, f"{arm.mean_tokens:,.0f}", truncated
+def per_arm(count: ArmCount, scored: ArmSummary) -> tuple[str, str, str, str, str]:
+    """Return done, accuracy, mean reward, mean length and truncated share of an arm, as printed.
+
+    Args:
+        count: Finished samples; at least one.
+        scored: Those whose questions are saved.
+    """
+    accuracy = "-" if scored.accuracy is None else f"{scored.accuracy:.1%}"
+    reward = "-" if scored.mean_reward is None else f"{scored.mean_reward:.3f}"
+    tokens = f"{count.tokens / count.samples:,.0f}"
+    return f"{count.samples:,}", accuracy, reward, tokens, f"{count.truncated / count.samples:.0%}"
 
 
 def duration(seconds: float) -> str:

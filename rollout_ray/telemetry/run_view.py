@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollout_ray.core.records import RolloutRequest
 from rollout_ray.telemetry.bottleneck import EngineAccount, SessionAccount
-from rollout_ray.telemetry.engine_stats import EngineStats
+from rollout_ray.telemetry.engine_stats import ArmCount, EngineStats
 from rollout_ray.telemetry.summary import Summary
 
 RATE_S = 5.0  # averaging time of the present speed
@@ -30,6 +32,7 @@ class EngineView:
         tokens: Delivered tokens. `stats` also counts sequences in progress.
         places: Sequences that the engine decodes at once.
         rate: Present speed in tokens/s.
+        partial_arms: Finished samples that are not delivered, because others of their chunks are in work; by arm.
     """
 
     state: str = "starting"
@@ -41,6 +44,7 @@ class EngineView:
     peak_running: int = 0
     rate: float = 0.0
     stats: EngineStats = field(default_factory=EngineStats)
+    partial_arms: Mapping[str, ArmCount] = field(default_factory=dict)
     starting_seconds: float = 0.0
     served_seconds: float = 0.0
     _since: float = field(default_factory=time.monotonic)
@@ -55,6 +59,7 @@ class EngineView:
         if state in ("dead", "retired", "ended"):
             self.stats.running = self.stats.waiting = 0
             self.stats.kv_use = self.rate = 0.0
+            self.partial_arms = {}
         if state == "idle":
             self.rate = 0.0
         if self.state == "starting":
@@ -115,7 +120,10 @@ class RunView:
         before: Questions that earlier sessions saved.
         committed: Questions that this session saved.
         pending: Samples that no engine has yet.
+        generated_samples: Samples that engines delivered.
         unscored: Samples that wait for a scorer.
+        arm_names: The arm of each sample of a question, by sample index.
+        delivered_arms: Delivered samples by arm.
         behind_seconds: Time in which engines got no work because the scorers were behind.
     """
 
@@ -126,12 +134,16 @@ class RunView:
     total_samples: int = 0
     pending: int = 0
     unscored: int = 0
+    arm_names: Sequence[str] = ()
     engines: dict[str, EngineView] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
     began: float = field(default_factory=time.monotonic)
     generation_began: float | None = None
     last_generated: float = 0.0
     behind_seconds: float = 0.0
+    delivered_arms: dict[str, ArmCount] = field(default_factory=dict)
+    _scoring_seconds: float = 0.0
+    _scoring_since: float | None = None
     _sample_at: float = 0.0
     _sampled: tuple[dict[str, Any], dict[str, Any]] | None = None
     _behind_since: float | None = None
@@ -150,12 +162,54 @@ class RunView:
         """Return the present speed in tokens/s."""
         return sum(engine.rate for engine in self.engines.values())
 
+    @property
+    def tokens(self) -> int:
+        """Return the output tokens of this session, including those of sequences in progress."""
+        return sum(engine.stats.generated_tokens for engine in self.engines.values())
+
+    @property
+    def ended_samples(self) -> int:
+        """Return the finished samples, including those of questions that are not complete."""
+        partial = (count.samples for engine in self.engines.values() for count in engine.partial_arms.values())
+        return self.generated_samples + sum(partial)
+
+    def arms(self) -> dict[str, ArmCount]:
+        """Return the finished samples by arm, in the order of the run. Arms without any are left out."""
+        counts = dict(self.delivered_arms)
+        for engine in self.engines.values():
+            for name, count in engine.partial_arms.items():
+                counts[name] = counts.get(name, ArmCount()) + count
+        order = dict.fromkeys((*self.arm_names, *counts))
+        return {name: counts[name] for name in order if name in counts and counts[name].samples}
+
+    def deliver(self, samples: int, arms: Mapping[str, ArmCount]) -> None:
+        """Count samples that an engine delivered."""
+        self.generated_samples += samples
+        for name, count in arms.items():
+            self.delivered_arms[name] = self.delivered_arms.get(name, ArmCount()) + count
+
+    def lose(self, requests: Iterable[RolloutRequest]) -> None:
+        """Take back delivered samples that are lost. Each takes the mean tokens of its arm with it."""
+        for request in requests:
+            self.generated_samples -= len(request)
+            for name in self.arm_names[request.first : request.stop]:
+                had = self.delivered_arms.get(name, ArmCount())
+                if had.samples:
+                    each = ArmCount(-1, -round(had.tokens / had.samples), -round(had.truncated / had.samples))
+                    self.delivered_arms[name] = had + each
+
     def seconds_left(self) -> float | None:
-        """Return the seconds until all samples are generated, at the mean speed. None while unknown."""
-        if self.generation_began is None or not self.generated_samples or not self.last_generated:
+        """Return the seconds until all samples are generated and scored, at the mean speeds. None while unknown."""
+        if self.generation_began is None or not (ended := self.ended_samples):
             return None
-        seconds = time.monotonic() - self.generation_began
-        return seconds * (self.total_samples - self.generated_samples) / self.generated_samples
+        now = time.monotonic()
+        drawing = (now - self.generation_began) * (self.total_samples - ended) / ended
+        scored = self.generated_samples - self.unscored
+        if not self.unscored:
+            return drawing
+        if not scored:
+            return None if ended >= self.total_samples else drawing
+        return max(drawing, self._scoring_seconds * (self.total_samples - scored) / scored)
 
     @property
     def restarts(self) -> int:
@@ -171,6 +225,9 @@ class RunView:
         """
         now = time.monotonic()
         self.pending, self.unscored = pending, unscored
+        if self._scoring_since is not None:
+            self._scoring_seconds += now - self._scoring_since
+        self._scoring_since = now if unscored else None
         if pending or any(engine.stats.waiting for engine in self.engines.values()):
             self._tail_began = None
         elif self._tail_began is None:
@@ -198,8 +255,8 @@ class RunView:
             }
             for name, engine in self.engines.items()
         }
-        tokens = sum(engine.stats.generated_tokens for engine in self.engines.values())
-        totals = {"questions": self.before + self.committed, "draws": self.generated_samples, "generated_tokens": tokens}
+        tokens = self.tokens
+        totals = {"questions": self.before + self.committed, "draws": self.ended_samples, "generated_tokens": tokens}
         earlier = self._sampled
         self._sampled = (totals, engines)
         if not tokens and earlier == self._sampled:
