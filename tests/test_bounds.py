@@ -46,6 +46,17 @@ DECODING = SessionAccount(10.0, 100.0, 2.0, 0.0, 10.0, {"a": ENGINE, "b": ENGINE
             "Bounded by too few requests: at the fullest 40 of 100 places",
         ),
         (
+            replace(DECODING, engines={"a": replace(ENGINE, peak_running=40)}, on_cpu=True),
+            115.0,
+            "Bounded by decoding: the engines decoded for 95% of their time, 90 sequences at once on average; more or "
+            "faster cores",
+        ),
+        (
+            replace(DECODING, engines={"a": replace(ENGINE, peak_running=30)}, on_cpu=True),
+            115.0,
+            "Bounded by too few requests: at the fullest 30 of 100 places",
+        ),
+        (
             replace(DECODING, engines={"a": replace(ENGINE, peak_running=40, kv_bound_steps=300, preemptions=7)}),
             115.0,
             "Bounded by KV cache: requests waited for room in it during 30% of the decoding steps, with 7 preemptions",

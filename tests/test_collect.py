@@ -110,7 +110,7 @@ def test_a_finished_run_is_merged_again_in_another_layout_without_an_engine(two_
 
 def test_a_changed_config_or_data_set_is_refused(two_replicas: Rollouts) -> None:
     record = two_replicas.run.record()["config"]
-    with pytest.raises(LedgerError, match=r"data\.fingerprint"):
+    with pytest.raises(LedgerError, match=r"the number of questions was 30 and is 31\. Give another"):
         collect(demo_rows(31), RunConfig.model_validate(record))
     record["sampling"]["seed"] = 7
     with pytest.raises(LedgerError, match=r"sampling\.seed was 42 and is 7"):

@@ -68,6 +68,16 @@ def test_a_step_also_reads_copies_of_keys_and_values() -> None:
     assert rate() == rate(kv_heads=2, kv_bytes_per_token=each // 4) == rate(kv_heads=1, kv_bytes_per_token=each // 8)
 
 
+def test_the_host_bounds_a_model_that_is_too_small_for_the_data_sheet() -> None:
+    """Eight H100 were said to draw 1,852,878 tokens/s of a small model."""
+    size = size_of(MODELS["7B"], RunConfig())
+    assert size is not None
+    tiny = replace(size, weight_bytes=5_000_000, active_parameters=2_500_000, kv_bytes_per_token=100)
+    sheet = from_data_sheet(tiny, gpu_kind(H100), 1, 1024, 100, 400)
+    assert sheet.tokens_per_second and sheet.tokens_per_second < 100_000 and "at most, for the host" in sheet.source
+    assert "within a third" in from_data_sheet(size, gpu_kind(H100), 1, 1024, 100, 400).source
+
+
 @pytest.mark.parametrize(("model", "gpu", "of_a_node"), [("70B", H100, 1), ("70B", RTX_4090, 4), ("32B", L40S, 1)])
 def test_a_model_that_fits_no_node_is_refused_with_remedies(model: str, gpu: Gpu, of_a_node: int) -> None:
     with pytest.raises(PlacementError, match=r"GiB of weights .* do not fit into \d GPU\(s\) of \d+ GiB\. Use larger"):

@@ -63,6 +63,21 @@ def test_opening_it_again_goes_on(run: RunDirectory) -> None:
     assert again.record()["note"] == "first"
 
 
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (2, "the number of questions was 1 and is 2"),
+        (1, "the questions are others: a prompt, a gold answer or an id has changed"),
+    ],
+)
+def test_other_questions_are_refused_in_words(tmp_path: Path, count: int, words: str) -> None:
+    run = RunDirectory(str(tmp_path))
+    run.open({"data.fingerprint": "7943"}, {"dataset": {"questions": 1}})
+    run.write_part(part_table(scored("a")))
+    with pytest.raises(LedgerError, match=f"another config: {words}. Give another --output_dir"):
+        run.open({"data.fingerprint": "c40a"}, {"dataset": {"questions": count}})
+
+
 def test_another_config_is_refused_and_every_changed_field_named(run: RunDirectory) -> None:
     run.write_part(part_table(scored("a")))
     changed = {"sampling.seed": 2, "sampling.stop": ["x"]}

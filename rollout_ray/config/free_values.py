@@ -11,27 +11,40 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-# Sampling parameters that the run controls. Users may not override them.
-_RUN_SAMPLING = frozenset(
-    (
-        *("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed", "n"),
-        *("best_of", "logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs", "repetition_detection"),
-        *("detokenize", "output_kind", "stream_interval", "skip_clone"),
-    )
-)
-# Arguments of apply_chat_template that the run controls.
-_RUN_TEMPLATE = frozenset(
-    (
-        *("conversation", "messages", "chat_template", "tokenize", "add_generation_prompt", "continue_final_message"),
-        *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
-        "tokenizer_kwargs",
-    )
-)
+# Names that users may not give, and why.
+_SET_BY_RUN = "a run sets it itself; leave it out"
+_NOT_STORED = "a run does not store log-probabilities; leave it out"
 
 
-def _check_names(reserved: frozenset[str], values: dict[str, Any]) -> dict[str, Any]:
-    if ours := sorted(reserved & values.keys()):
-        raise ValueError(f"{', '.join(ours)} cannot stand here: a run has a field for it, or sets it itself; leave it out")
+def _field(name: str) -> str:
+    return f"a run has a field for it; give --{name}"
+
+
+_RUN_SAMPLING = {
+    **{
+        name: _field(name)
+        for name in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed")
+    },
+    **dict.fromkeys(("n", "best_of"), _field("n_samples")),
+    **dict.fromkeys(("logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"), _NOT_STORED),
+    **dict.fromkeys(("repetition_detection", "detokenize", "output_kind", "stream_interval", "skip_clone"), _SET_BY_RUN),
+}
+_RUN_TEMPLATE = {  # arguments of apply_chat_template
+    "chat_template": _field("chat_template"),
+    **dict.fromkeys(
+        (
+            *("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "padding"),
+            *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+            "tokenizer_kwargs",
+        ),
+        _SET_BY_RUN,
+    ),
+}
+
+
+def _check_names(reserved: Mapping[str, str], values: dict[str, Any]) -> dict[str, Any]:
+    for name in sorted(reserved.keys() & values.keys()):
+        raise ValueError(f"{name} cannot stand here: {reserved[name]}")
     return values
 
 

@@ -106,6 +106,7 @@ class _Session:
             total_samples=self._missing * run.samples_per_question,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
             began=context.began,
+            on_cpu=not placement.gpus and run.config.engine.backend == "vllm",
             arm_names=[spec.arm.name for spec in sample_specs(run.arms)],
         )
         self._next_look = 0.0

@@ -139,8 +139,9 @@ class RunDirectory(Folder):
             self._begin(identity, description)
             return False
         if changed:
+            said = {"data.fingerprint": _other_questions(known, description)}
             differences = "; ".join(
-                f"{n} was {_short(before.get(n))} and is {_short(identity.get(n))}" for n in changed[:8]
+                said.get(n, f"{n} was {_short(before.get(n))} and is {_short(identity.get(n))}") for n in changed[:8]
             )
             raise LedgerError(
                 f"{self.uri} holds a run with another config: {differences}. "
@@ -273,6 +274,14 @@ def _unpickle(uri: str, digest: str | None, fence: str | None, secrets: Mapping[
 def _digest_of(identity: Mapping[str, Any]) -> str:
     """Return the digest that parts carry to show which run they belong to."""
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _other_questions(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say how the questions of two descriptions of a run differ."""
+    counts = [description.get("dataset", {}).get("questions") for description in (known, now)]
+    if None in counts or counts[0] == counts[1]:
+        return "the questions are others: a prompt, a gold answer or an id has changed"
+    return f"the number of questions was {counts[0]} and is {counts[1]}"
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FEW = 0.5  # share of places in use at the peak; below it, the run had too few requests
+CPU_BATCH = 32  # sequences of an engine that keep a CPU's cores busy: more at once do not speed it up
 LONG_TAIL = 1 / 3  # share of the generation after the last sample began
 HELD_UP = 0.2  # share of the generation in which engines got no work because scorers were behind
 KV_BOUND = 0.2  # share of the steps in which requests waited for the KV cache
@@ -52,6 +53,7 @@ class SessionAccount:
         held_up_seconds: Part of the generation in which engines got no work because the scorers were behind.
         tail_seconds: Part of the generation after the last sample began.
         engines: Figures by engine name.
+        on_cpu: Whether the engines have no GPU.
     """
 
     starting_seconds: float = 0.0
@@ -60,6 +62,7 @@ class SessionAccount:
     held_up_seconds: float = 0.0
     tail_seconds: float = 0.0
     engines: dict[str, EngineAccount] = field(default_factory=dict)
+    on_cpu: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, with seconds to the millisecond and totals over the engines."""
@@ -131,7 +134,10 @@ def _generation_bound(account: SessionAccount) -> str:
             f"Bounded by scoring: engines got no new work for {account.held_up_seconds:.1f} of {generation:.1f} s of "
             "generation, because the scorers were behind; more --scorers would help."
         )
-    if peak < FEW * places:
+    enough = FEW * places
+    if account.on_cpu:
+        enough = min(enough, CPU_BATCH * len(engines))
+    if peak < enough:
         return (
             f"Bounded by too few requests: at the fullest {peak} of {places} places were in use, so the engines were "
             "never at full speed; fewer engines, or more questions a run, would use them better."
@@ -144,7 +150,7 @@ def _generation_bound(account: SessionAccount) -> str:
     batch = account.mean_batch or 0.0
     return (
         f"Bounded by decoding: the engines decoded for {1 - account.idle_share:.0%} of their time, {batch:.0f} sequences "
-        "at once on average; more or faster GPUs would shorten it."
+        f"at once on average; more or faster {'cores' if account.on_cpu else 'GPUs'} would shorten it."
     )
 
 

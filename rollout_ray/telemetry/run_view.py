@@ -122,6 +122,7 @@ class RunView:
         pending: Samples that no engine has yet.
         generated_samples: Samples that engines delivered.
         unscored: Samples that wait for a scorer.
+        on_cpu: Whether the engines have no GPU.
         arm_names: The arm of each sample of a question, by sample index.
         delivered_arms: Delivered samples by arm.
         behind_seconds: Time in which engines got no work because the scorers were behind.
@@ -134,6 +135,7 @@ class RunView:
     total_samples: int = 0
     pending: int = 0
     unscored: int = 0
+    on_cpu: bool = False
     arm_names: Sequence[str] = ()
     engines: dict[str, EngineView] = field(default_factory=dict)
     summary: Summary = field(default_factory=Summary)
@@ -275,5 +277,6 @@ class RunView:
             scoring_seconds=max(0.0, now - last),
             held_up_seconds=self.behind_seconds,
             tail_seconds=max(0.0, last - max(first, self._tail_began)) if self._tail_began is not None else 0.0,
+            on_cpu=self.on_cpu,
             engines={name: engine.account(last) for name, engine in self.engines.items()},
         )
