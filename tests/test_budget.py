@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from rollout_ray import RunConfig, collect
 from rollout_ray.config.budget import seconds_of
 from rollout_ray.config.loading import load_config
 from rollout_ray.core.errors import BudgetSpent, ConfigError
+from rollout_ray.driver.budget import refuse_a_budget_that_saved_nothing, spent_words
 from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.engine_stats import ArmCount
 from rollout_ray.telemetry.progress import Silent
 from rollout_ray.telemetry.run_view import RunView
 from tests.conftest import demo_rows
@@ -36,6 +40,45 @@ def test_another_word_is_refused_with_a_remedy(budget: str) -> None:
 
 def test_a_budget_does_not_make_another_run() -> None:
     assert load_config(["--budget", "$5", "--price_per_hour", "2"]).digest() == RunConfig().digest()
+
+
+def spent(committed: int, ended: int) -> RunView:
+    """A session of 42 s over 20 questions of 8 samples."""
+    view = RunView(total=20, total_samples=160, committed=committed, arm_names=["a"] * 8)
+    view.began = view.generation_began = time.monotonic() - 42
+    view.deliver(ended, {"a": ArmCount(ended, ended)})
+    return view
+
+
+def test_a_budget_that_ends_before_the_first_question_says_what_would_do() -> None:
+    """It said that the same command goes on, and that would have begun again for ever."""
+    said = spent_words(spent(0, 40), "42s", "0 of 20 questions in runs/a")
+    assert said.startswith(
+        "the budget of 42s is spent with 0 of 20 questions in runs/a. No question became complete: 40 of 160"
+    )
+    assert "Give a --budget of about 168s for all of them, or fewer samples" in said.replace("169s", "168s")
+    assert "goes on" not in said and "Give a longer --budget" in spent_words(spent(0, 0), "42s", "0 of 20 questions")
+    assert "the same command goes on for as long again" in spent_words(spent(3, 40), "42s", "3 of 20 questions")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "seconds", "refused"),
+    [
+        ({"spent": True, "committed": 0, "budget_seconds": 75.0, "needed_seconds": 200.2}, 75.0, True),
+        ({"spent": True, "committed": 0, "budget_seconds": 75.0, "needed_seconds": None}, 60.0, True),
+        ({"spent": True, "committed": 0, "budget_seconds": 75.0, "needed_seconds": 200.2}, 76.0, False),
+        ({"spent": True, "committed": 0, "budget_seconds": 75.0, "needed_seconds": 200.2}, None, False),
+        ({"spent": True, "committed": 1, "budget_seconds": 75.0, "needed_seconds": 200.2}, 75.0, False),
+        ({"spent": False, "committed": 0, "budget_seconds": 75.0, "needed_seconds": 200.2}, 75.0, False),
+        ({"spent": True, "committed": 0}, 75.0, False),
+    ],
+)
+def test_a_budget_that_saved_nothing_is_refused_the_next_time(
+    stopped: dict[str, Any], seconds: float | None, refused: bool
+) -> None:
+    events = [{"event": "begun"}, {"event": "stopped", **stopped}, {"event": "resumed"}]
+    with pytest.raises(ConfigError, match=r"no question became complete.*Give a") if refused else nullcontext():
+        refuse_a_budget_that_saved_nothing(events, "75s", seconds)
 
 
 class AnHourLater(Silent):

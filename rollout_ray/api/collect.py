@@ -24,6 +24,7 @@ from rollout_ray.core.records import SCHEMA_VERSION
 from rollout_ray.core.redaction import shorten
 from rollout_ray.data.columns import GOLD_KEY
 from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.driver.budget import refuse_a_budget_that_saved_nothing
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.driver.run_context import RunContext
 from rollout_ray.models.model_check import check_before_start
@@ -207,6 +208,8 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
         if len(done) < len(questions):
             if call.pool_resources is None:
                 check_before_start(run)
+            limits = run.config.resources
+            refuse_a_budget_that_saved_nothing(directory.events(), limits.budget, limits.budget_seconds)
             context = RunContext(questions, done, directory, events, call.progress, call.reward, time.monotonic())
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected

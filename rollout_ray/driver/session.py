@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from rollout_ray.core.errors import BudgetSpent, IncompleteError, Interrupted
 from rollout_ray.core.records import sample_specs
+from rollout_ray.driver.budget import needed_seconds, spent_words
 from rollout_ray.driver.dispatch import Dispatch
 from rollout_ray.driver.elastic import Elastic
 from rollout_ray.driver.health import HEARTBEAT_S
@@ -176,11 +177,13 @@ class _Session:
 
     def stopped(self, *, spent: bool) -> Interrupted:
         """Return what a session raises that ends before its work, once that is saved."""
-        view, budget = self.view, self._cfg.resources.budget
+        view, resources = self.view, self._cfg.resources
         done = f"{view.before + view.committed} of {view.total} questions in {self._directory.uri}"
-        self._events.write("stopped", spent=spent, committed=view.committed, account=view.account().to_dict())
+        limits = {"budget_seconds": resources.budget_seconds, "needed_seconds": needed_seconds(view)}
+        account = view.account().to_dict()
+        self._events.write("stopped", spent=spent, committed=view.committed, account=account, **limits)
         if spent:
-            return BudgetSpent(f"the budget of {budget} is spent with {done}; the same command goes on for as long again")
+            return BudgetSpent(spent_words(view, resources.budget, done))
         return Interrupted(f"stopped with {done}; the same command goes on from there")
 
     def close(self) -> None:
