@@ -11,9 +11,11 @@ import pytest
 from rollout_ray.api.plan import make_plan
 from rollout_ray.cli.main import main
 from rollout_ray.config.schema import RunConfig
+from rollout_ray.core.errors import ConfigError
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.sizing.estimate import Plan
 from rollout_ray.sizing.hardware import Gpu
+from rollout_ray.sizing.probe import probe_caveat, probe_size
 from tests.test_model_size import MODELS
 
 
@@ -159,3 +161,45 @@ def test_the_data_sheet_comes_near_what_was_measured(data: str, tmp_path: Path) 
         }
         made = make_plan(RunConfig.model_validate(cfg), on=f"{degree}xH200")
         assert made.rates and made.rates.tokens_per_second == pytest.approx(measured, rel=1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("questions", "wanted", "count"),
+    [(100_000, 0, 768), (1000, 0, 100), (20, 0, 2), (2, 0, 1), (1000, 5, 5), (0, 0, 1)],
+)
+def test_a_probe_is_a_small_part_of_the_run(questions: int, wanted: int, count: int) -> None:
+    assert probe_size(questions, 8, 2048, wanted) == count
+
+
+@pytest.mark.parametrize(("questions", "wanted"), [(20, 20), (20, 96), (1, 0)])
+def test_a_probe_of_the_whole_run_is_refused(questions: int, wanted: int) -> None:
+    with pytest.raises(ConfigError, match=r"would draw the whole run .* Start the run itself"):
+        probe_size(questions, 8, 256, wanted)
+
+
+def test_a_probe_that_does_not_fill_the_engines_says_so() -> None:
+    assert probe_caveat(96, 8, 256) is None
+    caveat = probe_caveat(5, 8, 256)
+    assert caveat and caveat.startswith("The probe had 40 trajectories for 256 places") and "--probe 96 would" in caveat
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("10h", "budget      10h is enough"),
+        ("1m", "warning: The budget of 1m ends the run with about "),
+    ],
+)
+def test_a_plan_says_what_a_budget_reaches(
+    capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path, budget: str, said: str
+) -> None:
+    words = ["--dataset", data, "--model_path", model(tmp_path, "7B"), "--on", "8xH100", "--budget", budget]
+    code, out, _ = planned(capsys, *words)
+    assert code == 0 and said in out, out
+
+
+def test_a_plan_without_a_speed_does_not_promise_that_a_budget_is_enough(
+    capsys: pytest.CaptureFixture[str], data: str
+) -> None:
+    code, out, _ = planned(capsys, "--dataset", data, "--budget", "1h")
+    assert code == 0 and "Nobody can tell whether the budget of 1h is enough" in out

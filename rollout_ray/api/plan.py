@@ -14,7 +14,7 @@ import pyarrow as pa
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.errors import ConfigError, DatasetError, Refused
+from rollout_ray.core.errors import BudgetSpent, ConfigError, DatasetError, Refused
 from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.models.model_size import ModelSize, model_size
@@ -23,6 +23,7 @@ from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement,
 from rollout_ray.sizing.estimate import Plan, Prompts, count_part_files, estimate_disk_bytes, expected_output
 from rollout_ray.sizing.gpus import local_gpus, smallest
 from rollout_ray.sizing.hardware import Gpu, Layout, gpu_kind, lay_out, longest_sequence, parse_gpus
+from rollout_ray.sizing.probe import probe_caveat, probe_size
 from rollout_ray.sizing.throughput import Rates, from_data_sheet, from_run
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.progress import Progress
@@ -65,7 +66,8 @@ def make_plan(
         cfg: The config of the run.
         on: GPUs to plan for, such as 8xH100. None: the GPUs of this machine.
         earlier: Run directory of a finished run, whose speed and lengths count.
-        probe: Questions to run first. 0: as many as fill the engines three times. None: no probe.
+        probe: Questions to run first, and to throw away. 0: as many as fill the engines three times, but at most a tenth
+            of the run. None: no probe.
         progress: Shows the probe.
 
     Raises:
@@ -110,6 +112,8 @@ def _plan(run: ResolvedRun, questions: QuestionSet, machines: _Machines, prompts
         disk_bytes=estimate_disk_bytes(len(questions) * run.samples_per_question, output, prompts.mean, rates),
         price_per_hour=run.config.resources.price_per_hour,
         unknown_gpu=gpu.name if gpu and gpu_kind(gpu).guessed else None,
+        budget=run.config.resources.budget,
+        budget_seconds=run.config.resources.budget_seconds,
     )
     scorers = scorers_for(run.config, placement.replicas)
     return replace(plan, part_files=count_part_files(run.config, len(questions), scorers, plan.generation_seconds))
@@ -174,12 +178,19 @@ def _probed(
     from rollout_ray.api.collect import collect
 
     places = placement.limits.max_num_seqs * placement.replicas
-    count = wanted or max(8, -(-3 * places // run.samples_per_question))
+    count = probe_size(len(questions), run.samples_per_question, places, wanted)
     rows = _spread(questions, count)
     with tempfile.TemporaryDirectory(prefix="rollout-probe-") as folder:
         probe = {"output": {"output_dir": folder}, "data": {"limit": None, "lengths_from": None}}
-        collect(rows, with_fields(run.config, probe), progress=progress)
-        return replace(_rates_of(folder), source=f"a probe of {rows.num_rows} questions")
+        try:
+            collect(rows, with_fields(run.config, probe), progress=progress)
+        except BudgetSpent:
+            raise ConfigError(
+                f"the probe of {count} questions did not end within the budget of {run.config.resources.budget}. Give a "
+                "smaller --probe, or a longer --budget"
+            ) from None
+        measured = replace(_rates_of(folder), source=f"a probe of {count} questions")
+        return replace(measured, caveat=probe_caveat(count, run.samples_per_question, places))
 
 
 def _spread(questions: QuestionSet, count: int) -> pa.Table:

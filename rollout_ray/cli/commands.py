@@ -87,7 +87,7 @@ def plan(words: list[str]) -> int:
         nargs="?",
         const=0,
         metavar="N",
-        help="run N questions first. Without N: as many as fill the engines",
+        help="run N questions first, and throw them away. Without N: what fills the engines, at most a tenth of the run",
     )
     own, flags = parser.parse_known_args(words)
 

@@ -49,6 +49,7 @@ class Plan:
     """Estimate of a run. Seconds, GPU-hours, dollars and speed are None if unknown.
 
     unknown_gpu: Name of a GPU without a known data sheet.
+    budget: The budget of the run as the user gave it.
     """
 
     name: str
@@ -67,6 +68,8 @@ class Plan:
     disk_bytes: float
     price_per_hour: float | None
     unknown_gpu: str | None = None
+    budget: str | None = None
+    budget_seconds: float | None = None
 
     @property
     def samples(self) -> int:
@@ -144,6 +147,8 @@ class Plan:
             lines.append(f"speed       unknown for {what}: measure it with --probe")
         if self.gpu_hours is not None:
             lines.append(f"GPU-hours   {self.gpu_hours:.2f}")
+        if self.budget_seconds is not None and seconds is not None and seconds <= self.budget_seconds:
+            lines.append(f"budget      {self.budget} is enough")
         if self.dollars is not None:
             lines.append(f"cost        ${self.dollars:,.2f} at ${self.price_per_hour:,.2f} an hour")
         lines.append(
@@ -173,6 +178,9 @@ class Plan:
                 f"{self.layout.unknown} is unknown, so the plan assumes one GPU a replica. Give "
                 "--tensor_parallel_size, or download the model's config.json."
             )
+        if self.rates and self.rates.caveat:
+            found.append(self.rates.caveat)
+        found += self._budget_warnings()
         tokens = self.trajectories * self.output_tokens
         capacity = self.engines * (self.layout.limits.max_num_seqs if self.layout else 1)
         if self.layout and tokens and self.trajectories < capacity / 2:
@@ -181,6 +189,21 @@ class Plan:
                 "Use fewer --replicas."
             )
         return found
+
+    def _budget_warnings(self) -> list[str]:
+        limit, seconds, generation = self.budget_seconds, self.seconds, self.generation_seconds
+        if limit is None or (seconds is not None and seconds <= limit):
+            return []
+        if seconds is None or generation is None or not self.rates:
+            return [
+                f"Nobody can tell whether the budget of {self.budget} is enough: the speed is unknown. Measure it with "
+                "--probe."
+            ]
+        share = max(0.0, min(1.0, (limit - self.rates.start_seconds) / generation))
+        return [
+            f"The budget of {self.budget} ends the run with about {int(share * self.questions):,} of {self.questions:,} "
+            f"questions. The whole run takes {_duration(seconds)}; the same command goes on after the budget."
+        ]
 
 
 def expected_output(arms: Sequence[Arm], rates: Rates | None) -> tuple[float, bool]:

@@ -33,6 +33,7 @@ class Rates:
     tail_seconds: Time lost at the end of a run, when batches shrink.
     source: Source of these figures, in words.
     mean_tokens: Mean output tokens by arm. A missing arm is unknown.
+    caveat: How far the speed may be off, in a sentence. None: nothing to say.
     """
 
     tokens_per_second: float | None
@@ -41,6 +42,7 @@ class Rates:
     source: str
     mean_tokens: Mapping[str, float] = field(default_factory=dict)
     bytes_per_trajectory: float | None = None
+    caveat: str | None = None
 
 
 def from_data_sheet(
