@@ -187,7 +187,7 @@ def test_a_probe_that_does_not_fill_the_engines_says_so() -> None:
     ("budget", "said"),
     [
         ("10h", "budget      10h is enough"),
-        ("1m", "warning: The budget of 1m ends the run with about "),
+        ("36s", "warning: The budget of 36s ends the run with about "),
     ],
 )
 def test_a_plan_says_what_a_budget_reaches(
