@@ -165,8 +165,9 @@ class Engine:
             returned, self._returned = tuple(self._returned), []
             counted = self._counted()
             stats, self._told = counted.since(self._told), counted
-        arms = {"arms": by_arm(done, self._samples), "partial_arms": by_arm(partial, self._samples)}
-        return replace(Exchange.of(done, returned, unfinished, steps, stats), **arms), by_scorer(done)
+        told = Exchange.of(done, returned, unfinished, steps, stats)
+        told = replace(told, arms=by_arm(done, self._samples), partial_arms=by_arm(partial, self._samples))
+        return told, by_scorer(done)
 
     def _counted(self) -> EngineStats:
         """Return the counts since the start."""
