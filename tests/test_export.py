@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +15,11 @@ from datasets import load_dataset
 from rollout_ray.config.arms import WOLFRAM
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import ConfigError, LedgerError
-from rollout_ray.export.formats import JSONL_FIELDS, export
+from rollout_ray.core.records import SCORES, TRAJECTORY
+from rollout_ray.export.formats import JSONL_FIELDS, Source, export
 from rollout_ray.export.trainer_files import tables
 from rollout_ray.export.trainer_rows import MESSAGE, TRAINER_FORMATS, Choice, row_schema
+from rollout_ray.report.html import write_report
 from rollout_ray.results.merge import ROW_GROUP_BYTES, write_merged
 from rollout_ray.results.verify import verify
 from rollout_ray.storage.run_directory import RunDirectory
@@ -51,6 +54,40 @@ def test_jsonl_is_the_record_of_the_seeds(run: RunDirectory, tmp_path: Path) -> 
         }
         for row in stored
     ]
+
+
+@pytest.mark.parametrize("layout", ["questions", "trajectories"])
+def test_all_columns_are_those_of_the_merged_file(tmp_path: Path, layout: Layout) -> None:
+    rows = [{**row, "level": n % 3, "source": f"book {n}"} for n, row in enumerate(demo_rows(5))]
+    run = finished(tmp_path / "run", rows, output={"output_dir": str(tmp_path / "run"), "layout": layout})
+    export([run.uri], tmp_path / "out.jsonl", source=Source(columns="all"))
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{name: record[name] for name in rows[0]} for record in records] == rows
+    assert list(records[0]) == ["prompt", "gold_answer", "level", "source", "question_id", "trajectories", *SCORES]
+    assert list(records[0]["trajectories"][0]) == [field.name for field in TRAJECTORY]
+    with pytest.raises(ConfigError, match="--columns all belongs to the format jsonl"):
+        export([run.uri], tmp_path / "out.jsonl", "dpo", source=Source(columns="all"))
+    with pytest.raises(ConfigError, match=r"Rename .* to \.jsonl"):
+        export([run.uri], tmp_path / "out.parquet", source=Source(columns="all"))
+
+
+@pytest.mark.parametrize("layout", ["questions", "trajectories"])
+def test_rows_that_pandas_filtered_are_exported_and_reported(tmp_path: Path, layout: Layout) -> None:
+    """pandas drops our description of the run, and adds a column for its index."""
+    run = finished(tmp_path / "run", demo_rows(9), output={"output_dir": str(tmp_path / "run"), "layout": layout})
+    frame = pd.read_parquet(run.path("merged.parquet"))
+    kept = frame[frame["prompt"] != frame["prompt"].iloc[0]]
+    beside, elsewhere = tmp_path / "run" / "hard.parquet", tmp_path / "hard.parquet"
+    kept.to_parquet(beside)
+    kept.to_parquet(elsewhere)
+    assert export([str(beside)], tmp_path / "a.jsonl").questions == 8
+    with pytest.raises(LedgerError, match=r"does not name its run .*export and report take the run directory as --run"):
+        export([str(elsewhere)], tmp_path / "b.jsonl")
+    export([str(elsewhere)], tmp_path / "b.jsonl", source=Source("all", described_by=run.uri))
+    records = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert len(records) == 8 and "__index_level_0__" not in records[0] and len(records[0]["trajectories"]) == 8
+    assert export([str(elsewhere)], tmp_path / "c.parquet", "grpo", source=Source(described_by=run.uri)).rows > 0
+    assert write_report(str(elsewhere), described_by=run.uri).questions == 8
 
 
 @pytest.mark.parametrize("form", TRAINER_FORMATS)

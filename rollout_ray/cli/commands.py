@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from rollout_ray.core.errors import ConfigError, VerifyError
 from rollout_ray.core.redaction import escape_controls
@@ -52,7 +52,7 @@ def prepare(words: list[str]) -> int:
 
 def export(words: list[str]) -> int:
     """Write the rows of a finished run for a trainer."""
-    from rollout_ray.export.formats import FORMATS, export
+    from rollout_ray.export.formats import FORMATS, Columns, Source, export
     from rollout_ray.export.trainer_rows import Choice
 
     parser = Parser(prog="rollout export", description="Write the rows of a finished run for a trainer.")
@@ -63,8 +63,17 @@ def export(words: list[str]) -> int:
     parser.add_argument(
         "--best", type=int, default=Choice.best, help="sft: examples of a question, the best first (default: %(default)s)"
     )
+    parser.add_argument(
+        "--columns",
+        choices=get_args(Columns),
+        default="record",
+        help="jsonl: record has question, gold answer and the main fields of trajectories; all has every column, ids, arms "
+        "and statuses too (default: %(default)s)",
+    )
+    parser.add_argument("--run", help="run directory, for a merged file that another program such as pandas wrote")
     args = parser.parse_args(words)
-    done = export([args.path], args.output, args.format, Choice(args.margin, args.pairs, args.best))
+    choice, source = Choice(args.margin, args.pairs, args.best), Source(args.columns, args.run)
+    done = export([args.path], args.output, args.format, choice, source)
     print(escape_controls(done.line(args.format, args.output)))
     return 0
 
@@ -122,7 +131,7 @@ def verify(words: list[str]) -> int:
     """Recompute a merged file. Raise VerifyError where it disagrees with its texts."""
     parser = Parser(prog="rollout verify", description="Recompute a merged file's values from its texts.")
     parser.add_argument("path", help="run directory, or merged parquet file")
-    parser.add_argument("--reward", help="module:function of the custom reward, for a file from elsewhere")
+    parser.add_argument("--reward", help="module:function to recompute custom rewards with. Unset: the run's")
     args = parser.parse_args(words)
 
     from rollout_ray.results.verify import verify
@@ -190,11 +199,12 @@ def report(words: list[str]) -> int:
     parser = Parser(prog="rollout report", description="Write a page that shows a finished run.")
     parser.add_argument("path", help="run directory, or merged parquet file")
     parser.add_argument("output", nargs="?", help="new page. Unset: report.html beside the merged file")
+    parser.add_argument("--run", help="run directory, for a merged file that another program such as pandas wrote")
     args = parser.parse_args(words)
 
     from rollout_ray.report.html import write_report
 
-    done = write_report(args.path, args.output)
+    done = write_report(args.path, args.output, described_by=args.run)
     print(
         escape_controls(
             f"{done.path}: {done.shown} of {done.questions} questions, {done.size / 1e6:.1f} MB, {done.seconds:.1f} s"

@@ -187,6 +187,11 @@ class RunConfig(Section):
         values = self.model_dump(mode="json")
         return {name: _at(values, name) for name in leaf_fields(type(self)) if not is_operational(name)}
 
+    def operational(self) -> dict[str, Any]:
+        """Return the fields that no row depends on, as dotted names and JSON values. Each session may change them."""
+        values = self.model_dump(mode="json")
+        return {name: _at(values, name) for name in leaf_fields(type(self)) if is_operational(name)}
+
     def digest(self) -> str:
         """Return 16 hex digits that two configs share exactly if their `identity()` is equal."""
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=8).hexdigest()

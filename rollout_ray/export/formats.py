@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from rollout_ray.results.merge import write_merged
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.storage.paths import join_path, real_path, split_path
 
+Columns = Literal["record", "all"]
 LayoutFormat = Literal["responses", "trajectories"]
 Format = Literal["jsonl", LayoutFormat, TrainerFormat]
 FORMATS: tuple[str, ...] = ("jsonl", *get_args(LayoutFormat), *get_args(TrainerFormat))
@@ -33,7 +35,25 @@ JSONL_FIELDS = ("full_text", "answer", "reasoning", "num_tokens", "reward", "cor
 RUN_FILES = ("run.json", "merged.parquet", "events.jsonl", "report.html")
 
 
-def export(sources: Sequence[str], target: str | Path, form: Format = "jsonl", choice: Choice | None = None) -> Exported:
+@dataclass(frozen=True)
+class Source:
+    """What an export reads of each run.
+
+    columns: "record" writes the fields of the record; "all" writes every column (format jsonl).
+    described_by: Run directory that describes merged files which another program wrote.
+    """
+
+    columns: Columns = "record"
+    described_by: str | None = None
+
+
+def export(
+    sources: Sequence[str],
+    target: str | Path,
+    form: Format = "jsonl",
+    choice: Choice | None = None,
+    source: Source | None = None,
+) -> Exported:
     """Write the rows of these runs to one file.
 
     Rows keep the order of the sources and their questions. A trainer gets no row twice: a row
@@ -44,6 +64,7 @@ def export(sources: Sequence[str], target: str | Path, form: Format = "jsonl", c
         target: Path or URI of the file. targets.ENDINGS lists the endings.
         form: "jsonl" is one object a question: question, gold_answer, and trajectories with JSONL_FIELDS.
         choice: Limits on a trainer's rows.
+        source: What to read. None: the record of runs that describe themselves.
 
     Raises:
         ConfigError: The format does not fit the target's name or the number of sources.
@@ -53,13 +74,35 @@ def export(sources: Sequence[str], target: str | Path, form: Format = "jsonl", c
     """
     place = parse_target(target)
     done = Exported()
+    source = source or Source()
+    if source.columns == "all" and form != "jsonl":
+        raise ConfigError(f"--columns all belongs to the format jsonl, and the format is {form}. Leave out one of them.")
     with ExitStack() as stack:
-        runs = [stack.enter_context(MergedFile(source)) for source in sources]
+        runs = [stack.enter_context(MergedFile(path, source.described_by)) for path in sources]
         for run in runs:
             _refuse_layout(run, form)
             _refuse_own_file(run, place.path)
-        place.write(_writer(runs, place, form, choice or Choice(), done))
+        if source.columns == "all":
+            place.write(_all_columns_writer(runs, place, done))
+        else:
+            place.write(_writer(runs, place, form, choice or Choice(), done))
     return done
+
+
+def _all_columns_writer(runs: Sequence[MergedFile], target: Target, done: Exported) -> Writer:
+    """Return a writer of one object a question, with every column of the merged file."""
+    if target.is_parquet:
+        raise ConfigError(
+            f"merged.parquet has all columns already. Rename {target.path} to .jsonl, or leave out --columns."
+        )
+    return partial(write_lines, _counted(chain.from_iterable(map(_whole_rows, runs)), done))
+
+
+def _whole_rows(run: MergedFile) -> Iterator[dict[str, Any]]:
+    for given, stored in run.batches():
+        for row, one in zip(_rows(given), stored, strict=True):
+            row.setdefault(ID_KEY, one.question_id)
+            yield {**row, "trajectories": one.trajectories, **(one.scores[0] if one.scores else {})}
 
 
 def _writer(runs: Sequence[MergedFile], target: Target, form: Format, choice: Choice, done: Exported) -> Writer:

@@ -11,7 +11,7 @@ import hashlib
 import html
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import PurePosixPath
@@ -24,7 +24,7 @@ from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import escape_controls
 from rollout_ray.report.chunks import Chunks, packed
 from rollout_ray.report.statistics import Tallies
-from rollout_ray.report.timeline import timeline
+from rollout_ray.report.timeline import BEGINS, timeline
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import Description
 from rollout_ray.storage.folder import Folder
@@ -57,13 +57,16 @@ def report_path(merged: str) -> str:
     return join_path(folder, f"{stem.replace('merged', 'report', 1) if is_usual else f'{stem}-report'}.html")
 
 
-def write_report(path: str, output: str | None = None, run: RunDirectory | None = None) -> Report:
+def write_report(
+    path: str, output: str | None = None, run: RunDirectory | None = None, described_by: str | None = None
+) -> Report:
     """Write the page over a run's merged file, or over any merged file.
 
     Args:
         path: Run directory or merged file, a path or a URI.
         output: Path or URI of the page. None: beside the merged file.
         run: Directory that contains the file. Its lease is checked before the page appears.
+        described_by: Run directory that describes a merged file which another program wrote.
 
     Raises:
         ConfigError: The layout is `responses`, which has no scores, or `output` does not end in .html.
@@ -73,7 +76,7 @@ def write_report(path: str, output: str | None = None, run: RunDirectory | None 
     began = time.monotonic()
     if output is not None and not output.partition("?")[0].lower().endswith(".html"):
         raise ConfigError(f"{output} does not end in .html. Give the report a name that ends in .html.")
-    with MergedFile(path) as merged:
+    with MergedFile(path, described_by) as merged:
         merged.require_scores()
         arms = merged.description.arms
         tallies, chunks = Tallies([arm.name for arm in arms]), Chunks(arms, merged.description.config.scoring)
@@ -106,9 +109,9 @@ def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
     """Return the page's data apart from the questions, with all control characters escaped."""
     description, run = merged.description, merged.run
     record: Mapping[str, Any] = {}
-    sessions: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     if run is not None and run.exists("run.json"):
-        record, sessions = run.record(), timeline(run.events())
+        record, events = run.record(), run.events()
     folder, name = split_path(merged.path)
     metadata = description.metadata
     versions = {k: metadata.get(k) for k in ("vllm", "torch", "transformers", "ray", "python", "rollout_ray")}
@@ -121,14 +124,29 @@ def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
         "dataset": record.get("dataset", {}).get("name"),
         "arms": [asdict(arm) for arm in description.arms],
         "reward": _reward(description),
-        "config": record.get("config") or description.config.model_dump(mode="json"),
+        "config": _config(record.get("config") or description.config.model_dump(mode="json"), events),
         "defaults": RunConfig().model_dump(mode="json"),
-        "sessions": sessions,
+        "sessions": timeline(events),
         "stride": stride,
         **tallies.to_dict(),
     }
     escaped: dict[str, Any] = _shown_all(facts)
     return escaped
+
+
+def _config(begun: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the config with the fields that the last session changed. run.json has those of the first session."""
+    config = {section: dict(values) for section, values in begun.items()}
+    told = [event["operational"] for event in events if event["event"] in BEGINS and "operational" in event]
+    for name, value in (told[-1] if told else {}).items():
+        section, _, rest = name.partition(".")
+        inner, _, leaf = rest.rpartition(".")
+        fields = config.setdefault(section, {})
+        if inner:
+            fields[inner] = {**(fields.get(inner) or {}), leaf: value}
+        else:
+            fields[leaf] = value
+    return config
 
 
 def _reward(description: Description) -> dict[str, Any]:

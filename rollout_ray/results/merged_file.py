@@ -6,6 +6,7 @@ All layouts are streamed into one form. Rows are not checked (see verify.py).
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
 
 READ_QUESTIONS = 128  # rows held at a time of a file with one row per question
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # what pandas adds when it writes rows that it has filtered
 READ_ROWS = 2048  # of a file with one row per trajectory
 
 
@@ -55,6 +57,7 @@ class MergedFile:
 
     Attributes:
         path: Full path or URI of the file.
+        described_by: Run directory that describes a file without a description of its own. None: the folder of the file.
         run: The run directory that holds the file as merged.parquet, else None.
         layout: Layout of the file.
         description: Description of the run.
@@ -66,6 +69,7 @@ class MergedFile:
     """
 
     path: str
+    described_by: str | None = None
     run: RunDirectory | None = field(init=False)
     layout: Layout = field(init=False)
     description: Description = field(init=False)
@@ -103,13 +107,12 @@ class MergedFile:
         if "dataset" in metadata:
             return read_description(metadata)
         missing = f"{self.path} does not name its run (did another program write it?)"
-        if self.run is None:
-            raise LedgerError(f"{missing}. Give the run directory")
+        folder = self.described_by or split_path(self.path)[0]
         try:
-            record = self.run.record()
+            record = RunDirectory(folder).record()
         except LedgerError as error:
-            raise LedgerError(f"{missing}, and {error}") from error
-        self.note = f"{missing}: run.json in its folder was used"
+            raise LedgerError(f"{missing}, and {error}. export and report take the run directory as --run") from error
+        self.note = f"{missing}: run.json in {'its folder' if self.described_by is None else folder} was used"
         return read_description(record)
 
     @property
@@ -158,7 +161,8 @@ class MergedFile:
             "trajectories": [*TRAJECTORY_FIELDS, *SCORES],
             "responses": ["responses"],
         }
-        given = table.drop_columns(written[self.layout])
+        indexes = [name for name in table.column_names if PANDAS_INDEX.fullmatch(name)]
+        given = table.drop_columns([*written[self.layout], *indexes])
         names = {self.input_column(name): name for name in TRAJECTORY_FIELDS if name in self.description.columns}
         return given.rename_columns([names.get(name, name) for name in given.column_names])
 

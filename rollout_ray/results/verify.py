@@ -34,14 +34,15 @@ _NOT_SETTLED = ("timeout", "error")
 def verify(path: str, reward: str | None = None) -> Verification:
     """Verify a merged file.
 
-    The custom reward of a run is called only for the merged file in its run directory. The name in any other file is
-    code that the user may not trust, unless `reward` gives the same name.
+    The custom reward that a file names is called only for the merged file in its run directory. The name in any other file
+    is code that the user may not trust. Then `reward` names the function to call.
 
     Args:
         path: Path or URI of a run directory or a merged file.
-        reward: The `module:function` that the file may name as its reward.
+        reward: The `module:function` to recompute custom rewards with. None: the one that the file names.
 
     Raises:
+        ConfigError: `reward` is given and cannot be loaded, or the run has no custom reward.
         LedgerError: There is no such file.
         VerifyError: The file cannot be read.
     """
@@ -61,19 +62,31 @@ def verify(path: str, reward: str | None = None) -> Verification:
     return result
 
 
-def _reward(merged: MergedFile, allowed: str | None, result: Verification) -> CustomReward | None:
+def _reward(merged: MergedFile, given: str | None, result: Verification) -> CustomReward | None:
     """Return the custom reward to call. None means Regime W, or, as `result` then says, that rewards are unchecked."""
     name = merged.description.config.scoring.reward
+    if given is not None:
+        return _given_reward(merged, name, given, result)
     if name is None or merged.layout == "responses":
         return None
     try:
-        if merged.run is None and allowed != name:
+        if merged.run is None:
             raise ConfigError(f"the file names the function {name}. Allow the call with --reward {name}")
         return load_reward(name)
     except ConfigError as error:
         result.rewards_checked = False
         result.unchecked.append(f"rewards were not checked: {error}")
         return None
+
+
+def _given_reward(merged: MergedFile, name: str | None, given: str, result: Verification) -> CustomReward | None:
+    """Return the function that the user names. Raise ConfigError if the file has no custom rewards."""
+    if name is None or merged.layout == "responses":
+        has = "holds no rewards" if merged.layout == "responses" else "has no custom reward"
+        raise ConfigError(f"{merged.path} {has}, so that {given} has nothing to check; leave out --reward")
+    if given != name:
+        result.unchecked.append(f"the rewards were recomputed with {given}; the file names {name}")
+    return load_reward(given)
 
 
 class _Verifier:
