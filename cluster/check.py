@@ -5,13 +5,12 @@ It compares the YAML with Ray's schema and with what Lambda offers now. It launc
 
 from __future__ import annotations
 
-import argparse
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -27,32 +26,15 @@ from rollout_ray.cluster.lambda_config import (
     provider_settings,
 )
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.user_paths import expand_home
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
-def main(words: Sequence[str]) -> int:
-    """Run the command `rollout cluster` and return its exit code.
+def check_file(path: str) -> list[str]:
+    """Return the lines of the summary.
 
     Raises:
         ConfigError: The YAML is wrong. The message names every fault.
         CloudError: Lambda does not answer, or there is no key.
     """
-    parser = _Parser(prog="rollout cluster", description="Compare a cluster's YAML with what can be launched now.")
-    actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="launch nothing, and print what an hour would cost")
-    check.add_argument("file", help="cluster YAML")
-    for line in check_file(expand_home(parser.parse_args(words).file)):
-        print("".join(c if c.isprintable() else "?" for c in line))
-    return 0
-
-
-def check_file(path: str) -> list[str]:
-    """Return the lines of the summary. Raise ConfigError or CloudError as `main` does."""
     config = _read(path)
     provider = config["provider"]
     if provider.get("type") == "local":

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from rollout_ray.cli.commands import Parser, add_choice
+from rollout_ray.cli.commands import add_choice
+from rollout_ray.cli.parser import Parser
 from rollout_ray.core.errors import RolloutError
 from rollout_ray.core.redaction import escape_controls
 from rollout_ray.export.formats import export

@@ -17,6 +17,7 @@ from rollout_ray.cli.main import USAGE, main
 from rollout_ray.config.loading import FLAGS
 from rollout_ray.core.errors import RolloutError
 from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.export.formats import FORMATS
 from tests.conftest import HANG_S, ROOT, Command, clean_environment
 from tests.mistakes import MISTAKES, Mistake, make, prepare
 
@@ -164,6 +165,14 @@ def test_bash_completes_commands_flags_and_values(capsys: pytest.CaptureFixture[
     assert {f"--{flag}" for flag in FLAGS} <= set(completed("rollout --", script))
     assert completed("rollout --limit 3 --max_num_b", script) == ["--max_num_batched_tokens"]
     assert completed("rollout --layout ", script) == ["questions", "trajectories", "responses"]
+    assert set(completed("rollout export --", script)) >= {"--format", "--margin", "--columns", "--run", "--help"}
+    assert "--limit" not in completed("rollout export --", script)
+    assert completed("rollout export runs/a x.parquet --format ", script) == list(FORMATS)
+    assert {"--on", "--probe", "--limit"} <= set(completed("rollout plan --", script))
+    assert {"--output", "--beta"} <= set(completed("rollout rescore a --", script)) != {"--limit"}
+    assert completed("rollout prepare ", script) == ["gsm8k", "demo"] and completed("rollout cluster ch", script) == [
+        "check"
+    ]
     assert completed("rollout --dataset ", script) == []  # bash's own completion of paths follows
 
 
@@ -171,7 +180,7 @@ def test_bash_completes_commands_flags_and_values(capsys: pytest.CaptureFixture[
 def test_the_other_shells_have_every_flag(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert all(re.search(rf"(--|-l ){flag}\b", script) for flag in FLAGS)
+    assert all(re.search(rf"(--|-l ){flag}\b", script) for flag in (*FLAGS, "format", "probe", "margin", "adapter"))
     if program := shutil.which(shell):
         subprocess.run([program, "-n"], input=script, text=True, check=True)
 

@@ -5,27 +5,18 @@ main.py chooses the command. A command imports what it needs when it runs, so th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from rollout_ray.core.errors import ConfigError, VerifyError
+from rollout_ray.cli.parser import Parser
+from rollout_ray.core.errors import VerifyError
 from rollout_ray.core.redaction import escape_controls
 
 if TYPE_CHECKING:
     from rollout_ray.telemetry.progress import Progress
     from rollout_ray.telemetry.summary import Summary
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        from rollout_ray.config.help import plain
-
-        raise ConfigError(f"{plain(message)}; see {self.prog} --help")
 
 
 def prepare(words: list[str]) -> int:
@@ -112,7 +103,7 @@ def plan(words: list[str]) -> int:
     return 0
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
+def add_choice(parser: Parser) -> None:
     """Add the arguments about preference pairs."""
     from rollout_ray.export.trainer_rows import Choice
 
@@ -219,7 +210,7 @@ def completion(words: list[str]) -> int:
 
     parser = Parser(prog="rollout completion", description="Print shell completion for the shell's start file.")
     parser.add_argument("shell", choices=SHELLS)
-    print(script(parser.parse_args(words).shell, sorted(COMMANDS)))
+    print(script(parser.parse_args(words).shell, COMMANDS))
     return 0
 
 
@@ -244,9 +235,18 @@ def merge_lora(words: list[str]) -> int:
 
 def cluster(words: list[str]) -> int:
     """Check a cluster's YAML."""
-    from rollout_ray.cluster.check import main
+    parser = Parser(prog="rollout cluster", description="Compare a cluster's YAML with what can be launched now.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help="launch nothing, and print what an hour would cost")
+    check.add_argument("file", help="cluster YAML")
+    args = parser.parse_args(words)
 
-    return main(words)
+    from rollout_ray.cluster.check import check_file
+    from rollout_ray.core.user_paths import expand_home
+
+    for line in check_file(expand_home(args.file)):
+        print(escape_controls(line))
+    return 0
 
 
 def view(quiet: bool) -> tuple[Any, Progress]:

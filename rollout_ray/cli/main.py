@@ -15,8 +15,9 @@ import traceback
 from collections.abc import Sequence
 from typing import TextIO
 
-from rollout_ray.cli.commands import COMMANDS, Parser, print_summary, view
+from rollout_ray.cli.commands import COMMANDS, print_summary, view
 from rollout_ray.cli.output import shielded
+from rollout_ray.cli.parser import Parser
 from rollout_ray.core.errors import ConfigError, RolloutError
 from rollout_ray.core.interrupts import stop_by_signals
 from rollout_ray.core.redaction import escape_controls, shorten
