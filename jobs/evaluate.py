@@ -3,9 +3,9 @@
     python -m rollout_ray.jobs.evaluate --dataset test.parquet --model_path path/to/model --output_dir runs/eval
     python -m rollout_ray.jobs.evaluate --dataset test.parquet --n_samples 8 --output_dir runs/eval-8
 
-An evaluation is a run: it takes the same flags, YAML file and environment, and it resumes. If they name no arms, it draws
-greedily, or --n_samples samples at temperature 1. It prints a table and writes OUT/evaluation.json. Trajectories without a
-grade (an error, a timeout) do not count for their question; their number is reported.
+An evaluation is a run: it takes the same flags, YAML file and environment, and it resumes. If they name no arms, it takes
+one greedy sample, or --n_samples samples at temperature 1. It prints a table and writes OUT/evaluation.json.
+Trajectories without a grade (an error, a timeout) do not count. Their number is reported.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Evaluation:
     Attributes:
         arm: Its name.
         questions: Questions with at least one graded sample.
-        draws: Graded samples.
+        draws: Graded samples. The file keeps this name.
         ungraded: Samples without a grade, by score status.
         accuracy: Share of correct samples.
         pass_at: By k, over the questions with at least k graded samples.
@@ -87,6 +87,7 @@ class _Tally:
             self.majority_at.setdefault(k, Clustered()).add([majority], len(graded))
 
     def evaluation(self, arm: str) -> Evaluation:
+        """Return the estimates of the arm."""
         sums = self.accuracy
         by_k = [{k: _estimate(each) for k, each in sorted(curve.items())} for curve in (self.pass_at, self.majority_at)]
         return Evaluation(arm, sums.clusters, sums.n, dict(sorted(self.ungraded.items())), _estimate(sums), *by_k)
@@ -121,7 +122,7 @@ def lines(evaluations: Sequence[Evaluation]) -> list[str]:
     found = []
     for one in evaluations:
         ungraded = ", ".join(f"{status} {count}" for status, count in one.ungraded.items()) or "none"
-        counts = f"{one.questions} questions, {one.draws} draws, ungraded: {ungraded}"
+        counts = f"{one.questions} questions, {one.draws} samples, ungraded: {ungraded}"
         found.append(escape_controls(f"{one.arm}: accuracy {_words(one.accuracy)}; {counts}"))
     return found
 
@@ -148,7 +149,7 @@ def configured(flags: Sequence[str], environment: dict[str, str], file: str | No
     given = load_config(flags, environment, file)
     if given.output.layout != "questions":
         raise ConfigError(
-            f"layout is {given.output.layout}, but an evaluation reads the layout questions; leave layout unset"
+            f"layout is {given.output.layout}, but an evaluation reads the layout questions. Leave layout unset"
         )
     if "arms" in given.model_fields_set:
         return given
@@ -159,7 +160,7 @@ def configured(flags: Sequence[str], environment: dict[str, str], file: str | No
 def main(words: list[str]) -> int:
     """Run an evaluation and return the exit code."""
     parser = Parser(
-        prog="python -m rollout_ray.jobs.evaluate", allow_abbrev=False, epilog="further flags: those of `rollout`"
+        prog="python -m rollout_ray.jobs.evaluate", allow_abbrev=False, epilog="It also takes the flags of `rollout`."
     )
     parser.add_argument("--config", help="YAML file")
     parser.add_argument("--quiet", action="store_true", help="no progress")

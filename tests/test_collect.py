@@ -212,7 +212,7 @@ def unbounded(question: Question, trajectories: Sequence[Trajectory]) -> list[fl
 def test_a_reward_without_bounds_is_refused_by_name(tmp_path: Path, local_ray: None) -> None:
     """No figure could be drawn of it, nor a mean."""
     values = simulated(tmp_path / "run").model_dump() | {"scoring": {"reward": "tests.test_collect:unbounded"}}
-    with pytest.raises(ConfigError, match=r"the reward gave -inf for a trajectory of question \w+; it must give a finite"):
+    with pytest.raises(ConfigError, match=r"the reward returned -inf for a trajectory of question \w+. Return a finite"):
         collect(demo_rows(4), RunConfig.model_validate(values))
 
 

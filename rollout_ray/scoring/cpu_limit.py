@@ -29,7 +29,7 @@ class CpuLimit:
         signal.signal(signal.SIGPROF, self._ring)
 
     def begin(self) -> None:
-        """Begin a task. The kernel ends the process where the task outlives all its limits."""
+        """Begin a task. The kernel ends the process if the task outlives all its limits."""
         self._begun = time.process_time()
         signal.setitimer(signal.ITIMER_VIRTUAL, (CALLS_PER_TASK + 1) * self._seconds + 1)
 
@@ -47,7 +47,7 @@ class CpuLimit:
             result = function(*arguments)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        # Where a bare `except` swallowed the alarm, the result is half done. Only a yes survives that.
+        # If a bare `except` swallowed the alarm, the result is half done. Only True survives that.
         if self._rang and result is not True:
             raise OutOfTimeError
         return result

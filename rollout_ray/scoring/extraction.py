@@ -1,7 +1,7 @@
 """Find the final answer in a model's text.
 
-The last marker wins; without one it is the last number. What is behind the answer is not read, but for a correction. The
-answer's form is normal_form.py's work. Every regular expression is linear in the text.
+The last marker wins. Without a marker it is the last number. Behind the answer only a correction is read.
+normal_form.py gives the answer its normal form. Every regular expression is linear in the text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ TAIL_CHARS = 20_000  # the final answer is looked for in this much of the end of
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """The answer of a text (None where it gives none), the reasoning before it, and the text taken for the answer."""
+    """The final answer of a text.
+
+    Attributes:
+        answer: The answer. None: the text gives none.
+        reasoning: The text before the answer.
+        taken: The text that was taken for the answer.
+    """
 
     answer: Answer | None
     reasoning: str
@@ -48,7 +54,7 @@ _JSON_STRING = re.compile(r"\"((?:[^\"\\]|\\.){0,400})\"")
 def extract_answer(text: str) -> Extraction:
     """Find the final answer of a model's whole output.
 
-    Thoughts are dropped, a run-on is cut, and the last marker wins. A marker with nothing behind it is no answer.
+    It drops thoughts and cuts a run-on. The last marker wins. A marker with nothing behind it gives no answer.
     """
     whole = without_run_on(encodable(text))
     said = after_thoughts(whole)

@@ -156,7 +156,7 @@ class Grader:
         return replace(found, status=status, seconds=time.perf_counter() - begun)
 
     def _compare(self, wanted: set[str]) -> dict[str, Verdict]:
-        """Return the verdict on each task of the grading process; each distinct task is done once."""
+        """Return the verdict on each task. The grading process does each distinct task once."""
         new = [task for task in wanted if task not in self._known]
         if new:
             if len(self._known) > _CACHE_SIZE:

@@ -47,7 +47,7 @@ _SUBJECT = re.compile(
 
 
 def normalise(raw: str, prose: bool = False) -> Answer | None:
-    """Return the normal form of an answer as it was written; None for what is empty or too long.
+    """Return the normal form of an answer as it was written. Return None for a text that is empty or too long.
 
     In `prose` a sentence may surround the answer, a closing exclamation mark is one (elsewhere it is a factorial), and
     `3-5` is a range (elsewhere a difference).

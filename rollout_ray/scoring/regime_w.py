@@ -1,6 +1,6 @@
-"""Regime W: a question's coherence over its trajectories, and each trajectory's reward.
+"""Compute Regime W: the coherence of a question over its trajectories, and the reward of each trajectory.
 
-Pure arithmetic on texts, answers and grades. It neither extracts answers (answers.py) nor judges them (grading.py).
+This is arithmetic on texts, answers and grades. extraction.py finds answers, and grader.py grades them.
 
     s_wm   = w0 s_end + w1 s_path + w2 s_cf                                     (defaults 0.4, 0.3, 0.3)
     reward = alpha correct + beta s_wm + gamma quality + bonus - penalty
@@ -19,13 +19,18 @@ from rollout_ray.scoring.normal_form import votes
 
 __all__ = ["UNKNOWN", "QuestionScore", "RewardConfig", "RewardTerms", "Scorable", "reward_terms", "score_question"]
 
-UNKNOWN = frozenset(("bad_gold", "timeout", "error"))  # statuses that leave it open whether the answer was right
+UNKNOWN = frozenset(("bad_gold", "timeout", "error"))  # it is unknown whether the answer is right
 
 
 @dataclass(frozen=True, slots=True)
 class Scorable:
-    """What a reward depends on beside the grade: the reasoning's text, its length in the tokenizer's tokens, and the
-    arm's probe role (A, A', CF1 or None)."""
+    """The properties of a trajectory, besides its grade, on which its reward depends.
+
+    Attributes:
+        reasoning: The text before the answer.
+        num_tokens: Output tokens.
+        probe_role: Role of the arm: A, A', CF1 or None.
+    """
 
     reasoning: str
     num_tokens: int
@@ -34,7 +39,7 @@ class Scorable:
 
 @dataclass(frozen=True, slots=True)
 class RewardTerms:
-    """The addends of one reward, each already weighted; their sum is the reward."""
+    """The weighted terms of one reward. `total` is the reward."""
 
     correct: float
     coherence: float
@@ -49,9 +54,9 @@ class RewardTerms:
 
 @dataclass(frozen=True, slots=True)
 class QuestionScore:
-    """Coherence of one question, each in [0, 1], and per trajectory its reward and the reward's terms.
+    """The coherence of one question, each value in [0, 1], and the reward of each trajectory with its terms.
 
-    A reward is None, and so are its terms, where the grade is bad_gold, timeout or error: the truth is unknown then.
+    A reward and its terms are None if the grade is bad_gold, timeout or error, because the truth is unknown.
     """
 
     s_end: float
@@ -63,10 +68,17 @@ class QuestionScore:
 
 
 def score_question(trajectories: Sequence[Scorable], grades: Sequence[Grade], config: RewardConfig) -> QuestionScore:
-    """Scores the K trajectories of one question; `grades` has length K, in the same order. Answers agree where they are
-    the same in the form in which votes are counted: `(1,2)` and `(1, 2)` do.
+    """Score the trajectories of one question.
 
-    Raises ValueError where the lengths differ.
+    Answers agree if they are equal in the form in which votes are counted: `(1,2)` and `(1, 2)` agree.
+
+    Args:
+        trajectories: The trajectories.
+        grades: Their grades, in the same order.
+        config: Weights of the reward.
+
+    Raises:
+        ValueError: The lengths differ.
     """
     if len(trajectories) != len(grades):
         raise ValueError(f"{len(trajectories)} trajectories with {len(grades)} grades")
@@ -86,10 +98,16 @@ def score_question(trajectories: Sequence[Scorable], grades: Sequence[Grade], co
 def reward_terms(
     trajectories: Sequence[Scorable], statuses: Sequence[str], end: float, coherence: float, config: RewardConfig
 ) -> tuple[RewardTerms | None, ...]:
-    """The terms of each trajectory's reward, in order, from their score statuses and the question's s_end and s_wm.
+    """Return the terms of each reward, in order. None: the status leaves it unknown whether the answer is right.
 
-    None where the status leaves the truth open. The preset `exact` pays for nothing else, so there a question without a
-    gold answer gives None, too. `statuses` has the length of `trajectories`.
+    The preset `exact` pays only for right answers. With it, a question without a gold answer gives None, too.
+
+    Args:
+        trajectories: The trajectories.
+        statuses: Their score statuses, in the same order.
+        end: s_end of the question, in [0, 1].
+        coherence: s_wm of the question, in [0, 1].
+        config: Weights of the reward.
     """
     unknown = UNKNOWN | {"no_gold"} if config.reward_preset == "exact" else UNKNOWN
     right = [i for i, status in enumerate(statuses) if status == "correct"]
@@ -109,7 +127,7 @@ def reward_terms(
 
 
 def end_coherence(answers: Sequence[str | None]) -> float:
-    """s_end: the share of unordered pairs whose answers are both present and equal; one trajectory 1, none 0."""
+    """Return s_end: the share of unordered pairs with two equal answers. One trajectory gives 1, none gives 0."""
     if len(answers) < 2:
         return float(len(answers))
     counts = Counter(answer for answer in answers if answer is not None)
@@ -118,9 +136,10 @@ def end_coherence(answers: Sequence[str | None]) -> float:
 
 
 def path_coherence(lengths: Sequence[int], vocabularies: Sequence[frozenset[str]]) -> float:
-    """s_path = 0.4 L + 0.6 J: L = 1 / (1 + var / mean) of the word counts, J the mean Jaccard overlap over pairs.
+    """Return s_path = 0.4 L + 0.6 J, in [0, 1].
 
-    One trajectory gives L alone, no words at all 0. The variance is the population's.
+    L is 1 / (1 + variance / mean) of the word counts, with the population variance. J is the mean Jaccard overlap over all
+    pairs. One trajectory gives L alone. Trajectories without words give 0.
     """
     total = sum(lengths)
     if total == 0:
@@ -135,16 +154,17 @@ def path_coherence(lengths: Sequence[int], vocabularies: Sequence[frozenset[str]
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """|a and b| / |a or b|, in [0, 1]; two empty sets share nothing."""
+    """Return |a and b| / |a or b|, in [0, 1]. Two empty sets give 0."""
     shared = len(a & b)
     union = len(a) + len(b) - shared
     return shared / union if union else 0.0
 
 
 def counterfactual_coherence(answers: Sequence[str | None], roles: Sequence[str | None]) -> float:
-    """s_cf: with probes the share of (A, CF1) and (A', CF1) pairs that agree, else the commonest answer's share.
+    """Return s_cf, in [0, 1]: with probes, the share of (A, CF1) and (A', CF1) pairs that agree.
 
-    Without probes: one distinct answer 1, all K distinct 0, nobody answered 0.5.
+    Without probes it is the share of the commonest answer. One distinct answer gives 1, all distinct give 0, and no answer
+    at all gives 0.5.
     """
     pairs = [
         (standard, sceptic)
@@ -170,8 +190,11 @@ def _words(trajectory: Scorable) -> list[str]:
 
 
 def _qualities(trajectories: Sequence[Scorable], right: Sequence[int]) -> dict[int, float]:
-    """Quality in [0, 1] of each correct trajectory, by index: conciseness among the correct ones, and where a probe A
-    or A' is correct 0.4 of it plus 0.6 of the best Jaccard overlap with such a probe."""
+    """Return the quality of each correct trajectory, in [0, 1], by index.
+
+    It is the conciseness among the correct ones. If a probe A or A' is correct, it is 0.4 times the conciseness plus 0.6
+    times the best Jaccard overlap with such a probe.
+    """
     if not right:
         return {}
     lengths = [trajectories[i].num_tokens for i in right]

@@ -1,8 +1,7 @@
-"""From a question's completions and their grades to its scored row: the one place where the fields of a trajectory are
-put together.
+"""Build the scored row of a question from its completions and their grades.
 
-Pure: the scoring actor calls it on fresh completions, `verify` and `rescore` on stored ones, so that the three cannot
-differ. It neither judges texts (grading.py) nor defines Regime W (regime_w.py).
+Invariant: only this module fills the fields of a trajectory. The scoring actor, `verify` and `rescore` share it, so their
+rows cannot differ. grader.py grades texts, and regime_w.py defines the rewards.
 """
 
 from __future__ import annotations
@@ -34,17 +33,28 @@ _CORRECT = {"correct": True, "incorrect": False, "no_answer": False}
 
 
 class QuestionScorer:
-    """Scores questions of one run. `draws` are all draws of a question; a Completion's `draw` is an index into them."""
+    """Score the questions of one run.
+
+    Attributes:
+        samples: All samples of a question. `Completion.sample_index` is an index into them.
+    """
 
     def __init__(self, arms: Sequence[Arm], scoring: ScoringConfig, run_seed: int, reward: CustomReward | None) -> None:
         self.samples = sample_specs(arms)
         self._place = {arm.name: number for number, arm in enumerate(arms)}
-        self._scoring, self._run_seed, self._reward = scoring, run_seed, reward
+        self._scoring, self._run_seed = scoring, run_seed
+        self._reward = reward
 
     def score(self, question: Question, completions: Sequence[Completion], grades: Sequence[Grade]) -> ScoredQuestion:
-        """The scored question; `grades` has the length and order of `completions`, its trajectories that of the arms.
+        """Return the scored question. Its trajectories have the order of the arms.
 
-        Raises ConfigError where a custom reward fails.
+        Args:
+            question: The question.
+            completions: Its completions, in any order.
+            grades: Their grades, in the same order.
+
+        Raises:
+            ConfigError: A custom reward fails.
         """
         samples = [self.samples[c.sample_index] for c in completions]
         scorables = [
@@ -81,7 +91,11 @@ class QuestionScorer:
 
 
 def grade_questions(grader: Grader, whole: Iterable[tuple[Question, Sequence[Completion]]]) -> list[list[Grade]]:
-    """The grades of each question's completions. What an engine refused has no text to be graded: its grade is error."""
+    """Return the grades of each question's completions. A completion that an engine refused gets `error`.
+
+    Raises:
+        GradingError: A grading process does not start.
+    """
     whole = list(whole)
     pairs = [(q.gold_answer, c.full_text) for q, cs in whole for c in cs if c.finish_reason != "error"]
     graded = iter(grader.grade_many(pairs))
@@ -89,6 +103,7 @@ def grade_questions(grader: Grader, whole: Iterable[tuple[Question, Sequence[Com
 
 
 def _with_custom_rewards(reward: CustomReward, question: Question, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Return the trajectories with the rewards of a user's function. Raises ConfigError if it fails."""
     try:
         rewards = [None if value is None else float(value) for value in reward(question, trajectories)]
     except (Exception, SystemExit) as error:
@@ -97,13 +112,13 @@ def _with_custom_rewards(reward: CustomReward, question: Question, trajectories:
         ) from error
     if len(rewards) != len(trajectories):
         raise ConfigError(
-            f"the reward gave {len(rewards)} values for the {len(trajectories)} trajectories of question "
-            f"{question.question_id}; it must give one a trajectory"
+            f"the reward returned {len(rewards)} values for the {len(trajectories)} trajectories of question "
+            f"{question.question_id}. Return one value for each trajectory"
         )
     if odd := [value for value in rewards if value is not None and not math.isfinite(value)]:
         raise ConfigError(
-            f"the reward gave {odd[0]} for a trajectory of question {question.question_id}; it must give a "
-            "finite number, or None"
+            f"the reward returned {odd[0]} for a trajectory of question {question.question_id}. Return a finite number, "
+            "or None"
         )
     return [replace(trajectory, reward=value) for trajectory, value in zip(trajectories, rewards, strict=True)]
 
@@ -112,12 +127,12 @@ _FIELDS = tuple(field.name for field in fields(Trajectory))
 
 
 def as_dict(trajectory: Trajectory) -> dict[str, Any]:
-    """The trajectory's fields by name, as a `trajectories` entry of the output."""
+    """Return the fields by name, as in the column `trajectories` of the output."""
     return {name: getattr(trajectory, name) for name in _FIELDS}
 
 
 def part_table(scored: Sequence[ScoredQuestion]) -> pa.Table:
-    """Rows of PART_SCHEMA."""
+    """Return the questions as rows of PART_SCHEMA."""
     rows = [
         {
             "question_id": q.question_id,

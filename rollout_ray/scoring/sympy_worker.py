@@ -1,8 +1,8 @@
 """Compare answers symbolically in a process of its own (`python -m` this module TIMEOUT_S MEMORY_MIB).
 
-It reads one JSON task a line and writes one JSON verdict a line. It works on its main thread, where the CPU limit works.
-The parent (grader_process.py) kills it where that fails or memory runs out: sympy would swallow a MemoryError and call
-the answer incorrect. A text that makes it open a file, a process or a connection is refused.
+It reads one JSON task a line and writes one JSON verdict a line, on the main thread, as the CPU limit needs it.
+The parent (grader_process.py) kills it if it exceeds its memory: sympy would swallow a MemoryError, and the answer would
+be incorrect. A text that makes it open a file, a process or a connection is refused.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Comparison:
         except ValueError as error:
             if not str(error).startswith("zip() argument"):
                 raise
-            return False  # how math-verify meets two relations with different numbers of solutions
+            return False  # math-verify raises this for relations with different numbers of solutions
 
 
 if __name__ == "__main__":

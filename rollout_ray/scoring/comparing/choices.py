@@ -13,7 +13,7 @@ Decide = Callable[[Answer, Answer], Decision]
 
 
 def compare_choices(gold: Answer, answer: Answer, decide: Decide) -> Decision | None:
-    """Decide where one side is a choice: by letter, by its text, or by both where both sides give both."""
+    """Decide on a choice: by letter, by its text, or by both if both sides give both."""
     gold_letter, letter = _letter(gold), _letter(answer)
     if gold_letter and letter:
         texts = [comparable(a.chosen) for a in (gold, answer) if a.chosen]

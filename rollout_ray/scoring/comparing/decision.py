@@ -21,7 +21,7 @@ from rollout_ray.scoring.reading.units import date
 
 
 def decide(gold: Answer, answer: Answer | None) -> Decision:
-    """Return the decision on an answer; None as answer is no_answer."""
+    """Return the decision on an answer. The answer None gives no_answer."""
     if answer is None:
         return Decision("the text gives no answer", "no_answer")
     if (found := _plain(gold, answer)) or (found := compare_choices(gold, answer, decide)):
@@ -59,7 +59,7 @@ def _same_name(gold: Answer, answer: Answer) -> bool:
 
 
 def _as_sets(gold: Answer, answer: Answer) -> Decision | None:
-    """Decide where both sides write a set of reals and one can be nothing else."""
+    """Decide on two sets of reals, if one side can be nothing else."""
     if gold.number is not None or answer.number is not None:
         return None
     ours, theirs = read_set(gold.equation or gold.text), read_set(answer.equation or answer.text)
@@ -85,7 +85,7 @@ def _latex_form(real_set: RealSet) -> list[object]:
 
 
 def _as_values(gold: Answer, answer: Answer) -> Decision | None:
-    """Decide where a side has several values: entry by entry against several, a hedge against one."""
+    """Decide on a side with several values: entry by entry against several, a hedge against one."""
     if not gold.several and not answer.several:
         return None
     if not gold.several:
@@ -105,7 +105,7 @@ def _as_values(gold: Answer, answer: Answer) -> Decision | None:
 
 
 def _equations(gold: Answer, answer: Answer) -> Decision | None:
-    """Decide where equations are concerned: against another equation, or a value against what an equation states."""
+    """Decide on equations: against another equation, or against a value."""
     for one, other in ((gold, answer), (answer, gold)):
         if one.equation and one.equation == one.text and not other.equation:
             return settled(False, "an equation against a value")
@@ -130,7 +130,7 @@ def _texts(gold: Answer, answer: Answer) -> Decision:
 
 
 def _written(side: Answer) -> str:
-    """Return the text of a side for the symbolic comparison; an angle in degrees keeps its sign."""
+    """Return the text of a side for the symbolic comparison. An angle in degrees keeps its sign."""
     return f"{side.text}°" if side.number is not None and side.unit in ("°", "degree", "degrees") else side.text
 
 

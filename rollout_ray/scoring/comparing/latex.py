@@ -38,7 +38,7 @@ _SIGNS = str.maketrans(
 
 
 def to_latex(text: str) -> str:
-    """The text with plain operators, powers, roots and functions as LaTeX; LaTeX stays as it is."""
+    """Return the text with plain operators, powers, roots and functions as LaTeX. LaTeX stays as it is."""
     text = _SIGN_PAIR.sub(r"-", _DEGREES.sub(r"(\\frac{\1\\pi }{180})", text))
     text = _ARGUMENT.sub(r"\1(\2) ", text)
     text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ").translate(_SIGNS)
@@ -62,7 +62,7 @@ def _grouped(text: str) -> str:
 
 
 def _closing_brackets(text: str) -> dict[int, int]:
-    """Where each round bracket of a text closes, by the position where it opens."""
+    """Return the position at which each round bracket closes, by the position at which it opens."""
     closing, opened = {}, []
     for position, char in enumerate(text):
         if char == "(":

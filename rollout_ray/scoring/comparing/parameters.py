@@ -11,7 +11,7 @@ _LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 
 
 def renamed(gold: Answer, answer: Answer) -> Answer | None:
-    """Return the answer with the gold's letter for a parameter, such as n for k in `n\\pi`; None where none is one."""
+    """Return the answer with the gold's letter for a parameter, such as n for k in `n\\pi`. Return None if none is one."""
     ours, theirs = (_letters(side) for side in (gold, answer))
     stated = gold.parameters | answer.parameters
     periodic = all("\\pi" in side.text or "°" in side.text for side in (gold, answer)) and (ours | theirs) <= set("kmnt")

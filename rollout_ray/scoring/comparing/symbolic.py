@@ -10,9 +10,9 @@ from typing import Any
 
 
 def equal_at_points(gold: Any, answer: Any) -> bool:
-    """Whether expressions have the same values, and relations the same but for a factor, at points and with 30 digits.
+    """Return whether two sides have the same values at some points, with 30 digits. Relations may differ by a factor.
 
-    It finds at once what math-verify would have to prove by simplifying and solving, and what it cannot prove.
+    This is fast, while math-verify simplifies and solves. It also finds equalities that math-verify cannot prove.
     """
     from latex2sympy2_extended.logic import And
     from sympy.core.relational import Relational
@@ -30,7 +30,7 @@ def equal_at_points(gold: Any, answer: Any) -> bool:
 
 
 def far_apart(gold: Any, answer: Any) -> bool:
-    """Whether two constants differ by more than rounding: 2^{-98} and 2^{-99} agree in the places that math-verify sees."""
+    """Return whether two constants differ by more than rounding. math-verify takes 2^{-98} and 2^{-99} for equal."""
     from sympy import UnevaluatedExpr
 
     if not _are_expressions(gold, answer) or any(side.free_symbols or side.has(UnevaluatedExpr) for side in (gold, answer)):
@@ -42,14 +42,14 @@ def far_apart(gold: Any, answer: Any) -> bool:
 
 
 def _are_expressions(*sides: Any) -> bool:
-    """Whether all are scalar expressions, with no matrix in them."""
+    """Return whether all are scalar expressions, with no matrix in them."""
     from sympy import Expr, preorder_traversal
 
     return all(isinstance(side, Expr) and not any(part.is_Matrix for part in preorder_traversal(side)) for side in sides)
 
 
 def _same_relation(gold: Any, answer: Any) -> bool:
-    """Whether the differences of the sides are in a constant ratio: positive for inequalities, else not zero."""
+    """Return whether the differences of the sides are in a constant ratio: positive for inequalities, else not zero."""
     if not _are_expressions(gold.lhs, gold.rhs, answer.lhs, answer.rhs):
         return False
     ratios = [ours / theirs for ours, theirs in _values(gold.lhs - gold.rhs, answer.lhs - answer.rhs) if theirs]
@@ -59,7 +59,7 @@ def _same_relation(gold: Any, answer: Any) -> bool:
 
 
 def _values(*expressions: Any) -> list[tuple[Any, ...]]:
-    """Values of expressions of the same unknowns at five points (a constant at one), where they can be evaluated."""
+    """Return the values of expressions at five points, or at one without unknowns. Points without a value are left out."""
     from sympy import Float, Rational
 
     exact = [
@@ -80,7 +80,15 @@ def _at(expression: Any, values: dict[str, Any]) -> Any:
 
 
 def build_set(form: list[Any], parsed: Callable[[str], Any]) -> Any:
-    """Return the sympy set of a form (sets.py); `parsed` reads the LaTeX of an end. Raises ValueError where it cannot."""
+    """Return the sympy set of a form (sets.py).
+
+    Args:
+        form: Kind and parts of the set.
+        parsed: Reads the LaTeX of an end.
+
+    Raises:
+        ValueError: An end cannot be read.
+    """
     from sympy import Complement, FiniteSet, Intersection, Interval, Union, oo
 
     kind, *parts = form

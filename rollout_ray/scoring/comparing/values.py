@@ -14,7 +14,7 @@ Decide = Callable[[Answer, Answer], Decision]
 
 
 def compare_entries(gold: Answer, answer: Answer, decide: Decide) -> Decision:
-    """Decide on lists of one length: what is settled at once, and a task for the rest."""
+    """Decide on two lists of one length: at once if rules settle all entries, else by a task."""
     theirs = _arranged(gold, answer)
     in_order = gold.ordered or answer.ordered or bool(gold.labels) or _told_by_nouns(gold, answer)
     known: list[list[bool | None]] = []

@@ -1,4 +1,4 @@
-"""What a rule decides: a status, or tasks for the grading process."""
+"""Define the decision of a rule: a status, or tasks for the grading process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rollout_ray.core.records import ScoreStatus
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A status, or tasks of which the grading process must find one correct; and the rule that decided."""
+    """The rule that decided, and a status or tasks. The answer is correct if one task is."""
 
     rule: str
     status: ScoreStatus | None = None

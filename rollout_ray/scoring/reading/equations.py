@@ -61,7 +61,7 @@ _SHORT_UNITS = frozenset(
 
 
 def labelled(part: str) -> tuple[str, str] | None:
-    """Return the label and the value of `a = 1`, `Maximum = 2` or `T(10) = 2`; None for any other text."""
+    """Return the label and the value of `a = 1`, `Maximum = 2` or `T(10) = 2`. Return None for any other text."""
     found = sides(part)
     if len(found) == 2 and (is_name(found[0]) or is_asked(found[0])) and found[1]:
         return found[0].strip(), found[1]

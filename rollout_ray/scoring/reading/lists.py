@@ -82,12 +82,12 @@ def both_signs(text: str) -> list[str]:
 
 
 def tuple_values(text: str) -> list[str] | None:
-    """Return the entries of `(a, b)`; None for any other text."""
+    """Return the entries of `(a, b)`. Return None for any other text."""
     return _entries(text, "(", ")")
 
 
 def set_values(text: str) -> list[str] | None:
-    r"""Return the entries of `\{a, b\}`; None for any other text."""
+    r"""Return the entries of `\{a, b\}`. Return None for any other text."""
     return _entries(text, "\\{", "\\}") or _entries(text, "{", "}")
 
 

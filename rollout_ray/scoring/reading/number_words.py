@@ -50,7 +50,7 @@ _DIGITS_ORDINAL = re.compile(r"(\d{1,9})(?:st|nd|rd|th)")
 def spoken_number(text: str) -> tuple[Fraction, str] | None:
     """Return the number that a text begins with and the rest of the text.
 
-    Returns None where the text does not begin with a number that needs words: `18 eggs` is not for this module.
+    Return None if the text does not begin with a number that needs words: `18 eggs` is not for this module.
     """
     words = [word for match in _WORD.finditer(text[:300]) if (word := match.group()) != "-"]
     if words and words[0].lower() in ("a", "an", "the") and len(words) > 1:
@@ -98,7 +98,7 @@ def _plain(words: list[str]) -> Fraction | None:
 
 
 def _cardinal(words: list[str]) -> Fraction | None:
-    """Return the value of `two thousand three hundred and five`; None where another word is among them."""
+    """Return the value of `two thousand three hundred and five`. Return None if another word is among them."""
     total = 0
     group = 0
     previous = ""

@@ -57,7 +57,7 @@ def simple_fractions(text: str) -> str:
 
 
 def exact_value(text: str) -> Fraction | None:
-    """Return the value of a text that is one plain number, single spaces in it; None for any other text."""
+    """Return the value of a text that is one plain number, single spaces in it. Return None for any other text."""
     if plain := _PLAIN.match(text):
         sign, digits, exponent = plain.groups()
         power = int(exponent or 0)

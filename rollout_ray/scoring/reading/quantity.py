@@ -53,7 +53,7 @@ _NEXT_PART = re.compile(r"(?:,? and |, ?| )(?=\d)")
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """Return the quantity that a tidied text is as a whole; None for any other text."""
+    """Return the quantity that a tidied text is as a whole. Return None for any other text."""
     plain = simple_fractions(text).strip() if "\\" in text else text
     plain = _LEAD.sub("", plain)
     if (whole := exact_value(plain)) is not None:

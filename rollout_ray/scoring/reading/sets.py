@@ -65,7 +65,7 @@ _INFINITE = re.compile(r"[-+]?\s?\\infty(?![a-z])")
 
 
 def read_set(text: str) -> RealSet | None:
-    """Return the set that a tidied text writes; None for any other text."""
+    """Return the set that a tidied text writes. Return None for any other text."""
     if not any(mark in text for mark in "<>≤≥≠[(∞ℝ{\\") and "real" not in text:
         return None
     for written, plain in _WRITTEN.items():

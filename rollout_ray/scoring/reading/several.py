@@ -46,7 +46,7 @@ def _is_short(parts: list[str]) -> bool:
 
 
 def _of_values(text: str, parts: list[str], read: Read, ordered: bool = False, by_or: bool = False) -> Answer | None:
-    """Return the answer of a text with these parts; None where they are no values but clauses of a sentence."""
+    """Return the answer of a text with these parts. Return None if they are no values but clauses of a sentence."""
     labels, texts = _labels(parts)
     values = [answer for part in texts if (answer := read(part)) is not None]
     if len(values) < len(parts):

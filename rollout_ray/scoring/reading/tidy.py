@@ -59,7 +59,7 @@ def tidy(raw: str) -> str:
 
 
 def balanced(text: str) -> str | None:
-    """Return the text up to the brace that closes the one just opened; None where it is never closed."""
+    """Return the text up to the brace that closes the one just opened. Return None if it is never closed."""
     depth = 1
     for position, char in enumerate(text[: 2 * SNIPPET_CHARS]):
         depth += (char == "{") - (char == "}")

@@ -38,7 +38,7 @@ class Unit:
 
 @lru_cache(maxsize=4096)
 def read_unit(phrase: str) -> Unit | None:
-    """Return the unit that a phrase names, such as `km/h` or `square feet`; None where it names none.
+    """Return the unit that a phrase names, such as `km/h` or `square feet`. Return None if it names none.
 
     `units`, which measures nothing, has an empty dimension and scale 0.
     """
@@ -100,7 +100,7 @@ _CLOCK = re.compile(r"(?:at )?(\d{1,2})(:\d{2}(?::\d{2})?)? ?([ap])\.? ?m\.?", r
 
 
 def date(text: str) -> str | None:
-    """Return a date in one spelling, `20th of June` as June 20; None for any other text."""
+    """Return a date in one spelling, `20th of June` as June 20. Return None for any other text."""
     if not (match := DATE.fullmatch(text)):
         return None
     month, day, day_first, month_last, year = match.groups()
@@ -109,7 +109,7 @@ def date(text: str) -> str | None:
 
 
 def clock(text: str) -> str | None:
-    """Return a time of day with am or pm in one spelling, `10 a.m.` as 10:00 am; None for any other text."""
+    """Return a time of day with am or pm in one spelling, `10 a.m.` as 10:00 am. Return None for any other text."""
     if not (match := _CLOCK.fullmatch(text)):
         return None
     return f"{int(match.group(1))}{match.group(2) or ':00'} {match.group(3).lower()}m"
