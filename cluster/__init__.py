@@ -1,4 +1,4 @@
-"""Clusters: Lambda Cloud as a node provider of Ray's autoscaler, and the check of a cluster's YAML.
+"""Launch clusters on Lambda Cloud by Ray's autoscaler, and check a cluster's YAML.
 
-Runs where `ray up` runs and on a cluster's head. Imports nothing of rollout_ray but its errors.
+It runs on the machine of `ray up` and on a cluster's head. Of rollout_ray it imports only the errors.
 """

@@ -47,7 +47,7 @@ def check_file(path: str) -> list[str]:
     if provider.get("module") == FORMER_MODULE:
         raise ConfigError(f"provider.module is {FORMER_MODULE}, which has moved; write {MODULE}")
     if provider.get("type") != "external" or provider.get("module") != MODULE:
-        raise ConfigError(f"{path} is for another provider; this checks type local, and type external with module {MODULE}")
+        raise ConfigError(f"{path} is for another provider. Give type local, or type external with module {MODULE}")
     check_cluster_name(str(config["cluster_name"]))
     settings = provider_settings(provider)
     missing = [name for name in ("available_node_types", "head_node_type", "auth") if name not in config]
@@ -77,7 +77,7 @@ def _no_problems(path: str, problems: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Offer:
-    """What Lambda offers the account: `types` and `files` by name, and the public key of each name in `keys`."""
+    """The account's instance types, regions, file systems (`files`), and public SSH keys. All but regions are by name."""
 
     types: Mapping[str, Any]
     regions: Sequence[str]
@@ -94,6 +94,7 @@ class Offer:
         return sorted(one["name"] for one in self.types[kind]["regions_with_capacity_available"])
 
     def dollars(self, kind: str) -> float:
+        """Return the price of an hour."""
         return float(self.types[kind]["instance_type"]["price_cents_per_hour"]) / 100
 
 
@@ -176,7 +177,7 @@ def _types(config: Mapping[str, Any], name: str, node: NodeSettings, region: str
                 yield f"{place}: resources.{resource} is {wanted[resource]}, but a {kind} has {has}; write at most {has}"
     if name == config["head_node_type"] and not any(region in offer.regions_of(kind) for kind in node.types):
         places = {kind: ", ".join(offer.regions_of(kind)) or "nowhere" for kind in node.types}
-        listed = "; ".join(f"{kind} is to be had in: {regions}" for kind, regions in places.items())
+        listed = "; ".join(f"{kind} is available in: {regions}" for kind, regions in places.items())
         yield f"{place}: {region} has no {' or '.join(node.types)} now, and nothing starts without the head ({listed})"
 
 
@@ -186,7 +187,9 @@ def _summary(
     lines = [f"cluster {config['cluster_name']} in {settings.region}, SSH key {settings.ssh_key_name}"]
     for name in settings.file_systems:
         lines.append(f"file system {name} at {offer.files[name]['mount_point']}")
-    whole, least, most = int(config.get("max_workers", 0)), 0.0, 0.0
+    whole = int(config.get("max_workers", 0))
+    least = 0.0
+    most = 0.0
     workers: list[float] = []  # the price of each possible worker
     head = config["head_node_type"]
     for name in [head, *(name for name in nodes if name != head)]:
@@ -200,7 +203,7 @@ def _summary(
             least += low * min(prices)
             workers += [max(prices)] * high
         for kind in nodes[name].types:
-            here = "to be had now" if settings.region in offer.regions_of(kind) else _elsewhere(offer.regions_of(kind))
+            here = "available now" if settings.region in offer.regions_of(kind) else _elsewhere(offer.regions_of(kind))
             lines.append(f"  {kind}: ${offer.dollars(kind):.2f} an hour each, {here}")
     most += sum(sorted(workers, reverse=True)[:whole])
     lines.append(f"an hour costs ${least:.2f} when idle and ${most:.2f} at most (max_workers {whole})")
@@ -209,4 +212,4 @@ def _summary(
 
 
 def _elsewhere(regions: Sequence[str]) -> str:
-    return f"none now (to be had in {', '.join(regions)})" if regions else "none now in any region"
+    return f"none now (available in {', '.join(regions)})" if regions else "none now in any region"

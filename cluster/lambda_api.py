@@ -1,8 +1,8 @@
-"""Lambda Cloud's API: one method a call, paced, retried where a retry can do no harm, its errors named.
+"""Call Lambda Cloud's API: keep its rate limits, retry what is safe to repeat, and name its errors.
 
-Owns HTTP, the key, and what an answer means. It decides nothing: what to launch and what to end is the caller's.
-Invariant: a launch that may have happened is never sent again from here; it raises LambdaError with `uncertain` set.
-The calls are those of Lambda's OpenAPI 1.10.0 (https://cloud.lambda.ai/api/v1/openapi.json).
+Invariant: a launch that may have happened is never repeated here. It raises LambdaError with `uncertain` set.
+The caller decides what to launch and what to terminate.
+Source: Lambda's OpenAPI 1.10.0 (https://cloud.lambda.ai/api/v1/openapi.json).
 """
 
 from __future__ import annotations
@@ -63,19 +63,24 @@ LATER = "try again in a few minutes; https://status.lambda.ai tells of outages"
 
 
 class LambdaError(CloudError):
-    """A call that failed for good. `code` is Lambda's, or ours where it gave none (rate-limit, blocked, moved, network,
-    server, nonsense, not-known); `uncertain`: it may have taken effect nevertheless; `refused`: it has not, and may be
-    tried again at once."""
+    """A call that failed for good.
+
+    Attributes:
+        code: Lambda's code, or our own: rate-limit, blocked, moved, network, server, nonsense, not-known.
+        message: Lambda's message, or a description.
+        uncertain: The call may have taken effect nevertheless.
+        refused: The call has had no effect, and may be repeated at once.
+    """
 
     def __init__(self, what: str, code: str, message: str, uncertain: bool = False, refused: bool = False) -> None:
         super().__init__(f"Lambda: {what} failed: {message} ({code}); {REMEDIES.get(code, LATER)}")
-        self.code, self.message, self.uncertain, self.refused = code, message, uncertain, refused
+        self.code, self.message = code, message
+        self.uncertain, self.refused = uncertain, refused
 
 
 @dataclass(frozen=True)
 class Instance:
-    """What we keep of an instance. Addresses and tags may be missing while it boots. The answer's jupyter_token, a
-    secret, is left where it is."""
+    """An instance, without its jupyter_token, which is a secret. It may lack addresses and tags while it boots."""
 
     id: str
     status: str
@@ -87,6 +92,7 @@ class Instance:
 
     @classmethod
     def from_answer(cls, data: Mapping[str, Any]) -> Instance:
+        """Read an instance from an answer. Raises KeyError or TypeError if the answer holds none."""
         return cls(
             id=data["id"],
             status=data["status"],
@@ -121,8 +127,11 @@ def api_key(path: str) -> str:
 
 
 def check_key_for_head(path: str) -> None:
-    """Raises CloudError where the file, which `ray up` copies to the head since the head's environment would reach every
-    job, holds no key, or another than the environment here."""
+    """Check the key's file, which `ray up` copies to the head. An environment variable there would reach every job.
+
+    Raises:
+        CloudError: The file holds no key, or another key than the environment here.
+    """
     key = file_key(path)
     if (os.environ.get(KEY_VARIABLE) or key) != key:
         raise CloudError(f"{KEY_VARIABLE} and {path} hold different keys; unset the one that is wrong")
@@ -135,7 +144,7 @@ def _checked(key: str, place: str) -> str:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Sets the header. Given as `auth`, no ~/.netrc replaces it; the key stands in no representation."""
+    """Set the header with the key. As `auth` it wins over ~/.netrc, and no representation shows the key."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -150,7 +159,7 @@ class _Bearer(requests.auth.AuthBase):
 
 
 class LambdaClient:
-    """The API under one key. Thread-safe: it holds no connection."""
+    """The API with one key. It holds no connection, and is thread-safe."""
 
     def __init__(
         self,
@@ -161,11 +170,12 @@ class LambdaClient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._auth = _Bearer(key)
-        self._url, self._timeout_s, self._sleep = api_url.rstrip("/"), timeout_s, sleep
+        self._url, self._timeout_s = api_url.rstrip("/"), timeout_s
+        self._sleep = sleep
         self.pace = pace
 
     def instances(self) -> list[Instance]:
-        """Return every instance of the account, of whichever cluster."""
+        """Return every instance of the account, of all clusters."""
         what = "listing instances"
         listed = self._safe(what, "GET", "/instances")
         try:
@@ -174,8 +184,15 @@ class LambdaClient:
             raise LambdaError(what, "nonsense", "an entry is not an instance") from error
 
     def launch(self, body: Mapping[str, Any], until: float = float("inf")) -> str:
-        """Launches one instance, and returns its id. What the rate limit refuses is tried again until `until` (of
-        time.monotonic); raises LambdaError."""
+        """Launch one instance and return its id.
+
+        Args:
+            body: Body of the call.
+            until: Time until which a call that the rate limit refuses is repeated, by time.monotonic().
+
+        Raises:
+            LambdaError: The launch failed, or `uncertain` is set and it may have happened.
+        """
         what = f"launching {body['instance_type_name']} in {body['region_name']}"
 
         def once() -> Any:
@@ -188,14 +205,15 @@ class LambdaClient:
             raise LambdaError(what, "nonsense", "the answer holds no instance id", uncertain=True) from error
 
     def terminate(self, ids: Sequence[str]) -> None:
-        """Ends the instances. Ending one twice does no harm, so this is retried like a read."""
+        """Terminate the instances. It is repeated like a read, because a second call does no harm."""
         self._safe(f"ending {', '.join(ids)}", "POST", "/instance-operations/terminate", {"instance_ids": list(ids)})
 
     def instance_types(self) -> dict[str, Any]:
-        """Name -> {instance_type: {price_cents_per_hour, specs, ..}, regions_with_capacity_available: [{name, ..}]}."""
+        """Return name -> {instance_type: {price_cents_per_hour, specs}, regions_with_capacity_available: [{name}]}."""
         return dict(self._safe("reading the catalogue", "GET", "/instance-types"))
 
     def regions(self) -> list[str]:
+        """Return the names of the regions."""
         return [one["name"] for one in self._safe("listing regions", "GET", "/regions")]
 
     def ssh_keys(self) -> dict[str, str]:
@@ -203,13 +221,13 @@ class LambdaClient:
         return {one["name"]: one["public_key"] for one in self._safe("listing SSH keys", "GET", "/ssh-keys")}
 
     def file_systems(self) -> dict[str, dict[str, Any]]:
-        """Name -> {mount_point, region: {name, ..}, ..}."""
+        """Return name -> {mount_point, region: {name}}."""
         return {one["name"]: one for one in self._safe("listing file systems", "GET", "/file-systems")}
 
     # HTTP
 
     def _safe(self, what: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """A call that may be repeated: it is, until an answer comes that is one."""
+        """Make a call that may be repeated, until the API answers. Raises LambdaError."""
         return self._again(
             lambda: self._call(what, method, path, body), lambda e: e.refused or e.uncertain, self.pace.request_s
         )
@@ -222,7 +240,7 @@ class LambdaClient:
         until: float = float("inf"),
     ) -> Any:
         for attempt in range(TRIES):
-            # Apart from one another: several machines may use the account.
+            # The random share keeps several machines with one account apart.
             wait_s = unit_s * min(2**attempt, MOST_BACKOFF) * random.uniform(1.0, 2.0)
             try:
                 return once()
@@ -274,5 +292,5 @@ class LambdaClient:
         raise LambdaError(what, "nonsense", f"HTTP {status} with an unknown answer", uncertain=status < 300)
 
     def _shown(self, text: object) -> str:
-        """Words of the answer, as one harmless line: without control characters, and without the key."""
+        """Return a text of the answer as one line, without control characters and without the key."""
         return self._auth.hidden("".join(c if c.isprintable() else "?" for c in str(text)))[:300]

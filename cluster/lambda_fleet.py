@@ -1,7 +1,7 @@
-"""The instances of one cluster as Lambda lists them, kept for a few seconds, corrected by what was just launched or ended.
+"""List the instances of one cluster, from a cache of a few seconds.
 
-Owns that cache. Every thread of the autoscaler reads from it; one at a time asks Lambda, and what is known already can be
-read meanwhile. It launches and ends nothing.
+Launches and terminations that a listing does not show yet correct it. All threads of the autoscaler read the cache. One at
+a time asks Lambda, and the others go on reading. This module launches and terminates nothing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from rollout_ray.cluster.lambda_api import ENDED, GONE, Instance, LambdaClient, 
 
 log = logging.getLogger(__name__)
 
-MOST_AGE = 5  # request intervals that a listing is used for
-SETTLE = 60  # request intervals within which a listing may not yet show what was done
+MOST_AGE = 5  # request intervals for which a listing is used
+SETTLE = 60  # request intervals for which a listing may not show a launch or a termination
 
 
 class LambdaFleet:
     """The instances whose tag names the cluster `name`."""
 
     def __init__(self, client: LambdaClient, name: str, now: Callable[[], float] = time.monotonic) -> None:
-        self._client, self._name, self._now = client, name, now
+        self._client, self._name = client, name
+        self._now = now
         self._most_age_s = MOST_AGE * client.pace.request_s
         self.settle_s = SETTLE * client.pace.request_s
         self._state, self._asking = threading.Lock(), threading.Lock()
-        self._began = float("-inf")  # when the listing that is in use was asked for
+        self._began = float("-inf")  # time of the request for the present listing
         self._listed: dict[str, Instance] = {}
         self._live: dict[str, Instance] = {}
         self._known: dict[str, Instance] = {}  # every instance ever seen, as last seen
@@ -38,15 +39,20 @@ class LambdaFleet:
         self._ended: dict[str, float] = {}  # id -> when
 
     def live(self, fresh: bool = False) -> dict[str, Instance]:
-        """Instances that are booting, active or unhealthy, by id; with `fresh` from a listing that begins after this
-        call. Raises LambdaError."""
+        """Return the instances that are booting, active or unhealthy, by id.
+
+        Args:
+            fresh: Use only a listing that begins after this call.
+
+        Raises:
+            LambdaError: Lambda does not answer.
+        """
         self._look(fresh)
         with self._state:
             return dict(self._live)
 
     def one(self, instance_id: str) -> Instance | None:
-        """The instance if it is live, by the last listing that could be had: a node is not given up because Lambda does
-        not answer for a while."""
+        """Return the instance if it is live. While Lambda does not answer, the last listing counts."""
         try:
             self._look(fresh=False)
         except LambdaError as error:
@@ -55,7 +61,7 @@ class LambdaFleet:
             return self._live.get(instance_id)
 
     def still_listed(self) -> dict[str, Instance]:
-        """Instances that Lambda itself does not call ended, those that are about to end included. Raises LambdaError."""
+        """Return the instances that Lambda does not call ended. Some may be about to end. Raises LambdaError."""
         self._look(fresh=True)
         with self._state:
             return {one.id: one for one in self._listed.values() if one.status not in ENDED}
@@ -84,7 +90,7 @@ class LambdaFleet:
         if self._is_current(asked, fresh):
             return
         with self._asking:
-            if self._is_current(asked, fresh):  # another thread has asked meanwhile
+            if self._is_current(asked, fresh):  # another thread asked in the meantime
                 return
             began = self._now()
             listed = self._client.instances()
@@ -111,7 +117,7 @@ class LambdaFleet:
                 del self._launched[one_id]
         gone = {k: dataclasses.replace(v, status="terminated") for k, v in self._known.items() if k not in current}
         self._known |= gone | current
-        # One that is listed as alive long after its end was asked for is alive: whoever asked must ask again.
+        # An instance that is still listed long after its termination is alive. The caller must terminate it again.
         self._ended = {k: when for k, when in self._ended.items() if began - when < self.settle_s}
         self._live = {k: v for k, v in current.items() if v.status not in GONE and k not in self._ended}
         self._began = began

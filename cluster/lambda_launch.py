@@ -1,10 +1,8 @@
-"""Launching one instance: exactly one for each call that returns, whatever happens to the answers on the way.
+"""Launch one instance for each call that returns, even if an answer of Lambda is lost.
 
-Owns the mark that each try carries, the search for it after an answer was lost, the types to fall back to, and for how
-long a type without capacity is left alone.
-Invariant: a try that may have happened is followed by another only after its mark was not found for `settle` listings.
-One whose mark was not found, or could not be looked for, is given up: should its instance turn up later, the provider of
-the machine that launched it ends it.
+Each try has a mark in its tags. After a lost answer, the listings of a minute are searched for the mark.
+Invariant: no second try begins before that search. If it does not find the mark, the launch is given up. The provider of
+the same machine terminates an instance of such a launch that appears later.
 """
 
 from __future__ import annotations
@@ -29,15 +27,16 @@ TYPE_FULL = frozenset({NO_CAPACITY, QUOTA_USED_UP})
 
 
 class Backoff:
-    """Which things are left alone for how long: `first_s` after a failure, twice as long after each further one."""
+    """Remember how long to leave a thing alone: `first_s` seconds after a failure, doubled after each further one."""
 
     def __init__(self, first_s: float, most_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._first_s, self._most_s, self._now = first_s, most_s, now
+        self._first_s, self._most_s = first_s, most_s
+        self._now = now
         self._lock = threading.Lock()
         self._until: dict[Hashable, tuple[float, float]] = {}  # when it ends, how long it was
 
     def failed(self, thing: Hashable) -> float:
-        """Returns the seconds that it is left alone from now."""
+        """Note a failure. Return for how many seconds the thing is now left alone."""
         with self._lock:
             _, last = self._until.get(thing, (0.0, 0.0))
             seconds = min(self._most_s, last * 2 or self._first_s)
@@ -45,16 +44,18 @@ class Backoff:
             return seconds
 
     def worked(self, thing: Hashable) -> None:
+        """Note a success, which ends the wait."""
         with self._lock:
             self._until.pop(thing, None)
 
     def seconds_left(self, thing: Hashable) -> float:
+        """Return for how many seconds the thing is still left alone."""
         with self._lock:
             return max(0.0, self._until.get(thing, (0.0, 0.0))[0] - self._now())
 
 
 class Launcher:
-    """Launches instances of a cluster."""
+    """Launch instances of a cluster."""
 
     def __init__(
         self,
@@ -64,15 +65,23 @@ class Launcher:
         capacity: Backoff,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._client, self._fleet, self._store, self._capacity, self._sleep = client, fleet, store, capacity, sleep
-        self._codes: dict[str, str] = {}  # type -> why it was refused last
+        self._client, self._fleet = client, fleet
+        self._store, self._capacity = store, capacity
+        self._sleep = sleep
+        self._codes: dict[str, str] = {}  # code of the last refusal, by type
 
     def launch(self, types: Sequence[str], body: Mapping[str, Any], tags: Mapping[str, str], until: float) -> Instance:
-        """Launches one instance of the first of `types` that can be had; `body` is the call's, without type and tags. No
-        try is repeated after `until` (of time.monotonic).
+        """Launch one instance of the first type that is available.
 
-        Raises LambdaError: with code QUOTA_USED_UP where every type was refused for the quota, NO_CAPACITY where no type
-        can be had now for other reasons as well, NOT_KNOWN where there may be an instance nevertheless.
+        Args:
+            types: Instance types, the preferred one first.
+            body: Body of the call, without type and tags.
+            tags: Tags of the instance.
+            until: Time after which no try is repeated, by time.monotonic().
+
+        Raises:
+            LambdaError: Its code is QUOTA_USED_UP if the quota refuses every type, NO_CAPACITY if no type is available,
+                and NOT_KNOWN if there may be an instance nevertheless.
         """
         refused: list[str] = []
         for kind in types:
@@ -118,8 +127,7 @@ class Launcher:
         raise AssertionError("unreachable")
 
     def _found(self, mark: str) -> tuple[Instance | None, str]:
-        """The instance with the mark; None where it is in none of the listings of a minute, or where a listing fails,
-        and then why."""
+        """Search the listings of a minute for a mark. Return the instance, or None and why a listing failed."""
         for _ in range(LOOKS):
             self._sleep(LOOK_EVERY * self._client.pace.request_s)
             try:

@@ -1,7 +1,7 @@
-"""When the next request to Lambda may leave: one limit for every thread and process of this machine.
+"""Keep Lambda's rate limits for all threads and processes of this machine.
 
-Owns the intervals and the file with the times of the last requests. It knows nothing of what a request asks for, and
-nothing of other machines that use the same account: their requests show as HTTP 429, which the client retries.
+A file has the times of the last requests. Requests of other machines with the same account are not known here: they show
+as HTTP 429, and the client tries again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAUNCH_INTERVAL_S = 12.5
 
 
 class Pace:
-    """Spaces requests by `request_s` seconds and launches, which are requests too, by `launch_s`."""
+    """Space requests by `request_s` seconds, and launches by `launch_s`. A launch is a request, too."""
 
     def __init__(
         self,
@@ -30,15 +30,16 @@ class Pace:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.request_s, self.launch_s = request_s, launch_s
-        self._path, self._now, self._sleep = path, now, sleep
+        self._path = path
+        self._now, self._sleep = now, sleep
 
     def wait(self, launch: bool = False) -> None:
-        """Returns when a request may leave, and has noted it as sent."""
+        """Wait until a request may leave, and note its time."""
         while (seconds := self._seconds_left(launch)) > 0:
             self._sleep(seconds)
 
     def _seconds_left(self, launch: bool) -> float:
-        """Seconds until a request may leave; where that is 0, it is noted as leaving now."""
+        """Return the seconds until a request may leave. For 0, note that it leaves now."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(f"{self._path}.lock", mode=0o600):
             now = self._now()
@@ -55,8 +56,10 @@ class Pace:
             return 0.0
 
     def _last(self, now: float) -> dict[str, float]:
-        """Times of the last request and launch. A time ahead of the clock, which was set back, counts as now; so does a
-        file that a dying process has left half written."""
+        """Return the times of the last request and launch.
+
+        A time in the future counts as now, because the clock was set back. So does a file that is half written.
+        """
         try:
             text = self._path.read_text()
         except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""The tags that Ray changes while a node lives, and the launches that were given up, in a file for each cluster.
+"""Store the tags that Ray changes while a node lives, and the launches that were given up, in a file for each cluster.
 
-Lambda's own tags are set at launch and never change: they say whose a node is, and this file never overrides them. A
-lost file loses nothing but a node's progress through its set-up.
-Invariant: every change holds the lock and replaces the file whole, so that a reader in any process sees one state.
+Lambda's own tags say to which cluster a node belongs. They never change, and this file never overrides them. If the file
+is lost, only the progress of nodes in their set-up is lost.
+Invariant: each change holds the lock and replaces the whole file, so every reader sees one state.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ from filelock import FileLock
 
 
 class TagStore:
-    """Tags by instance id. Threads and processes of one machine may share a file."""
+    """Tags by instance id. Threads and processes of one machine may share the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def tags(self, instance_id: str) -> dict[str, str]:
-        """The stored tags; empty for an instance that this machine has set none for."""
+        """Return the tags that this machine has set for an instance."""
         return dict(self._read()["tags"].get(instance_id, {}))
 
     def put(self, instance_id: str, tags: Mapping[str, str]) -> None:
+        """Add tags of an instance, or replace their values."""
         self._change(lambda state: state["tags"].setdefault(instance_id, {}).update(tags))
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Drops what is stored for instances that are gone."""
+        """Drop the tags of instances that are gone."""
         ids = set(ids)
         if ids & set(self._read()["tags"]):
             self._change(lambda state: [state["tags"].pop(one, None) for one in ids])
 
     def give_up(self, launch: str) -> None:
-        """Notes a launch that was reported as failed: an instance that turns up with its mark is to be ended."""
+        """Note a launch that was reported as failed. An instance that appears with its mark must be terminated."""
         self._change(lambda state: state["given_up"].append(launch))
 
     def given_up(self) -> set[str]:
+        """Return the marks of launches that were reported as failed."""
         return set(self._read()["given_up"])
 
     def _read(self) -> dict[str, Any]:

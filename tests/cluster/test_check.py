@@ -75,10 +75,10 @@ def test_the_shipped_yaml_is_good_and_its_price_is_told(check: Check) -> None:
         "cluster rollout in us-east-1, SSH key laptop",
         "file system rollouts at /lambda/nfs/rollouts",
         "head: the head",
-        "  cpu_4x_general: $0.20 an hour each, to be had now",
-        "  gpu_1x_a10: $0.75 an hour each, to be had now",
+        "  cpu_4x_general: $0.20 an hour each, available now",
+        "  gpu_1x_a10: $0.75 an hour each, available now",
         "h100: 0 to 4 workers",
-        "  gpu_8x_h100_sxm5: $23.92 an hour each, to be had now",
+        "  gpu_8x_h100_sxm5: $23.92 an hour each, available now",
         "an hour costs $0.20 when idle and $96.43 at most (max_workers 4)",
         "a worker ends after 5 idle minutes; the head costs until ray down",
     ]
@@ -96,7 +96,7 @@ def test_the_shipped_yaml_is_good_and_its_price_is_told(check: Check) -> None:
             {("provider", "region"): "us-moon-1", ("provider", "file_systems"): []},
             f"{CANNOT}provider.region: there is no region us-moon-1; take one of us-east-1, "
             "us-south-1, us-west-1\n  available_node_types.head: us-moon-1 has no cpu_4x_general or gpu_1x_a10 now, and "
-            "nothing starts without the head (cpu_4x_general is to be had in: us-east-1; gpu_1x_a10 is to be had in: "
+            "nothing starts without the head (cpu_4x_general is available in: us-east-1; gpu_1x_a10 is available in: "
             "us-east-1)",
         ),
         (
