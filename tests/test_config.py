@@ -110,6 +110,7 @@ MISTAKES = [
     (["--n_samples"], {}, "--n_samples needs a value; see rollout --help"),
     (["stray"], {}, "'stray' is neither a command nor a flag with its value"),
     ([], {"ROLLOUT_TEMPRATURE": "1"}, "ROLLOUT_TEMPRATURE names no field; did you mean ROLLOUT_TEMPERATURE?"),
+    (["--dataset", "a", "--dataset=b"], {}, "--dataset is given 2 times: a, b. Name a folder or a glob of all files"),
     ([], {"ROLLOUT_STOP": "[a"}, "ROLLOUT_STOP must be JSON"),
     (["--stop", ""], {}, "sampling.stop.0 must have at least 1 character"),
     (["--extra_sampling", "5"], {}, "--extra_sampling takes name=value, or JSON such as .*, not 5"),
@@ -124,6 +125,21 @@ MISTAKES = [
     (["--deterministic", "maybe"], {}, 'engine.deterministic must be a valid boolean, not "maybe"'),
     (["-x"], {}, "-x is not a flag"),
 ]
+
+
+def test_variables_of_other_programs_are_named_and_not_read(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config([], {"ROLLOUT_BATCH_SIZE": "512", "ROLLOUT_BACKEND_URL": "x"}) == RunConfig()
+    for variable in ("ROLLOUT_BATCH_SIZE", "ROLLOUT_BACKEND_URL"):
+        assert f"the environment variable {variable} names no field of a run, and is not read" in caplog.text
+
+
+def test_a_section_without_fields_has_its_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("sampling:\n  # seed: 1\nengine:\n  simulated:\ndata:\n  limit: null\n")
+    assert load_config([], {}, file) == RunConfig()
+    assert load_config(["--seed", "7"], {"ROLLOUT_DTYPE": "float16"}, file).sampling.seed == 7
+    base = {"sampling": {"seed": 3}}
+    assert changed(base, {"sampling": None}).sampling.seed == 3
 
 
 @pytest.mark.parametrize(("words", "environment", "message"), MISTAKES)

@@ -17,7 +17,7 @@ import pytest
 
 from rollout_ray.config.schema import DataConfig
 from rollout_ray.core.errors import DatasetError
-from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.data.question_set import QuestionSet, check_faults, load_questions
 
 ROWS = [
     {"prompt": "What is 2 + 2?\nThink, then answer: \"4\", or 'five'", "gold_answer": "4"},
@@ -114,6 +114,37 @@ def test_files_of_several_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"names files of several formats: .*a\.parquet and .*b\.jsonl"):
         load(str(tmp_path))
     assert len(load(f"{tmp_path}/*.parquet")) == 3
+
+
+ANSWERED = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+
+
+def test_a_set_without_a_row_that_can_be_asked_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """Conversations for SFT end with the answer. Each row would become an error, and the run end with 0."""
+    rows = [{"prompt": ANSWERED}, {"prompt": ANSWERED}, {"prompt": []}]
+    with pytest.raises(DatasetError) as refused:
+        check_faults(load(rows))
+    assert str(refused.value) == (
+        "the given list: no row can be asked: the prompt ends with the assistant's message, so that nothing is left to "
+        "answer (in 2 of 3 rows). Remove the last message of each conversation, or name another column: --prompt_key"
+    )
+    with pytest.raises(DatasetError, match=r"no row can be asked: the prompt is null\. Correct the prompts, or name"):
+        check_faults(load(pa.table({"prompt": pa.nulls(2)})))
+    check_faults(load([*rows, {"prompt": ANSWERED[:1]}]))
+    assert "the given list: 3 of 4 rows cannot be asked, 2 of them because the prompt ends with the as" in caplog.text
+    caplog.clear()
+    check_faults(load(ROWS))
+    check_faults(load(pa.table({"prompt": pa.array([], pa.string())})))
+    assert not caplog.text
+
+
+def test_a_gold_inside_a_struct_says_what_to_do() -> None:
+    rows = [{"prompt": "a", "reward_model": {"style": "rule", "ground_truth": "4"}}]
+    make = r"Make the field a column of its own, and name that: --gold_key$"
+    with pytest.raises(DatasetError, match=rf"no column 'reward_model.ground_truth', and no field.*{make}"):
+        load(rows, gold_key="reward_model.ground_truth")
+    with pytest.raises(DatasetError, match=rf"column 'reward_model' holds struct<.*; a gold answer is one string.*{make}"):
+        load(rows, gold_key="reward_model")
 
 
 class Frame:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from rollout_ray.api.versions import installed_versions
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import DataConfig, RunConfig
@@ -22,7 +24,7 @@ from rollout_ray.core.errors import ConfigError, Interrupted
 from rollout_ray.core.records import SCHEMA_VERSION
 from rollout_ray.core.redaction import shorten
 from rollout_ray.data.columns import GOLD_KEY
-from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.data.question_set import QuestionSet, check_faults, load_questions
 from rollout_ray.driver.budget import refuse_a_budget_that_saved_nothing
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.driver.run_context import RunContext
@@ -35,6 +37,7 @@ from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import describe
 from rollout_ray.scoring.custom_reward import CustomReward, RewardSource
 from rollout_ray.storage.event_log import EventLog
+from rollout_ray.storage.files import row_batches
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.bottleneck import bound_by
 from rollout_ray.telemetry.notebook import progress_here, summary_html
@@ -43,7 +46,6 @@ from rollout_ray.telemetry.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
     from matplotlib.figure import Figure
 
     from rollout_ray.driver.session import PoolResources
@@ -62,9 +64,11 @@ class Rollouts:
     run: RunDirectory
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        """Return the merged rows as an Arrow table in memory."""
+        """Return the merged rows as an Arrow table in memory, with a chunk for each row group or less."""
         with self.run.open_parquet("merged.parquet") as file:
-            return file.read(columns=columns)
+            # Not file.read(): Arrow joins the row groups of a nested column, and holds at most 2 GiB of text in one.
+            chunks = list(row_batches(file, max(1, file.metadata.num_rows), columns))
+            return pa.Table.from_batches(chunks) if chunks else file.read(columns=columns)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the merged rows as a pandas DataFrame."""
@@ -163,6 +167,7 @@ def collect_on(
 def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
     """Return the input in the order of generation."""
     questions = load_questions(dataset, cfg)
+    check_faults(questions)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
     if cfg.lengths_from is not None:

@@ -16,7 +16,7 @@ from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import BudgetSpent, ConfigError, DatasetError, Refused
 from rollout_ray.core.records import Arm, Prompt, Question
-from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.data.question_set import QuestionSet, check_faults, load_questions
 from rollout_ray.models.model_size import ModelSize, model_size
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, scorers_for
@@ -77,6 +77,7 @@ def make_plan(
         raise ConfigError("no data set was given; name one with --dataset")
     run = resolve(cfg)
     questions = load_questions(cfg.data.dataset, cfg.data)
+    check_faults(questions)
     machines = _place(run, on)
     prompts = _prompts(run, questions, machines.size)
     rates = _rates_of(earlier) if earlier else None

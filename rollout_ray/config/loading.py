@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -24,9 +25,13 @@ from rollout_ray.config.yaml_file import parse_value, read_yaml
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import shorten
 
+log = logging.getLogger(__name__)
+
 ENV_PREFIX = "ROLLOUT_"
 _FIELDS = leaf_fields(RunConfig)
 FLAGS = {name.rpartition(".")[2]: name for name in _FIELDS}
+MISSPELLED = 0.8  # how alike the name of a variable and a field are, from 0 to 1, where it is meant
+_SECTIONS = {part for name in _FIELDS for part in name.split(".")[:-1]}
 _FREE = {flag for flag, name in FLAGS.items() if "dict[" in str(_FIELDS[name].annotation)}
 
 
@@ -78,9 +83,12 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         flag = variable.removeprefix(ENV_PREFIX).lower()
         if flag not in FLAGS:
-            raise ConfigError(
-                f"the environment variable {variable} names no field{_suggest(flag, FLAGS, ENV_PREFIX, str.upper)}"
-            )
+            if difflib.get_close_matches(flag, FLAGS, 1, MISSPELLED):
+                raise ConfigError(
+                    f"the environment variable {variable} names no field{_suggest(flag, FLAGS, ENV_PREFIX, str.upper)}"
+                )
+            log.warning("the environment variable %s names no field of a run, and is not read", variable)
+            continue
         _put(values, FLAGS[flag], _value(variable, flag, [text]))
     return values
 
@@ -128,6 +136,8 @@ def _value(source: str, flag: str, texts: Sequence[str]) -> Any:
     name=value. In any other field the last text counts, and `null` unsets it.
     """
     kind = str(_FIELDS[FLAGS[flag]].annotation)
+    if flag == "dataset" and len(set(texts)) > 1:
+        raise ConfigError(f"{source} is given {len(texts)} times: {', '.join(texts)}. Name a folder or a glob of all files")
     if flag in _FREE:
         return {name: value for text in texts for name, value in _named(source, text).items()}
     if "list[" in kind or "tuple[" in kind:
@@ -169,7 +179,11 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 def _overlay(values: dict[str, Any], over: Mapping[str, Any]) -> None:
     """Write `over` into `values`. Sections are merged; lists and free dicts such as `extra` are replaced."""
     for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict) and key not in _FREE:
+        if value is None and key in _SECTIONS:  # a section without fields, whose lines may be comments
+            continue
+        if isinstance(value, Mapping) and key not in _FREE and (key in _SECTIONS or isinstance(values.get(key), dict)):
+            if not isinstance(values.get(key), dict):
+                values[key] = {}
             _overlay(values[key], value)
         else:
             values[key] = value

@@ -17,6 +17,7 @@ from rollout_ray.config.templates import columns_of, render_prompt
 from rollout_ray.core.records import Prompt
 from rollout_ray.core.redaction import shorten
 
+ENDS_WITH_ANSWER = "the prompt ends with the assistant's message, so that nothing is left to answer"
 EXACT = 2**53  # Arrow turns no larger integer into a float
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
@@ -139,7 +140,7 @@ def _read_prompt(value: Any) -> Prompt:
                 f"message {number} of the prompt has a {type(content).__name__} as its content; only text is read"
             )
     if messages[-1]["role"] == "assistant":
-        raise ValueError("the prompt ends with the assistant's message, so that nothing is left to answer")
+        raise ValueError(ENDS_WITH_ANSWER)
     if not messages[-1]["content"].strip():
         raise ValueError("the last message of the prompt is empty")
     return tuple({key: _own(item) for key, item in message.items() if item is not None} for message in messages)

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 GOLD_KEY = "gold_answer"
 ID_KEY = "question_id"
+MAKE_A_COLUMN = "Make the field a column of its own, and name that"
 RESERVED = ("trajectories", "responses", *SCORES)
 
 
@@ -32,6 +33,11 @@ def find_column(source: Source, named: str | None, usual: str, flag: str) -> str
         DatasetError: The input has no column of the given name.
     """
     if named is not None and named not in source.schema.names:
+        outer, _, inner = named.partition(".")
+        if inner and outer in source.schema.names:
+            raise DatasetError(
+                f"{source.name} has no column '{named}', and no field of a struct can be named. {MAKE_A_COLUMN}: --{flag}"
+            )
         raise DatasetError(f"{source.name} has no column '{named}'; {list_columns(source)}. Name it: --{flag}")
     return named or (usual if usual in source.schema.names else None)
 
@@ -72,7 +78,8 @@ def check_columns(source: Source, prompt_key: str, gold_key: str | None, id_key:
             "and content. Name another column: --prompt_key"
         )
     if gold_key and not _is_scalar(kind := source.schema.field(gold_key).type):
-        raise DatasetError(f"{source.name}: column '{gold_key}' holds {kind}; a gold answer is one string or number")
+        hint = f". {MAKE_A_COLUMN}: --gold_key" if pa.types.is_struct(kind) else ""
+        raise DatasetError(f"{source.name}: column '{gold_key}' holds {kind}; a gold answer is one string or number{hint}")
     if id_key and not _is_scalar(kind := source.schema.field(id_key).type):
         raise DatasetError(f"{source.name}: column '{id_key}' holds {kind}; an id is one string or number")
 

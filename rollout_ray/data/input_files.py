@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rollout_ray.core.errors import DatasetError
+from rollout_ray.core.redaction import shorten
 from rollout_ray.core.user_paths import expand_home
 from rollout_ray.data.folder_files import (
     data_files,
@@ -26,6 +27,8 @@ from rollout_ray.data.folder_files import (
     without_repeats,
     without_runs,
 )
+from rollout_ray.storage.refusals import one_line
+from rollout_ray.storage.stores import check_contact, client_errors, open_place
 
 # Endings of files that can be read, and the format of each.
 FORMATS = {".parquet": "parquet", ".jsonl": "lines", ".ndjson": "lines", ".json": "lines", ".csv": "csv", ".arrow": "arrow"}
@@ -100,18 +103,18 @@ def find_input_files(path: str) -> InputFiles:
     """
     path = expand_home(path)
     try:
-        if "://" in path:
-            filesystem, inner = fs.FileSystem.from_uri(path)
-        else:
-            filesystem, inner = fs.LocalFileSystem(), path
-        found, root = _find(path, filesystem, inner)
+        filesystem, inner = open_place(path)
+        check_contact(path)
+        with client_errors():
+            found, root = _find(path, filesystem, inner)
         if not found:
             raise DatasetError(
                 f"{path} does not exist or holds no files; give a parquet file, folder or glob, or a JSONL file"
             )
         return InputFiles(path, filesystem, tuple(filesystem.get_file_info(found)), root)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}. Check the path and its permissions") from error
+        reason = shorten(one_line(error), 300)
+        raise DatasetError(f"{path} cannot be read: {reason}. Check the path, its permissions and the network") from error
 
 
 def _find(path: str, filesystem: fs.FileSystem, inner: str) -> tuple[list[str], str]:

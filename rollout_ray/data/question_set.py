@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,11 @@ from rollout_ray.config.templates import MissingColumn, columns_of
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.records import Question
 from rollout_ray.core.redaction import shorten
-from rollout_ray.data.cells import NotText, Row, cell_values, decode, read_rows
+from rollout_ray.data.cells import ENDS_WITH_ANSWER, NotText, Row, cell_values, decode, read_rows
 from rollout_ray.data.columns import GOLD_KEY, ID_KEY, check_columns, check_files, find_column, list_columns
 from rollout_ray.data.sources import Source, open_source
+
+log = logging.getLogger(__name__)
 
 PASSES = 4
 
@@ -36,6 +39,7 @@ class QuestionSet:
         fingerprint: Digest of the set of (id, prompt, gold). The order of the rows does not change it.
         passes: Pass over the input in which a question is asked, by id, if it is not the first.
         template: Template that makes the prompts, or None.
+        faults: Number of rows that cannot be asked, by reason.
     """
 
     source: Source
@@ -45,6 +49,7 @@ class QuestionSet:
     fingerprint: str
     passes: Mapping[str, int] = field(default_factory=dict)
     template: str | None = None
+    faults: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,19 +107,40 @@ def load_questions(dataset: Any, data: DataConfig) -> QuestionSet:
     check_files(source, data.prompt_key if template is None else None, gold_key, id_key, in_template)
     ids: list[str] = []
     seen: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
     total = 0
     for batch in source.batches():
         given = _given_ids(batch, id_key, source.name, len(ids)) if id_key else None
-        rows = _locate_missing_columns(read_rows(batch, data.prompt_key, gold_key, data.prompt_template), source, ids)
+        rows = _locate_missing_columns(read_rows(batch, data.prompt_key, gold_key, template), source, ids)
         for number, row in enumerate(rows):
             content = json.dumps(row, sort_keys=True, ensure_ascii=True, default=str).encode()
             question_id = given[number] if given else _content_id(content, seen)
             ids.append(question_id)
+            if row[2] is not None:
+                faults[row[2]] += 1
             total += _row_number(content, question_id)
     if id_key:
         _refuse_duplicates(ids, id_key, source.name)
     fingerprint = f"{total % 2**128:032x}"
-    return QuestionSet(source, data.prompt_key, gold_key, tuple(ids), fingerprint, template=data.prompt_template)
+    return QuestionSet(source, data.prompt_key, gold_key, tuple(ids), fingerprint, template=template, faults=faults)
+
+
+def check_faults(questions: QuestionSet) -> None:
+    """Warn of the rows that cannot be asked, with the most frequent reason.
+
+    Raises:
+        DatasetError: No row can be asked, as in a set of conversations for SFT, which end with the answer.
+    """
+    count = sum(questions.faults.values())
+    if not count:
+        return
+    fault, times = Counter(questions.faults).most_common(1)[0]
+    name = questions.source.name
+    if count == len(questions):
+        remedy = "Remove the last message of each conversation" if fault == ENDS_WITH_ANSWER else "Correct the prompts"
+        others = "" if times == count else f" (in {times} of {count} rows)"
+        raise DatasetError(f"{name}: no row can be asked: {fault}{others}. {remedy}, or name another column: --prompt_key")
+    log.warning("%s: %d of %d rows cannot be asked, %d of them because %s", name, count, len(questions), times, fault)
 
 
 def _content_id(content: bytes, seen: Counter[str]) -> str:

@@ -12,9 +12,12 @@ from pyarrow import fs
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import LedgerError, VerifyError
 from rollout_ray.core.records import PART_SCHEMA, SCORES, TRAJECTORY
+from rollout_ray.core.redaction import shorten
 from rollout_ray.core.user_paths import expand_home
 from rollout_ray.data.columns import ID_KEY
 from rollout_ray.storage.paths import join_path, split_path
+from rollout_ray.storage.refusals import one_line
+from rollout_ray.storage.stores import check_contact, open_place
 
 MERGED = "merged.parquet"
 TRAJECTORY_FIELDS = tuple(f.name for f in TRAJECTORY)
@@ -53,15 +56,17 @@ def locate(path: str) -> tuple[fs.FileSystem, str, str]:
         LedgerError: There is no such file, or it cannot be read.
     """
     path = path if "://" in path else os.path.abspath(expand_home(path))
-    filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
     try:
+        filesystem, inner = open_place(path)
+        check_contact(path)
         kind = filesystem.get_file_info(inner).type
         if kind == fs.FileType.Directory:
             inner, path = f"{inner}/{MERGED}", join_path(path, MERGED)
             if filesystem.get_file_info(inner).type == fs.FileType.NotFound:
                 raise LedgerError(f"there is no {path}; the run is not complete, run its command again")
-    except OSError as error:
-        raise LedgerError(f"{path} cannot be read: {error}. Check the path and its permissions") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = shorten(one_line(error), 300)
+        raise LedgerError(f"{path} cannot be read: {reason}. Check the path, its permissions and the network") from error
     if kind == fs.FileType.NotFound:
         raise LedgerError(f"there is no {path}; give a run directory or a merged parquet file")
     return filesystem, inner, path

@@ -24,6 +24,7 @@ from rollout_ray.core.user_paths import expand_home
 from rollout_ray.storage.files import write_whole
 from rollout_ray.storage.paths import join_path, refuse_credentials, split_path
 from rollout_ray.storage.refusals import RESUME_HINT, explain_refusal, one_line
+from rollout_ray.storage.stores import check_contact, client_errors, open_place
 
 # Prefixes of variables that object store clients read. They are secrets: sent to scoring actors, never written.
 CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
@@ -56,17 +57,15 @@ class Folder:
 
     @cached_property
     def _place(self) -> tuple[fs.FileSystem, str]:
-        if "://" not in self.uri:
-            return fs.LocalFileSystem(), self.uri
         try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri)
+            filesystem, root = open_place(self.uri)
         except (pa.ArrowException, ValueError) as error:
             raise ConfigError(
                 f"output_dir {self.uri} cannot be opened: {one_line(error)}. Give a path or an s3:// or gs:// URI"
             ) from error
         except OSError as error:
             raise explain_refusal(self.uri, error) from error
-        return filesystem, root.rstrip("/")
+        return filesystem, root if "://" not in self.uri else root.rstrip("/")
 
     @property
     def is_local(self) -> bool:
@@ -87,6 +86,12 @@ class Folder:
 
     def _inner(self, name: str) -> str:
         return f"{self._place[1]}/{name}" if name else self._place[1]
+
+    def check_contact(self) -> None:
+        """Raise LedgerError if the store cannot be reached. A local folder passes."""
+        if not self.is_local:
+            with self.storage_errors():
+                check_contact(self.uri)
 
     # Reading
 
@@ -185,7 +190,8 @@ class Folder:
     def storage_errors(self) -> Iterator[None]:
         """Turn an OSError of the disk or store into a LedgerError."""
         try:
-            yield
+            with client_errors():
+                yield
         except OSError as error:
             raise explain_refusal(self.uri, error) from error
 
@@ -201,4 +207,6 @@ def write_file(path: str, write: Callable[[IO[bytes]], Any]) -> None:
         write_whole(path, write)
         return
     folder, name = split_path(path)
-    Folder(folder).write_atomically(name, write)
+    place = Folder(folder)
+    place.check_contact()
+    place.write_atomically(name, write)

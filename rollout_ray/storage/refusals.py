@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from rollout_ray.core.errors import LedgerError
+from rollout_ray.core.redaction import shorten
 
 RESUME_HINT = "run the same command again, which goes on from there"
 
@@ -48,7 +49,15 @@ _REFUSALS = (
     _Refusal(
         "the store of {uri} cannot be reached ({cause}). Check the network and the endpoint (AWS_ENDPOINT_URL, or "
         "endpoint_override in the URI) and {resume}",
-        words=("NETWORK_CONNECTION", "curlCode"),
+        words=(
+            "NETWORK_CONNECTION",
+            "curlCode",
+            "CURL error",
+            "UNAVAILABLE",
+            "no answer in",
+            "ConnectError",
+            "ConnectTimeout",
+        ),
     ),
     _Refusal(
         "the store of {uri} answers with errors, repeatedly ({cause}). When it serves again, {resume}",
@@ -60,7 +69,7 @@ _OTHER = "{uri} cannot be read or written: {cause}. Correct the cause, then {res
 
 def explain_refusal(uri: str, error: OSError) -> LedgerError:
     """Return the LedgerError that explains `error` of the disk or store at `uri`."""
-    cause = one_line(error)
+    cause = shorten(one_line(error), 400)
     matching = (r for r in _REFUSALS if error.errno in r.numbers or any(word in cause for word in r.words))
     found = next(matching, None)
     sentence = found.sentence if found else _OTHER

@@ -75,6 +75,7 @@ class RunDirectory(Folder):
         Raises:
             LedgerError: Another driver works on this run.
         """
+        self.check_contact()
         with Lease(Folder(self.uri), renew_s, expiry_s) as lease:
             self._fence = lease.name
             try:
