@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +20,7 @@ from rollout_ray.jobs.train_demo_model import accuracy, solution
 from rollout_ray.models.paths import model_folder
 from rollout_ray.scoring.extraction import extract_answer
 from tests.conftest import ROOT, clean_environment
+from tests.doc_blocks import blocks
 
 
 def test_it_is_small_and_in_safetensors() -> None:
@@ -37,6 +40,13 @@ def test_it_is_right_most_of_the_time_when_cold_and_less_when_warm(long_computat
     )
     assert 0.60 <= cold <= 0.95
     assert warm < cold
+    code = next(block.text for block in blocks() if block.page == "README" and block.kind == "python")
+    names: dict[str, Any] = {}
+    exec(code[code.index("question = ") : code.index("cfg = ")], names)
+    (row,) = names["rows"]
+    asked: list[Any] = [SimpleNamespace(question=row["prompt"], answer=row["gold_answer"])] * 8
+    plain = ArmConfig(name="samples", temperature=1.0, top_p=0.95)
+    assert accuracy(model, tokenizer, plain, asked) >= 0.75  # a reader's first run must not show accuracy 0
 
 
 @pytest.mark.parametrize("style", [arms.WOLFRAM, arms.MAUDLIN, arms.WOLFRAM_REPHRASE, arms.MAUDLIN_CF1, None])
