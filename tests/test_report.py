@@ -44,6 +44,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return finished(tmp_path_factory.mktemp("report") / "run", demo_rows(40))
 
 
+def test_the_users_columns_stand_in_the_page_and_those_of_few_values_in_its_index(tmp_path: Path) -> None:
+    rows = [{**row, "level": n % 3, "tags": ["a", "b"], "note": f"note {n}"} for n, row in enumerate(demo_rows(60))]
+    page = blocks(write_report(finished(tmp_path / "run", rows).uri).path)
+    index = page["index"]
+    assert index["given"] == {"level": ["0", "1", "2"], "tags": ['["a", "b"]']}
+    assert index["columns"]["given:level"] == [0, 1, 2] * 20 and "given:note" not in index["columns"]
+    assert page["chunk-0"][4]["columns"] == {"level": "1", "tags": '["a", "b"]', "note": "note 4"}
+
+
 def test_the_page_shows_the_config_of_the_last_session(tmp_path: Path) -> None:
     """run.json keeps the first session's. A budget of then was shown for a run that had gone on without one."""
     run = finished(tmp_path / "run", demo_rows(3))

@@ -168,6 +168,51 @@ def test_filters_and_their_sum(opened: Opened, run: RunDirectory, rows: list[dic
     )
 
 
+def test_the_address_holds_the_filters(opened: Opened, run: RunDirectory, rows: list[dict[str, Any]]) -> None:
+    """A link shows what its sender saw, and the way back from a question keeps the filters."""
+    page = opened(run.path("report.html"))
+    page.select_option("#f-arm", "wolfram_2")
+    page.select_option("#f-status", label="no answer")
+    wanted = [n + 1 for n, row in enumerate(rows) if row["trajectories"][2]["score_status"] == "no_answer"]
+    assert found(page) == len(wanted) > 0
+    address = page.evaluate("location.hash")
+    assert address == "#questions?arm=wolfram_2&status=no_answer"
+    page.click(".list tbody tr:first-child")
+    page.wait_for_selector("#detail")
+    assert page.evaluate("location.hash") == f"#question-{wanted[0]}?arm=wolfram_2&status=no_answer"
+    page.click("#back")
+    page.wait_for_selector(".list")
+    assert page.evaluate("location.hash") == address and found(page) == len(wanted)
+    page.evaluate("location.hash = '#questions?agree=allwrong&sort=long&arm=nobody'")
+    page.wait_for_function("document.getElementById('f-agree').value === 'allwrong'")
+    assert page.input_value("#f-sort") == "long" and page.input_value("#f-arm") == page.input_value("#f-status") == ""
+    assert found(page) == sum(not any(t["correct"] for t in row["trajectories"]) for row in rows)
+    page.click("#f-clear")
+    assert page.evaluate("location.hash") == "#questions" and found(page) == 60
+
+
+def test_the_users_columns_are_shown_and_those_of_few_values_filter(opened: Opened, tmp_path: Path) -> None:
+    rows = [
+        {**row, "level": n % 3, "source": None if n < 5 else HOSTILE[0], "note": f"note {n}"}
+        for n, row in enumerate(demo_rows(60))
+    ]
+    run = finished(tmp_path / "run", rows)
+    page = opened(write_report(run.uri).path)
+    filters = page.locator("#filters label").all_inner_texts()
+    assert any(text.startswith("level") for text in filters) and not any(text.startswith("note") for text in filters)
+    page.locator("#filters label", has_text="level").locator("select").select_option(label="2")
+    assert found(page) == 20 and page.evaluate("location.hash") == "#questions?column.level=2"
+    page.locator("#filters label", has_text="source").locator("select").select_option(label="(null)")
+    assert found(page) == 1
+    page.click(".list tbody tr:first-child")
+    page.wait_for_selector("#detail")
+    assert page.locator("#columns span").all_inner_texts() == ["level 2", "source \u2013", "note note 2"]
+    page.click("#back")
+    page.click("#f-clear")
+    page.fill("#f-text", "note 41")
+    page.wait_for_function("document.getElementById('found').textContent.startsWith('1 of')")
+
+
 def test_sorting_and_paging(opened: Opened, run: RunDirectory, rows: list[dict[str, Any]]) -> None:
     page = opened(run.path("report.html"))
     assert page.inner_text("#page") == "page 1 of 3" and page.is_disabled("#previous")

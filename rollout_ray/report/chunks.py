@@ -26,6 +26,8 @@ MOST_TRAJECTORIES = 100_000
 MOST_BYTES = 64 << 20  # all chunks together, compressed
 HEAD_CHARS, TAIL_CHARS = 6_000, 14_000  # parts shown of a longer text; the tail is longer because it has the answer
 TITLE_CHARS = 110
+MOST_VALUES = 50  # distinct values of a column of the user's that the page offers as a filter
+VALUE_CHARS = 300  # shown of such a value
 WHY_CHARS = 300  # of each text that explains a verdict
 TERMS = tuple(f.name for f in fields(RewardTerms))
 STATUSES = ("correct", "incorrect", "no_answer", "no_gold", "bad_gold", "timeout", "error")
@@ -47,6 +49,19 @@ def cut(text: str) -> str:
         gone = len(text) - HEAD_CHARS - TAIL_CHARS
         text = f"{text[:HEAD_CHARS]}\n[... {gone} characters are left out here ...]\n{text[-TAIL_CHARS:]}"
     return escape_controls(text)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of a question's row besides prompt and gold.
+
+    Attributes:
+        data: The prompt before the prompt template. None: without a template.
+        columns: The user's other columns as texts. None: the value is null.
+    """
+
+    data: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,18 +87,15 @@ class Chunks:
     most_bytes: int = MOST_BYTES
     stride: int = 1
     _kept: list[Chunk] = field(default_factory=list)
-    _held: list[tuple[int, Question, StoredQuestion, str | None]] = field(default_factory=list)
+    _held: list[tuple[int, Question, StoredQuestion, Shown]] = field(default_factory=list)
+    _values: dict[str, dict[str | None, int]] = field(default_factory=dict)  # codes by column, as far as MOST_VALUES + 1
     _held_samples: int = 0
     _met: int = 0  # chunks so far, including dropped ones
     _seen: int = 0  # questions so far
 
-    def add(self, question: Question, stored: StoredQuestion, data: str | None = None) -> None:
-        """Add the next question of the file.
-
-        Args:
-            data: The prompt before the prompt template. None: without a template.
-        """
-        self._held.append((self._seen, question, stored, data))
+    def add(self, question: Question, stored: StoredQuestion, shown: Shown | None = None) -> None:
+        """Add the next question of the file."""
+        self._held.append((self._seen, question, stored, shown or Shown()))
         self._seen += 1
         self._held_samples += max(1, len(stored.trajectories))
         if self._held_samples >= CHUNK_SAMPLES:
@@ -114,6 +126,7 @@ class Chunks:
         """Return the columns that the page filters, sorts and lists by, and the names behind their codes.
 
         Columns over questions: `n` (trajectories), `number` (position in the file), `chunk`, `title`, `wm`.
+        `given` has the values of the user's columns with few values, and `given:NAME` the code of each question's value.
         Columns over trajectories: `arm`, `status`, `finish`, `answer`, `reward`, `tokens`.
         Equal answers of one question have equal numbers. No answer is 0.
         """
@@ -122,7 +135,10 @@ class Chunks:
             for name, values in chunk.index.items():
                 columns.setdefault(name, []).extend(values)
             columns.setdefault("chunk", []).extend([number] * len(chunk.index["n"]))
-        return {"statuses": STATUSES, "finishes": FINISHES, "columns": columns}
+        few = {name: list(codes) for name, codes in self._values.items() if len(codes) <= MOST_VALUES}
+        for name in self._values.keys() - few.keys():
+            columns.pop(f"given:{name}", None)
+        return {"statuses": STATUSES, "finishes": FINISHES, "given": few, "columns": columns}
 
     def _chunk(self) -> Chunk:
         index: dict[str, list[Any]] = {
@@ -130,11 +146,13 @@ class Chunks:
         }
         place = {arm.name: n for n, arm in enumerate(self.arms)}
         details = []
-        for number, question, stored, data in self._held:
+        for number, question, stored, shown in self._held:
             answers: dict[str | None, int] = {None: 0}
             index["n"].append(len(stored.trajectories))
             index["number"].append(number)
-            index["title"].append(escape_controls(_title(question, data)))
+            index["title"].append(escape_controls(_title(question, shown.data)))
+            for name, value in shown.columns.items():
+                index.setdefault(f"given:{name}", []).append(self._code(name, value))
             index["wm"].append(_rounded(stored.scores[0]["s_wm"]))
             for t in stored.trajectories:
                 index["arm"].append(place.get(t["arm"], -1))
@@ -143,8 +161,16 @@ class Chunks:
                 index["answer"].append(answers.setdefault(t["answer"], len(answers)))
                 index["reward"].append(_rounded(t["reward"]))
                 index["tokens"].append(t["num_tokens"])
-            details.append({**self._detail(question, stored), "data": None if data is None else cut(data)})
+            data = None if shown.data is None else cut(shown.data)
+            details.append({**self._detail(question, stored), "data": data, "columns": shown.columns})
         return Chunk(packed(details), index, self._held_samples)
+
+    def _code(self, name: str, value: str | None) -> int:
+        """Return the number of a value among those of its column, or -1 once these are too many for a filter."""
+        codes = self._values.setdefault(name, {})
+        if len(codes) <= MOST_VALUES:
+            codes.setdefault(value, len(codes))
+        return codes.get(value, -1)
 
     def _detail(self, question: Question, stored: StoredQuestion) -> dict[str, Any]:
         """Return one question for the page: id, prompt as [role, text] pairs, gold, fault, scores, trajectories."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import PurePosixPath
@@ -21,8 +22,10 @@ import pyarrow as pa
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.redaction import escape_controls
-from rollout_ray.report.chunks import Chunks, packed
+from rollout_ray.core.redaction import escape_controls, shorten
+from rollout_ray.data.cells import cell_values
+from rollout_ray.data.columns import ID_KEY
+from rollout_ray.report.chunks import VALUE_CHARS, Chunks, Shown, packed
 from rollout_ray.report.statistics import Tallies
 from rollout_ray.report.timeline import BEGINS, timeline
 from rollout_ray.results.merged_file import MergedFile
@@ -31,7 +34,7 @@ from rollout_ray.storage.folder import Folder
 from rollout_ray.storage.paths import join_path, split_path
 from rollout_ray.storage.run_directory import RunDirectory
 
-SCRIPTS = ("dom.js", "charts.js", "summary.js", "questions.js", "report.js")
+SCRIPTS = ("dom.js", "charts.js", "summary.js", "filters.js", "questions.js", "report.js")
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ def write_report(
         tallies, chunks = Tallies([arm.name for arm in arms]), Chunks(arms, merged.description.config.scoring)
         for given, stored in merged.batches():
             questions = merged.question_set(given, [str(s.question_id) for s in stored]).questions()
-            for question, one, data in zip(questions, stored, _data_prompts(merged, given), strict=True):
+            for question, one, shown in zip(questions, stored, _shown_rows(merged, given), strict=True):
                 tallies.add(one.trajectories, one.scores[0]["s_wm"])
-                chunks.add(question, one, data)
+                chunks.add(question, one, shown)
         chunks.finish()
         index = chunks.index()
         shown_questions = len(index["columns"].get("n", ()))
@@ -103,6 +106,30 @@ def _data_prompts(merged: MergedFile, given: pa.Table) -> list[str | None]:
     if data.prompt_template is None or data.prompt_key not in given.column_names:
         return [None] * given.num_rows
     return [value if isinstance(value, str) else None for value in given.column(data.prompt_key).to_pylist()]
+
+
+def _shown_rows(merged: MergedFile, given: pa.Table) -> list[Shown]:
+    """Return what the page shows of each row besides prompt and gold: the data's prompt and the user's other columns."""
+    description = merged.description
+    usual = (description.config.data.prompt_key, description.gold_key, description.config.data.id_key, ID_KEY)
+    names = [name for name in given.column_names if name not in usual]
+    columns = {escape_controls(name): [_as_text(value) for value in _values(given, name)] for name in names}
+    rows = zip(*columns.values(), strict=True) if columns else ((),) * given.num_rows
+    return [
+        Shown(data, dict(zip(columns, row, strict=True)))
+        for data, row in zip(_data_prompts(merged, given), rows, strict=True)
+    ]
+
+
+def _values(table: pa.Table, name: str) -> Iterator[Any]:
+    return (value for chunk in table.column(name).chunks for value in cell_values(chunk))
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return escape_controls(shorten(text, VALUE_CHARS))
 
 
 def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:

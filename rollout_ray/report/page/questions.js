@@ -1,4 +1,4 @@
-// Browse the questions: filters over the index, a paged list, and one question with all its arms side by side.
+// Browse the questions: a paged list of those that pass the filters, and one question with all its arms side by side.
 // The index is in memory. A packed chunk has the questions' texts and is decoded to show or search them.
 
 const PAGE = 25;
@@ -23,8 +23,9 @@ class Browser {
     this.found = [];
     this.page = 0;
     this.searching = 0;
-    this.controls = this.makeControls();
-    this.apply();
+    this.index = index;
+    this.controls = makeFilters(index, facts);
+    this.listen();
   }
 
   // Data
@@ -47,42 +48,25 @@ class Browser {
 
   // Filters
 
-  makeControls() {
-    const statuses = this.statuses.filter((name) => this.facts.all.statuses[name]);
-    const select = (id, entries) => options(h("select", { id }), entries, "");
-    const arms = this.arms.map((name, n) => [String(n), name]);
-    const controls = {
-      arm: select("f-arm", [["", "any arm"], ...arms]),
-      status: select("f-status", [["", "any status"], ...statuses.map((name) => [String(this.statuses.indexOf(name)), STATUS_NAME[name]])]),
-      finish: select("f-finish", [["", "any finish"], ["1", "truncated (length)"], ["0", "stopped by itself"], ["2", "error"]]),
-      agree: select("f-agree", [["", "any"], ["mixed", "some right, some wrong"], ["differ", "answers differ"], ["equal", "all answers equal"], ["allwrong", "none right"], ["allright", "all right"]]),
-      better: select("f-better", [["", dash], ...arms]),
-      worse: select("f-worse", [["", dash], ...arms]),
-      sort: select("f-sort", [["", "file order"], ["right", "fewest right first"], ["wm", "lowest coherence first"], ["spread", "widest reward spread first"], ["long", "longest first"]]),
-      text: h("input", { id: "f-text", type: "search", placeholder: "in any text, gold or id", spellcheck: "false" }),
-    };
-    const label = (text, control, group) => h("label", { class: group }, text, control);
-    const clear = h("button", { type: "button", id: "f-clear" }, "Clear");
-    const form = at("filters");
-    form.append(label("Text", controls.text, "search"), label("A trajectory of", controls.arm), label("with status", controls.status), label("and finish", controls.finish),
-      label("Arms agree", controls.agree), label("Right in", controls.better), label("wrong in", controls.worse), label("Sort", controls.sort), h("div", { class: "ends" }, clear));
+  listen() {
     let typing = 0;
+    const form = at("filters");
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("change", (event) => event.target !== controls.text && this.apply());
-    controls.text.addEventListener("input", () => {
+    form.addEventListener("change", (event) => event.target !== this.controls.text && this.apply());
+    this.controls.text.addEventListener("input", () => {
       clearTimeout(typing);
       typing = setTimeout(() => this.apply(), 250);
     });
-    clear.addEventListener("click", () => {
+    at("f-clear").addEventListener("click", () => {
       form.reset();
       this.apply();
     });
-    return controls;
   }
 
   matches(q, want) {
     const { arm, status, finish, answer } = this.columns;
     const [from, to] = [this.first[q], this.first[q + 1]];
+    if (want.columns.some(([name, code]) => this.columns[name][q] !== code)) return false;
     let fits = false, right = 0, wrong = 0, differ = false, better = false, worse = false;
     for (let t = from; t < to; t++) {
       const name = this.statuses[status[t]];
@@ -106,9 +90,8 @@ class Browser {
   }
 
   async apply() {
-    const code = (control) => (control.value === "" ? null : Number(control.value));
-    const { arm, status, finish, better, worse, agree, sort, text } = this.controls;
-    const want = { arm: code(arm), status: code(status), finish: code(finish), better: code(better), worse: code(worse), agree: agree.value };
+    const { sort, text } = this.controls;
+    const want = wanted(this.controls, this.index, this.arms);
     const run = ++this.searching;
     let found = [];
     for (let q = 0; q < this.count; q++) if (this.matches(q, want)) found.push(q);
@@ -117,6 +100,8 @@ class Browser {
     this.needle = text.value.trim();
     this.found = this.sorted(found, sort.value);
     this.page = 0;
+    this.filtered = filterAddress(this.controls);
+    if (!/^#question-/.test(location.hash) && (this.filtered || /^#questions/.test(location.hash))) history.replaceState(null, "", `#questions${this.filtered}`);
     this.showList();
   }
 
@@ -159,7 +144,7 @@ class Browser {
 
   holds(question, needle) {
     const has = (value) => value !== null && value.toLowerCase().includes(needle);
-    return has(question.id) || has(question.gold) || has(question.data) || question.prompt.some(([, content]) => has(content)) || question.trajectories.some((t) => has(t.text) || has(t.answer) || has(t.error));
+    return has(question.id) || has(question.gold) || has(question.data) || Object.values(question.columns).some(has) || question.prompt.some(([, content]) => has(content)) || question.trajectories.some((t) => has(t.text) || has(t.answer) || has(t.error));
   }
 
   sorted(found, by) {
@@ -205,8 +190,9 @@ class Browser {
     const right = samples.filter((t) => this.statuses[status[t]] === "correct").length;
     const rewards = samples.map((t) => reward[t]).filter(known);
     const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
-    const open = () => { location.hash = `question-${number[q] + 1}`; };
-    return h("tr", { on: { click: open } }, h("td", { class: "num quiet" }, number[q] + 1), h("td", { class: "prompt", title: title[q] }, h("a", { href: `#question-${number[q] + 1}`, on: { click: (event) => event.stopPropagation() } }, title[q] || "(empty)")),
+    const address = `#question-${number[q] + 1}${this.filtered}`;
+    const open = () => { location.hash = address; };
+    return h("tr", { on: { click: open } }, h("td", { class: "num quiet" }, number[q] + 1), h("td", { class: "prompt", title: title[q] }, h("a", { href: address, on: { click: (event) => event.stopPropagation() } }, title[q] || "(empty)")),
       h("td", null, this.dots(samples)), h("td", { class: "num" }, `${right}/${samples.length}`), h("td", { class: "num optional" }, fixed(wm[q])), h("td", { class: "num optional" }, fixed(mean(rewards))), h("td", { class: "num optional" }, whole(mean(samples.map((t) => tokens[t])))));
   }
 
@@ -227,9 +213,16 @@ class Browser {
 
   // One question
 
-  // Opens the question in the address. Any other address shows the list.
+  // Sets the filters that the address has, and opens its question. Any other address shows the list.
   async follow() {
-    const asked = /^#question-(\d+)$/.exec(location.hash);
+    const [, place, address] = /^#([^?]*)(\?.*)?$/.exec(location.hash) || ["", "", ""];
+    const asked = /^question-(\d+)$/.exec(place);
+    const listed = place === "questions" && address !== undefined;
+    if (this.filtered === undefined || ((asked || listed) && (address || "") !== this.filtered)) {
+      if (asked || listed) restoreFilters(this.controls, address || "");
+      await this.apply();
+      if (listed) at("questions").scrollIntoView();
+    }
     if (!asked) {
       if (at("detail")) this.showList();
       return;
@@ -243,7 +236,7 @@ class Browser {
     const { number } = this.columns;
     const among = this.found.includes(q) ? this.found : Array.from({ length: this.count }, (_, n) => n);
     const place = among.indexOf(q);
-    const go = (to) => () => { location.hash = to === null ? "questions" : `question-${number[to] + 1}`; };
+    const go = (to) => () => { location.hash = `${to === null ? "questions" : `question-${number[to] + 1}`}${this.filtered}`; };
     const step = (by, text, id) => h("button", { type: "button", id, disabled: !(place + by in among), on: { click: go(among[place + by]) } }, text);
     const bar = h("div", { class: "bar" }, h("div", null, h("button", { type: "button", id: "back", on: { click: go(null) } }, "\u2190 All questions"), h("span", { class: "quiet" }, `${whole(place + 1)} of ${whole(among.length)}`)), h("div", null, step(-1, "\u2190 Previous", "previous"), step(1, "Next \u2192", "next")));
     const fact = (name, value) => h("span", null, `${name} `, h("b", null, value));
@@ -251,7 +244,8 @@ class Browser {
     const shown = question.data === null ? prompt : [h("p", { class: "text" }, this.marked(question.data)), h("details", { id: "rendered" }, h("summary", null, "With the prompt template"), prompt)];
     const head = h("div", { class: "card" },
       h("div", { class: "prompts" }, question.fault ? h("p", { class: "note" }, `This row is not a valid question: ${question.fault}`) : null, shown),
-      h("div", { class: "facts" }, fact("gold", question.gold === null ? dash : question.gold), Object.entries(question.scores).map(([name, value]) => fact(name, fixed(value))), fact("question", number[q] + 1), fact("id", question.id)));
+      h("div", { class: "facts" }, fact("gold", question.gold === null ? dash : question.gold), Object.entries(question.scores).map(([name, value]) => fact(name, fixed(value))), fact("question", number[q] + 1), fact("id", question.id)),
+      Object.keys(question.columns).length ? h("div", { class: "facts", id: "columns" }, Object.entries(question.columns).map(([name, value]) => fact(name, value === null ? dash : this.marked(value)))) : null);
     const samples = this.samples(q).map((t, n) => this.sample(t, question.trajectories[n]));
     at("browser").replaceChildren(h("div", { id: "detail", class: "detail", "data-question": number[q] + 1 }, bar, head, h("div", { class: "side" }, samples)));
     at("filters").hidden = true;
