@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from rollout_ray.config.arms import WOLFRAM
+from rollout_ray.config.arms import WOLFRAM, plain_text
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import ConfigError, LedgerError
 from rollout_ray.core.records import SCORES, TRAJECTORY
 from rollout_ray.export.formats import JSONL_FIELDS, Source, export
 from rollout_ray.export.trainer_files import tables
 from rollout_ray.export.trainer_rows import MESSAGE, TRAINER_FORMATS, Choice, row_schema
+from rollout_ray.models.paths import DEMO_FOLDER
 from rollout_ray.report.html import write_report
 from rollout_ray.results.merge import ROW_GROUP_BYTES, write_merged
 from rollout_ray.results.verify import verify
@@ -54,6 +56,26 @@ def test_jsonl_is_the_record_of_the_seeds(run: RunDirectory, tmp_path: Path) -> 
         }
         for row in stored
     ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_base_models_rows_are_plain_texts(tmp_path: Path, ending: str) -> None:
+    """Its tokenizer has no chat template, so nobody could render messages."""
+    base = tmp_path / "base"
+    shutil.copytree(DEMO_FOLDER, base, ignore=shutil.ignore_patterns("chat_template.jinja", "*.safetensors"))
+    run = finished(tmp_path / "run", demo_rows(QUESTIONS), model={"model_path": str(base)}, arms={"arm_set": "samples"})
+    stored = {row["question_id"]: row for row in pq.read_table(run.path("merged.parquet")).to_pylist()}
+    for form, names in {"dpo": ("chosen", "rejected"), "sft": ("completion",), "grpo": ("completions",)}.items():
+        rows = written(run, tmp_path / f"{form}.{ending}", form)
+        assert rows and "messages" not in rows[0]
+        for row in rows:
+            question = stored[row["question_id"]]
+            texts = [text for name in names for text in (row[name] if form == "grpo" else [row[name]])]
+            assert row["prompt"] == plain_text(question["prompt"], None)
+            assert {*texts} <= {t["full_text"] for t in question["trajectories"]}
+    other = finished(tmp_path / "chat", demo_rows(3))
+    with pytest.raises(ConfigError, match="has a model without a chat template, and another run has one"):
+        export([run.uri, other.uri], tmp_path / "both.jsonl", "dpo")
 
 
 @pytest.mark.parametrize("layout", ["questions", "trajectories"])

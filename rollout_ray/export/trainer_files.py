@@ -20,15 +20,16 @@ from rollout_ray.export.selection import PairType
 from rollout_ray.export.targets import Writer, write_lines
 from rollout_ray.export.trainer_rows import (
     TRAINER_FORMATS,
+    Asked,
     Choice,
     Row,
     TrainerFormat,
-    asked,
     column_values,
     message_type,
     row_schema,
     shared_system_prompt,
 )
+from rollout_ray.export.wording import are_texts, worded
 from rollout_ray.results.merge import ROW_GROUP_BYTES, write_merged
 from rollout_ray.results.merged_file import MergedFile
 
@@ -91,11 +92,12 @@ def trainer_writer(
 ) -> Writer:
     """Return a writer of the runs' rows that counts them in `done`."""
     repeats = _Repeats(form)
+    as_text = are_texts(runs)
     rows = chain.from_iterable(_rows(run, form, choice, repeats, done) for run in runs)
     if not as_parquet:
         return partial(write_lines, rows)
     prompts = [run.given_schema.field(run.description.config.data.prompt_key).type for run in runs]
-    schema = row_schema(form, message_type(prompts))
+    schema = row_schema(form, None if as_text else message_type(prompts))
     metadata = {"format": form, "runs": [run.description.config.digest() for run in runs]}
     return lambda stream: write_merged(stream, schema, metadata, tables(rows, schema))
 
@@ -126,7 +128,7 @@ def _text_size(value: Any) -> int:
 def _rows(
     run: MergedFile, form: TrainerFormat, choice: Choice, repeats: _Repeats, done: Exported
 ) -> Iterator[dict[str, Any]]:
-    system_prompt = shared_system_prompt(run.description.arms)
+    system_prompt, as_text = shared_system_prompt(run.description.arms), are_texts([run])
     repeats.begin_run()
     number = 0
     for given, stored in run.batches():
@@ -134,7 +136,7 @@ def _rows(
         has_source = "data_source" in given.column_names
         sources = column_values(given, "data_source") if has_source else ["rollout_ray"] * len(stored)
         for question, one, source in zip(questions, stored, sources, strict=True):
-            context = asked(question, system_prompt, number, str(source))
+            context = Asked(question, worded(question.prompt, system_prompt, as_text), number, str(source))
             found = [] if question.fault else TRAINER_FORMATS[form](context, one.trajectories, choice)
             rows = [row for row in found if row not in repeats]
             number += 1

@@ -1,6 +1,7 @@
 """Build the rows that trainers read, under the column names that they expect.
 
-Texts are conversations, so the trainer renders them with the model's own chat template:
+Texts are conversations, so the trainer renders them with the model's own chat template. For a model without one they are
+plain texts.
 
     dpo    TRL's explicit-prompt preference: prompt, chosen, rejected
     sft    TRL's prompt and completion; verl and NeMo RL read messages, the two joined
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.records import Arm, Question
+from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.data.cells import cell_values, without_absent_keys
 from rollout_ray.export.selection import Stored, best_of, group, preference_pairs
 
@@ -67,18 +68,26 @@ def shared_system_prompt(arms: Sequence[Arm]) -> str | None:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as a row shows it: `prompt` as a conversation, `number` its position in the run from 0."""
+    """A question as a row shows it.
+
+    prompt: A conversation; the text of the prompt for a model without a chat template.
+    number: Position of the question in the run, from 0.
+    """
 
     question: Question
-    prompt: list[Row]
+    prompt: list[Row] | str
     number: int
     data_source: str
 
+    def reply(self, trajectory: Stored) -> list[Row] | str:
+        """Return an output in the form of the prompt."""
+        text: str = trajectory["full_text"]
+        return text if isinstance(self.prompt, str) else [{"role": "assistant", "content": text}]
 
-def asked(question: Question, system_prompt: str | None, number: int, data_source: str) -> Asked:
-    """Return the question with its conversation, including the system prompt."""
-    messages = [dict(message) for message in chat_messages(question.prompt, system_prompt)]
-    return Asked(question, messages, number, data_source)
+
+def conversation(prompt: Prompt, system_prompt: str | None) -> list[Row]:
+    """Return the prompt as messages, including the system prompt."""
+    return [dict(message) for message in chat_messages(prompt, system_prompt)]
 
 
 def dpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list[Row]:
@@ -86,8 +95,8 @@ def dpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list
     return [
         {
             "prompt": one.prompt,
-            "chosen": _said(pair.chosen),
-            "rejected": _said(pair.rejected),
+            "chosen": one.reply(pair.chosen),
+            "rejected": one.reply(pair.rejected),
             "pair_type": pair.pair_type,
             "question_id": one.question.question_id,
             "score_chosen": pair.chosen["reward"],
@@ -104,8 +113,8 @@ def sft_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> list
     return [
         {
             "prompt": one.prompt,
-            "completion": _said(best),
-            "messages": [*one.prompt, *_said(best)],
+            "completion": one.reply(best),
+            **({} if isinstance(one.prompt, str) else {"messages": [*one.prompt, *one.reply(best)]}),
             "question_id": one.question.question_id,
             "reward": best["reward"],
             "arm": best["arm"],
@@ -123,7 +132,7 @@ def grpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> lis
     return [
         {
             "prompt": one.prompt,
-            "completions": [_said(t) for t in members],
+            "completions": [one.reply(t) for t in members],
             "rewards": [t["reward"] for t in members],
             "correct": [t["correct"] for t in members],
             "arms": [t["arm"] for t in members],
@@ -133,10 +142,6 @@ def grpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> lis
             "extra_info": {"index": one.number},
         }
     ]
-
-
-def _said(trajectory: Stored) -> list[Row]:
-    return [{"role": "assistant", "content": trajectory["full_text"]}]
 
 
 TRAINER_FORMATS: Mapping[str, Callable[[Asked, Sequence[Stored], Choice], list[Row]]] = {
@@ -168,15 +173,15 @@ def message_type(prompts: Iterable[pa.DataType]) -> pa.DataType:
     return pa.struct(list(fields.values()))
 
 
-def row_schema(form: TrainerFormat, message: pa.DataType) -> pa.Schema:
+def row_schema(form: TrainerFormat, message: pa.DataType | None) -> pa.Schema:
     """Return a format's columns in the order of its rows.
 
     Args:
-        message: Type of a prompt's messages.
+        message: Type of a prompt's messages. None: prompts and replies are texts.
     """
-    prompt = pa.list_(message)
-    reply = pa.list_(MESSAGE)
     text = pa.string()
+    prompt = text if message is None else pa.list_(message)
+    reply = text if message is None else pa.list_(MESSAGE)
     number = pa.float64()
     columns: dict[TrainerFormat, dict[str, pa.DataType]] = {
         "dpo": {
@@ -210,4 +215,6 @@ def row_schema(form: TrainerFormat, message: pa.DataType) -> pa.Schema:
             "extra_info": pa.struct([("index", pa.int64())]),
         },
     }
+    if message is None:
+        columns["sft"].pop("messages")
     return pa.schema(list(columns[form].items()))
