@@ -191,7 +191,8 @@ class Plan:
         return found
 
     def _budget_warnings(self) -> list[str]:
-        limit, seconds, generation = self.budget_seconds, self.seconds, self.generation_seconds
+        limit = self.budget_seconds
+        seconds, generation = self.seconds, self.generation_seconds
         if limit is None or (seconds is not None and seconds <= limit):
             return []
         if seconds is None or generation is None or not self.rates:
