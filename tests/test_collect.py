@@ -289,9 +289,9 @@ def test_ctrl_c_keeps_what_is_complete_and_the_same_call_goes_on(tmp_path: Path,
 
 
 def test_every_engine_dying_at_its_start_is_an_error_with_its_words(tmp_path: Path, local_ray: None) -> None:
-    (tmp_path / "model").mkdir()
-    with pytest.raises(EngineError, match=r"engine-\d could not start: "):
-        collect(demo_rows(2), config(tmp_path / "run", model={"model_path": str(tmp_path / "model")}))
+    engine = {"max_model_len": 512, "extra": {"kv_cache_dtype": "nonsense"}}
+    with pytest.raises(EngineError, match=r"engine-\d could not start: .*kv_cache_dtype"):
+        collect(demo_rows(2), config(tmp_path / "run", engine=engine))
 
 
 def test_engines_that_keep_dying_end_the_run_and_not_the_data(tmp_path: Path, local_ray: None) -> None:

@@ -45,9 +45,9 @@ def test_secrets_of_the_environment_stay_there(
     tmp_path: Path, ray_folder: Path, model: Path, fails: bool, programs: None
 ) -> None:
     prepare_demo(2, 1, tmp_path / "q.parquet")
-    if fails:
-        (model / "model.safetensors").write_bytes(b"torn")
     words = ["--dataset", str(tmp_path / "q.parquet"), "--output_dir", str(tmp_path / "run"), "--replicas", "1"]
+    if fails:
+        words += ["--extra", "kv_cache_dtype=nonsense"]
     done = subprocess.run(
         [sys.executable, "-m", "rollout_ray.run", *words, "--model_path", str(model), "--arm_set", "greedy"],
         env=clean_environment() | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(ray_folder)} | dict.fromkeys(SECRETS, CANARY),

@@ -18,7 +18,7 @@ from typing import TextIO
 from rollout_ray.cli.commands import COMMANDS, print_summary, view
 from rollout_ray.cli.output import shielded
 from rollout_ray.cli.parser import Parser
-from rollout_ray.core.errors import ConfigError, RolloutError
+from rollout_ray.core.errors import ConfigError, RolloutError, TooManyErrors
 from rollout_ray.core.interrupts import stop_by_signals
 from rollout_ray.core.redaction import escape_controls, shorten
 
@@ -54,7 +54,7 @@ environment, and the environment beats the file. For a yes-or-no field give --fl
 
 exit codes: 0 done, 1 any other failure, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left,
 6 run directory, 7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 10 the cloud refused or cannot be
-reached, 130 stopped. After 9 and 130 the same command goes on."""
+reached, 11 most trajectories are errors, 130 stopped. After 9 and 130 the same command goes on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,6 +131,11 @@ def _run(words: list[str]) -> int:
     console, progress = view(own.quiet)
     rollouts = collect(None, config, progress=progress)
     print_summary(console, rollouts.summary, rollouts.path)
+    if rollouts.summary.too_many_errors:
+        raise TooManyErrors(
+            f"more than half of the trajectories are errors; {rollouts.path} has the reason of each. Correct the data or "
+            "the config, and draw into another --output_dir"
+        )
     return 0
 
 

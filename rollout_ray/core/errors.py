@@ -64,6 +64,12 @@ class CloudError(RolloutError):
     exit_code = 10
 
 
+class TooManyErrors(RolloutError):
+    """More than half of the trajectories are errors. The merged file holds all of them, each with its reason."""
+
+    exit_code = 11
+
+
 class Interrupted(RolloutError):
     """Ctrl-C or SIGTERM stopped the run. Complete questions are saved, and the same command resumes."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rollout_ray.telemetry.error_reasons import errors_sentence
 from rollout_ray.telemetry.summary import Summary
 
 ENOUGH = 32  # trajectories before the first warning
@@ -34,6 +35,9 @@ def _findings(summary: Summary) -> Iterator[tuple[str, str, str]]:
     count = summary.trajectories
     if count < ENOUGH:
         return
+    if summary.too_many_errors:
+        sentence = errors_sentence(summary.error_rows, count, summary.errors)
+        yield "errors", "", f"{sentence}; stop the run, and correct the data or the config"
     truncated = summary.finish_reason["length"]
     if truncated > TRUNCATED * count:
         yield (

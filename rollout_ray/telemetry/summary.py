@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
+from rollout_ray.telemetry.error_reasons import TOO_MANY, add_reasons, count_reasons, errors_sentence
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,6 +72,7 @@ class Summary:
 
     Attributes:
         tokens: Output tokens.
+        errors: Trajectories without an output, by reason.
         unrewarded: Trajectories without a reward, by score status.
         bad_golds: Questions with a gold answer that the grader cannot read.
         bad_gold: One such gold answer.
@@ -87,6 +89,7 @@ class Summary:
     arms: dict[str, ArmSummary] = field(default_factory=dict)
     score_status: Counter[str] = field(default_factory=Counter)
     finish_reason: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
     unrewarded: Counter[str] = field(default_factory=Counter)
     bad_golds: int = 0
     bad_gold: str = ""
@@ -110,6 +113,16 @@ class Summary:
         return any(status in self.unrewarded for status in GRADED)
 
     @property
+    def error_rows(self) -> int:
+        """Return how many trajectories have no output, or could not be graded for an error."""
+        return max(self.finish_reason["error"], self.score_status["error"])
+
+    @property
+    def too_many_errors(self) -> bool:
+        """Return whether the run is of no use: more than half of its trajectories are errors."""
+        return self.error_rows > TOO_MANY * self.trajectories
+
+    @property
     def null_rewards(self) -> int:
         return self.trajectories - sum(arm.rewarded for arm in self.arms.values())
 
@@ -128,6 +141,7 @@ class Summary:
         self.prompt_tokens += pc.sum(flat.column("num_prompt_tokens")).as_py() or 0
         self.score_status.update(flat.column("score_status").to_pylist())
         self.finish_reason.update(flat.column("finish_reason").to_pylist())
+        add_reasons(self.errors, count_reasons(flat.column("error").to_pylist()))
         self.unrewarded.update(flat.filter(pc.is_null(flat.column("reward"))).column("score_status").to_pylist())
         bad = pc.unique(pc.list_parent_indices(lists).filter(pc.equal(flat.column("score_status"), "bad_gold")))
         self.bad_golds += len(bad)
@@ -146,6 +160,7 @@ class Summary:
         self.s_wm_sum += other.s_wm_sum
         self.score_status.update(other.score_status)
         self.finish_reason.update(other.finish_reason)
+        add_reasons(self.errors, other.errors)
         self.unrewarded.update(other.unrewarded)
         self.bad_golds += other.bad_golds
         self.bad_gold = self.bad_gold or other.bad_gold
@@ -171,6 +186,7 @@ class Summary:
             "account": self.account.to_dict(),
             "score_status": dict(self.score_status),
             "finish_reason": dict(self.finish_reason),
+            "errors": dict(self.errors),
             "unrewarded": dict(self.unrewarded),
             "tokens_per_second": self.tokens_per_second,
             "null_rewards": self.null_rewards,
@@ -252,6 +268,8 @@ def summary_lines(summary: Summary) -> list[str]:
         "score status: " + _counts(summary.score_status),
         "finish reason: " + _counts(summary.finish_reason),
     ]
+    if summary.error_rows:
+        lines.append(errors_sentence(summary.error_rows, summary.trajectories, summary.errors))
     if unrewarded := summary.unrewarded:
         unknown = f"the grade is unknown ({_counts(unrewarded)})"
         why = "the reward function returned None" if summary.reward_returned_none else unknown
