@@ -176,6 +176,22 @@ def test_layers_of_several_kinds_are_no_loss(tmp_path: Path) -> None:
     check_checkpoint(whole(tmp_path / "pruned", lambda t: t.pop(K), block_configs=[]))
 
 
+def test_stages_of_an_encoder_are_no_layers(tmp_path: Path) -> None:
+    def with_encoder(tensors: Tensors) -> None:
+        for stage, blocks in ((0, 2), (1, 6)):
+            for block in range(blocks):
+                tensors[f"vision_tower.layers.{stage}.blocks.{block}.weight"] = torch.ones(1)
+
+    check_checkpoint(whole(tmp_path / "pictures", with_encoder))
+
+
+def test_a_label_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "quantized", to_eight_bits)
+    (folder / "hf_quant_config.json").write_text("{}")
+    check_checkpoint(folder)
+    check_checkpoint(whole(tmp_path / "compressed", to_eight_bits, compression_config={"quant_method": "sparse"}))
+
+
 def test_a_large_checkpoint_is_read_in_blocks_of_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finite_weights, "READ_WHOLE", 0)
     start(whole(tmp_path / "sound"))

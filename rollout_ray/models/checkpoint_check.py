@@ -37,7 +37,8 @@ SHARDS = {
 QUANTIZED = frozenset(("fp8", "fbgemm_fp8", "awq", "gptq", "mxfp4"))
 # Files beside the weights that trainers write, with endings of weights.
 OF_TRAINERS = re.compile(r".*_rank_.*|training_args\.bin|(optimizer|scheduler|scaler|rng_state|optim).*")
-_LAYER = re.compile(r"(.*?\.?(?:layers|h|blocks)\.)(\d+)\.(.+)")
+_LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks)\.)(\d+)\.(.+)")
+_ENCODER = re.compile(r"vision|visual|audio|image|encoder", re.IGNORECASE)
 _WRAPPED = re.compile(r"(module|_orig_mod)\..*|.*\b(_fsdp_wrapped_module|_orig_mod|base_layer)\..*")
 
 
@@ -112,21 +113,21 @@ def _check_layers(folder: Path, tensors: Mapping[str, StoredTensor], config: Map
     A hybrid has layers of several kinds, which its config names or which differ in both directions. So only a layer counts
     that is like no other, and lacks some tensors of another one without having any of its own.
     """
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
     if "block_configs" in text:
         return  # of a pruned model: any layer may lack anything
     kinds: list[Any] = text.get("layer_types") or []
-    layers: dict[tuple[str, Any], dict[int, frozenset[str]]] = defaultdict(dict)
+    layers: dict[tuple[str, Any], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in tensors:
-        if found := _LAYER.fullmatch(name):
+        found = _LAYER.fullmatch(name)
+        if found and not _ENCODER.search(found[1]):  # no encoder is loaded, and stages of some hold several layers
             number = int(found[2])
-            group = layers[found[1], kinds[number] if number < len(kinds) else None]
-            group[number] = group.get(number, frozenset()) | {found[3]}
+            layers[found[1], kinds[number] if number < len(kinds) else None][number].add(found[3])
     for (prefix, _), group in layers.items():
-        counts = Counter(group.values())
+        counts = Counter(map(frozenset, group.values()))
         for number, names in group.items():
             fuller = [other for other in counts if names < other]
-            if fuller and counts[names] == 1:
+            if fuller and counts[frozenset(names)] == 1:
                 lacking = min(min(fuller, key=len) - names)
                 raise ConfigError(
                     f"the weights in {folder} lack {prefix}{number}.{lacking}, which other layers have; save or copy the "
@@ -137,7 +138,8 @@ def _check_layers(folder: Path, tensors: Mapping[str, StoredTensor], config: Map
 def _check_label(folder: Path, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
     """Raise ConfigError if the config says that weights are quantized and they are not, or the other way round."""
     text = config.get("text_config")
-    label = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    label = config.get("quantization_config") or config.get("compression_config")
+    label = label or (text.get("quantization_config") if isinstance(text, dict) else None)
     method = label.get("quant_method") if isinstance(label, dict) else None
     types = {tensor.dtype for tensor in tensors.values()}
     if method in QUANTIZED and types <= PLAIN:
@@ -145,6 +147,8 @@ def _check_label(folder: Path, tensors: Mapping[str, StoredTensor], config: Mapp
             f"{folder}/config.json says that the weights are {method}, and they are {', '.join(sorted(types))}; remove "
             "quantization_config from it, or give the quantized weights"
         )
+    if label is None and (folder / "hf_quant_config.json").exists():
+        return  # NVIDIA's quantizer writes its label there
     if label is None and (eight := sorted(kind for kind in types if kind.startswith("F8"))):
         raise ConfigError(
             f"the weights in {folder} are {eight[0]}, and config.json has no quantization_config; add it as the "

@@ -13,7 +13,7 @@ from rollout_ray.config.templates import end_token, stored_template
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.models.weight_files import is_pointer, read_json
 
-VOCABULARIES = ("tokenizer.json", "tokenizer*.model*", "*.tiktoken", "tekken.json", "vocab.*", "spiece.model", "*.tok.json")
+VOCABULARIES = ("tokenizer.json", "*.model*", "*vocab*", "*.tiktoken", "tekken.json", "merges.txt", "*.tok.json")
 
 
 def check_tokenizer(folder: Path) -> None:
