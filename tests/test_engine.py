@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -212,8 +213,12 @@ def test_lanes_get_payloads_of_their_own(engine: tuple[Any, BackendInfo]) -> Non
     assert by_scorer == {0: {0, 2}, 1: {1, 3}, 2: set()}
 
 
-def test_stop_strings_and_engine_extra(local_ray: None) -> None:
+def test_stop_strings_and_engine_extra(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's path counts from the working folder of the run, though the head was started elsewhere."""
+    shutil.copytree(model_folder("demo"), tmp_path / "models" / "demo")
+    monkeypatch.chdir(tmp_path)
     cfg = config(
+        model={"model_path": "models/demo"},
         arms={"arm_list": [{"name": "greedy", "temperature": 0.0}]},
         sampling={"stop": ["Answer"]},
         engine={"max_model_len": 512, "extra": {"max_num_batched_tokens": 1024, "disable_log_stats": True}},

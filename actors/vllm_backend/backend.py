@@ -48,6 +48,7 @@ class VllmBackend:
 
     def __init__(self, spec: LaunchSpec) -> None:
         self._run = spec.run
+        _enter(spec.run.folder)
         check_where_unseen(spec.run)
         os.environ.update(environment(spec.run, gpus=spec.gpus, threads=spec.threads))
         if spec.run.config.engine.load_format != "dummy":
@@ -133,6 +134,7 @@ class VllmBackend:
             ConfigError: vLLM cannot load an adapter or refuses a sampling parameter, or the chat template does not read a
                 variable of an arm.
         """
+        _enter(run.folder)
         arms, sampling = run.arms, run.config.sampling
         self._encoder.check(arms)
         self._parameters = {arm.name: arm_parameters(arm, sampling, self._attempt) for arm in arms}
@@ -145,7 +147,7 @@ class VllmBackend:
         for path, fingerprint in sorted(wanted - self._served.keys()):
             # vLLM knows an adapter, and its cached prefixes, by id and name, so other content gets new ones.
             self._last_lora += 1
-            request = self._lora_request(f"adapter-{self._last_lora}", self._last_lora, path)
+            request = self._lora_request(f"adapter-{self._last_lora}", self._last_lora, os.path.abspath(path))
             try:
                 self._engine.add_lora(request)
             except Exception as error:
@@ -217,6 +219,12 @@ class VllmBackend:
         shutdown = getattr(self._engine.engine_core, "shutdown", None)
         if shutdown:
             shutdown()
+
+
+def _enter(folder: str) -> None:
+    """Work in the folder of a run's driver, so that its relative paths mean the same here. Ray's head may be elsewhere."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
 
 
 def _tokens_of(output: Any) -> Output:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rollout_ray.config.arms import default_max_model_len, resolve_arms
@@ -31,6 +31,7 @@ class ResolvedRun:
         policy: The weights that generate. A pool may hold weights from another folder than `model_path`.
         adapters: Folder of each LoRA adapter -> fingerprint of its content.
         max_model_len: Longest prompt and output together, in tokens; None is the model's own limit.
+        folder: Working folder of the driver, from which relative paths count.
     """
 
     config: RunConfig
@@ -39,6 +40,7 @@ class ResolvedRun:
     policy: Policy
     adapters: Mapping[str, str]
     max_model_len: int | None
+    folder: str = field(default_factory=os.getcwd)
 
     @property
     def identity(self) -> dict[str, Any]:
