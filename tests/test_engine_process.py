@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import stat
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 from rollout_ray.actors.engine.engine import Engine
 from rollout_ray.actors.engine.exchange import Exchange
 from rollout_ray.actors.engine.launch import LaunchSpec
-from rollout_ray.actors.engine.out_of_memory import NoMemory
+from rollout_ray.actors.engine.out_of_memory import NoMemory, count_oom_kills
 from rollout_ray.actors.engine.process import EngineLost, EngineProcess, Order, fork_engine, forking, server_here
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Question, RolloutRequest
@@ -241,3 +242,15 @@ def test_an_engine_that_was_lost_is_told_from_one_that_raised(server: str) -> No
 class _Ending(_Surroundings):
     def end(self) -> None:
         os._exit(1)
+
+
+def test_an_engine_that_the_system_killed_for_its_memory_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([3, 3, 3, 4])
+    monkeypatch.setattr("rollout_ray.actors.engine.process.count_oom_kills", lambda: next(kills))
+    for words in ("^the engine's process ended$", "ran out of memory, and the engine was killed"):
+        ours, theirs = multiprocessing.Pipe()
+        process = EngineProcess(ours)
+        theirs.close()
+        with pytest.raises(EngineLost, match=words):
+            process.call("start")
+    assert count_oom_kills() >= 0

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from rollout_ray import RunConfig
 from rollout_ray.core.errors import RolloutError
+from rollout_ray.core.temporary import temporary_folder
 from rollout_ray.data.prepare import prepare_demo
 from rollout_ray.ray_cluster.auth import has_token
+from rollout_ray.ray_cluster.connection import connected
 from rollout_ray.ray_cluster.private_session import LONGEST_FOLDER, TOKEN, private_session
 from tests.conftest import ROOT, clean_environment
 
@@ -113,6 +118,38 @@ def test_a_folder_with_a_long_path_is_not_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * LONGEST_FOLDER)))
     with private_session() as folder:
         assert folder == f"/tmp/ray-{os.getuid()}/ray" and Path(folder).parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_full_disk_is_named_with_the_variable_that_chose_it(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    place = tempfile.mkdtemp(dir="/tmp", prefix="r")
+    monkeypatch.setattr("tempfile.tempdir", place)
+    if variable == "RAY_TMPDIR":
+        monkeypatch.setenv("RAY_TMPDIR", place)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 0))  # type: ignore[attr-defined]
+    with pytest.raises(RolloutError, match=rf"the disk of {place}/ray-\d+ has 0 MiB free, .* or set {variable} to"):
+        private_session().__enter__()
+    shutil.rmtree(place)
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(RolloutError, match=f"can be made in {tmp_path}/gone: .*; make room there, or set TMPDIR to a writ"):
+        temporary_folder("rollout-")
+    with pytest.raises(RolloutError, match=r"; make room there$"):
+        temporary_folder("rollout-", str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "http://127.0.0.1:8265", "nonsense"])
+def test_a_dead_address_is_named_with_the_variable_that_gave_it(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as in a process of its own
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    words = "correct the variable RAY_ADDRESS, or unset it: the run then starts a Ray of its own"
+    with pytest.raises(RolloutError, match=f"{address}.*; {words}"):
+        connected(RunConfig()).__enter__()
+    with pytest.raises(RolloutError, match="; check --ray_address"):
+        connected(RunConfig.model_validate({"resources": {"ray_address": address}})).__enter__()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")

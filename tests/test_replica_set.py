@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import OutOfMemoryError
 
 from rollout_ray.actors.engine.out_of_memory import MOST_STEPS, NoMemory
+from rollout_ray.actors.engine.process import EngineLost
 from rollout_ray.core.errors import EngineError
+from rollout_ray.driver.failures import last_words
 from rollout_ray.driver.replica import IllegalTransition, Replica, ReplicaState
 from rollout_ray.models.checkpoints import Policy
 from tests.driven_replicas import KILLED, REFUSED, Driven, run_with
@@ -158,6 +161,21 @@ def test_a_run_ends_with_the_last_words_of_its_last_engine(tmp_path: Path) -> No
     replica.log_file = str(log_file)
     with pytest.raises(EngineError, match=r"every engine died; the last one, engine-0: .*the end of .*: CUDA error"):
         driven.fail(KILLED)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoMemory("DefaultCPUAllocator: can't allocate memory"),
+        EngineLost("the machine or its container ran out of memory, and the engine was killed"),
+        OutOfMemoryError("Actor was killed due to the node running low on memory. Memory on the node was 15GB / 16GB"),
+    ],
+)
+def test_a_run_that_ends_for_lack_of_memory_says_what_to_lower(error: Exception) -> None:
+    assert last_words(error, None).endswith(
+        ". Lower --replicas, --scorers, --max_num_seqs or --kv_cache_gib, or give the machine or container more memory"
+    )
+    assert "Lower" not in last_words(KILLED, None)
 
 
 def test_no_engine_starts_with_weights_that_were_written_over(tmp_path: Path) -> None:

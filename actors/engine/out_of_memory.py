@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from rollout_ray.sizing.hardware import EngineLimits
 
@@ -41,6 +42,15 @@ def as_start_failure(text: str) -> Exception:
     if _NO_MEMORY.search(text):
         return NoMemory(text, keep_share=bool(_NO_CACHE.search(text)))
     return RuntimeError(text)
+
+
+def count_oom_kills() -> int:
+    """Return how many processes this machine has killed since its start because it or a container ran out of memory."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:  # not Linux, or a sandbox without it
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def smaller(limits: EngineLimits, step: int, *, keep_share: bool) -> EngineLimits:

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,10 +25,11 @@ from multiprocessing.context import ForkProcess
 from typing import Any
 
 from rollout_ray.actors.engine.engine import Engine
-from rollout_ray.actors.engine.out_of_memory import NoMemory
+from rollout_ray.actors.engine.out_of_memory import NoMemory, count_oom_kills
 from rollout_ray.actors.vllm_backend.imports import compiled_modules, uncollected
 from rollout_ray.core.errors import RolloutError
 from rollout_ray.core.import_path import library_first
+from rollout_ray.core.temporary import temporary_folder
 from rollout_ray.sizing.gpus import alike
 
 _IMPORT = "from rollout_ray.actors.engine.process import _serve"
@@ -68,6 +68,7 @@ class EngineProcess:
 
     def __init__(self, connection: Connection, server: ExitStack | None = None) -> None:
         self._connection, self._server = connection, server
+        self._oom_kills = count_oom_kills()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the Engine.
@@ -80,6 +81,8 @@ class EngineProcess:
             self._connection.send((method, arguments))
             returned, value = self._connection.recv()
         except (EOFError, OSError) as error:
+            if count_oom_kills() > self._oom_kills:
+                raise EngineLost("the machine or its container ran out of memory, and the engine was killed") from error
             raise EngineLost("the engine's process ended") from error
         if not returned:
             raise value
@@ -136,7 +139,7 @@ def forking(needs: Mapping[str, str]) -> Iterator[str]:
     After the block it takes no more engines, and exits once its engines have ended.
     """
     global _address
-    folder = tempfile.mkdtemp(prefix="rollout-", dir="/tmp")  # a socket's path must be short; no other user may enter
+    folder = temporary_folder("rollout-", "/tmp")  # a socket's path must be short; no other user may enter
     address = os.path.join(folder, "engines")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

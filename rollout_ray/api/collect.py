@@ -219,8 +219,9 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 
-            # Until the end of the block: Ray takes seconds to stop, and the merged file does not wait for that.
-            ray_too.enter_context(connected(run.config))
+            if call.pool_resources is None:
+                # Until the end of the block: Ray takes seconds to stop, and the merged file does not wait for that.
+                ray_too.enter_context(connected(run.config))
             session = generate_missing(run, context, call.pool_resources)
         merged, summary = _merged(run, questions, directory, {**versions, **facts})
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -24,6 +23,8 @@ from rollout_ray.config.arms import default_max_model_len
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
+from rollout_ray.core.temporary import temporary_folder
+from rollout_ray.core.turns import Turns
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.models.adapters import Capacity, capacity
 from rollout_ray.models.checkpoint_check import check_update
@@ -52,7 +53,8 @@ class RolloutPool:
             rollouts = pool.collect(dataset, {"output": {"output_dir": "runs/step-0"}})
             pool.update_weights("checkpoints/step-1")
 
-    The engines start at the `with` statement, or at the first use. The scoring actors of one collection serve the next,
+    Calls of several threads are served one after the other. The engines start at the `with` statement, or at the first
+    use. The scoring actors of one collection serve the next,
     unless the reward is your own function, which may have changed.
 
     Engines of a pool without a name end with the block. A pool with a name outlives it: the next job on the cluster that
@@ -68,23 +70,25 @@ class RolloutPool:
         self._pool_resources: PoolResources | None = None
         self._named_pool: NamedPool | None = None
         self._stack = ExitStack()
+        self._turns = Turns("the pool")
 
     def __enter__(self) -> Self:
-        self._open()
+        self._opened()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._leave()
+        with self._turns.turn():
+            self._leave()
 
     @property
     def policy_version(self) -> int:
         """Number of updates of the weights since the engines first started."""
-        return self._open().replica_set.policy.version
+        return self._opened().replica_set.policy.version
 
     @property
     def weights(self) -> str:
         """Folder or hub id of the weights that the engines hold."""
-        return self._open().replica_set.policy.path
+        return self._opened().replica_set.policy.path
 
     def collect(
         self,
@@ -108,9 +112,10 @@ class RolloutPool:
         """
         run_cfg, source = with_reward(cfg if isinstance(cfg, RunConfig) else with_fields(self._cfg, cfg or {}), reward)
         warn_of_replicas(self._cfg, run_cfg)
-        pool_resources = self._open()
-        run = self._fitted(run_cfg, pool_resources.replica_set.policy)
-        return collect_on(pool_resources, dataset, run, source, progress)
+        with self._turns.turn():
+            pool_resources = self._open()
+            run = self._fitted(run_cfg, pool_resources.replica_set.policy)
+            return collect_on(pool_resources, dataset, run, source, progress)
 
     def update_weights(self, path: str) -> int:
         """Load a checkpoint of the same shape into every engine without a restart.
@@ -126,29 +131,38 @@ class RolloutPool:
                 stay in use.
             EngineError: No engine can load it. The old weights stay in use.
         """
-        replica_set = self._open().replica_set
         path = str(Path(path).expanduser().resolve())
-        if not Path(path).is_dir():
-            raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
-        if self._cfg.engine.backend == "vllm":
-            self._check_loadable()
-            check_update(self._run.model_path, path)
-        policy = replace(policy_at(path), version=replica_set.policy.version + 1)
-        seconds = replica_set.update_weights(policy)
+        with self._turns.turn():
+            replica_set = self._open().replica_set
+            if not Path(path).is_dir():
+                raise ConfigError(f"there is no folder {path} to load weights from; the old weights stay in use")
+            if self._cfg.engine.backend == "vllm":
+                self._check_loadable()
+                check_update(self._run.model_path, path)
+            policy = replace(policy_at(path), version=replica_set.policy.version + 1)
+            seconds = replica_set.update_weights(policy)
         log.info("the engines hold the weights of %s, version %d, after %.1f s", path, policy.version, seconds)
         return policy.version
 
     def close(self) -> None:
-        """End the engines at once. In a named pool this includes engines that another job started."""
-        if self._pool_resources is None and self._name is not None:
-            self._take()
-        if self._named_pool:
-            self._named_pool.end_all()
-        if self._pool_resources:
-            self._pool_resources.replica_set.close()
-        self._leave()
+        """End the engines once no call uses them. In a named pool this includes engines that another job started."""
+        with self._turns.turn():
+            if self._pool_resources is None and self._name is not None:
+                self._take()
+            if self._named_pool:
+                self._named_pool.end_all()
+            if self._pool_resources:
+                self._pool_resources.replica_set.close()
+            self._leave()
 
     # Beginning and end
+
+    def _opened(self) -> PoolResources:
+        """Return what is open. Waits only for a start: a progress display may ask for the weights during a collection."""
+        if (pool_resources := self._pool_resources) is not None:
+            return pool_resources
+        with self._turns.turn():
+            return self._open()
 
     def _open(self) -> PoolResources:
         if self._pool_resources is None:
@@ -174,7 +188,7 @@ class RolloutPool:
         run = replace(self._run, policy=policy_at(self._run.model_path))  # the weights as they are now
         if self._name is None:
             self._stack.enter_context(connected(self._cfg))
-            logs = tempfile.mkdtemp(prefix="rollout-pool-")
+            logs = temporary_folder("rollout-pool-")
             self._stack.callback(shutil.rmtree, logs, ignore_errors=True)
             replica_set = ReplicaSet(run, RayEngines(placed(run), logs))
             self._stack.callback(replica_set.close)
@@ -186,7 +200,7 @@ class RolloutPool:
         if found:
             run = replace(run, policy=next(iter(found.values())).policy)
             log.info("took over %d engines of the pool '%s', version %d", len(found), self._name, run.policy.version)
-        logs = tempfile.mkdtemp(prefix=f"rollout-pool-{self._name}-")
+        logs = temporary_folder(f"rollout-pool-{self._name}-")
         self._stack.callback(_remove_if_empty, logs)
         return ReplicaSet(run, RayEngines(placement, logs, named_pool), found)
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from rollout_ray.cli.commands import COMMANDS, print_summary, view
@@ -92,9 +93,10 @@ def _unexpected(error: Exception, debug: bool) -> int:
         traceback.print_exc()
         where = "the traceback is above"
     else:
-        with tempfile.NamedTemporaryFile("w", prefix="rollout-", suffix=".log", delete=False) as log:
+        where = "--debug shows the traceback"
+        with suppress(OSError), tempfile.NamedTemporaryFile("w", prefix="rollout-", suffix=".log", delete=False) as log:
             traceback.print_exc(file=log)
-        where = f"the traceback is in {log.name}, and --debug shows it"
+            where = f"the traceback is in {log.name}, and {where}"
     print(f"rollout: unexpected {type(error).__name__}: {words}; {where}; please report it", file=sys.stderr)
     return 1
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rollout_ray.actors.engine.logs import last_lines
+from rollout_ray.actors.engine.out_of_memory import NoMemory
 from rollout_ray.actors.engine.process import EngineLost
 
 LOG_LINES = 6
+# Ray's words, where its memory monitor has ended a process, and ours, where the system has.
+_MEMORY_RAN_OUT = re.compile(r"running low on memory|ran out of memory")
 _MOST_CHARACTERS = 600
 
 
@@ -41,4 +46,12 @@ def last_words(error: Exception, log_file: str | None) -> str:
     words = reason_of(error)
     silent = was_killed(error) or isinstance(error, StartTimedOut)
     lines = last_lines(log_file, LOG_LINES) if log_file and silent else []
-    return f"{words}; the end of {log_file}: {' | '.join(lines)}" if lines else words
+    words = f"{words}; the end of {log_file}: {' | '.join(lines)}" if lines else words
+    return f"{words}. {remedy}" if (remedy := memory_remedy(error)) else words
+
+
+def memory_remedy(error: Exception) -> str:
+    """Return what to do if a process ended for lack of memory; empty if it ended for another reason."""
+    if isinstance(error, NoMemory) or _MEMORY_RAN_OUT.search(str(error)):
+        return "Lower --replicas, --scorers, --max_num_seqs or --kv_cache_gib, or give the machine or container more memory"
+    return ""

@@ -19,7 +19,7 @@ from rollout_ray.actors.scorer import Receipt
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import RolloutError
 from rollout_ray.core.records import RolloutRequest
-from rollout_ray.driver.failures import reason_of
+from rollout_ray.driver.failures import memory_remedy, reason_of
 from rollout_ray.driver.handle import ScorerFactory, ScorerHandle
 from rollout_ray.storage.event_log import EventLog
 
@@ -166,7 +166,7 @@ class ScorerPool:
         if scorer.deaths >= self._cfg.resources.max_engine_deaths:
             raise RolloutError(
                 f"scorer-{scorer.scorer_index} died {scorer.deaths + 1} times in a row and nothing was committed: {reason} "
-                "Look for memory that ran out; the same command goes on from what is complete"
+                f"{memory_remedy(error) or 'Look for memory that ran out'}; the same command goes on from what is complete"
             )
         log.warning("scorer-%d died and is started again: %s", scorer.scorer_index, reason)
         self._scorers[scorer.scorer_index] = self._start(scorer.scorer_index, scorer.deaths + 1)

@@ -22,7 +22,8 @@ def model_folder(model_path: str) -> str:
 
 def cluster_address(config: RunConfig) -> str | None:
     """Return the address of the Ray cluster that a run uses. None: a local Ray of its own."""
-    return config.resources.ray_address or os.environ.get("RAY_ADDRESS")
+    address = config.resources.ray_address or os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address  # Ray's own word for a new local one
 
 
 def check_model(config: RunConfig) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import ray
 
@@ -22,34 +23,80 @@ from rollout_ray.ray_cluster.auth import MODE, check_token, has_token
 from rollout_ray.ray_cluster.private_session import private_session
 
 
+class _Shared:
+    """The connection of this process that its runs and pools share. The last of them ends it.
+
+    Attributes:
+        users: How many runs and pools use it; 0: there is none, or it is the caller's.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.address: str | None = None
+        self._stack = ExitStack()
+
+    def open(self, address: str | None, named_by: str) -> None:
+        """Connect to the cluster at `address`, which a flag or variable names, or start a local Ray."""
+        with ExitStack() as stack:
+            # A local Ray leaves its own mode, and the next cluster may have another.
+            stack.callback(_set_auth_mode, os.environ.get(MODE))
+            folder = None if address else stack.enter_context(private_session())
+            _connect(address, folder, _remedy(address, named_by))
+            stack.callback(ray.shutdown)
+            self._stack = stack.pop_all()
+        self.address = address
+
+    def close(self) -> None:
+        """End the connection."""
+        self._stack.close()
+
+
+_shared = _Shared()
+
+
 @contextmanager
 def connected(cfg: RunConfig) -> Iterator[None]:
     """Connect to the named cluster, or start a local Ray and end it afterwards.
 
+    Runs of several threads share a connection. A connection of the caller stays as it is.
+
     Raises:
-        RolloutError: No cluster answers, the cluster refuses the client, or the local Ray does not start.
+        RolloutError: No cluster answers, the cluster refuses the client, the local Ray does not start, or another thread
+            of this process uses another cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if ray.is_initialized():
-        yield
-        return
-    mode = os.environ.get(MODE)
     address = cluster_address(cfg)
+    with _shared.lock:
+        if ours := _shared.users > 0 or not ray.is_initialized():
+            if not _shared.users:
+                _shared.open(address, "--ray_address" if cfg.resources.ray_address else "RAY_ADDRESS")
+            elif _shared.address != address:
+                raise RolloutError(
+                    f"this process uses {_shared.address or 'a Ray of its own'} for another run, and the run asks for "
+                    f"{address or 'a Ray of its own'}; wait for the end of the other run, or use another process"
+                )
+            _shared.users += 1
     try:
-        with nullcontext() if address else private_session() as folder:
-            _connect(address, folder)
-            try:
-                yield
-            finally:
-                ray.shutdown()
+        yield
     finally:
-        _set_auth_mode(mode)  # a local Ray leaves its own mode, and the next cluster may have another
+        with _shared.lock:
+            _shared.users -= ours
+            if ours and not _shared.users:
+                _shared.close()
 
 
-def _connect(address: str | None, folder: str | None) -> None:
+def _remedy(address: str | None, named_by: str) -> str:
+    """Return what to do about an address without a cluster."""
+    if named_by == "RAY_ADDRESS":
+        return "correct the variable RAY_ADDRESS, or unset it: the run then starts a Ray of its own"
+    return "start one with `ray start --head`, or leave out --ray_address" if address == "auto" else "check --ray_address"
+
+
+def _connect(address: str | None, folder: str | None, remedy: str) -> None:
     """Connect to the cluster at `address`, or start a local Ray whose sessions lie in `folder`."""
     if address:
-        address = _checked_address(address)
+        address = _checked_address(address, remedy)
     alone = nullcontext() if address else ray_internals.for_this_machine_alone()
     try:
         with deferred_stops(), ray_internals.without_signal_handlers(), alone:
@@ -65,6 +112,13 @@ def _connect(address: str | None, folder: str | None) -> None:
             f"the Ray cluster at {address} refuses this client: {str(error).rstrip('.')}; check that the cluster is up, "
             "and that the head's token is in ~/.ray/auth_token"
         ) from error
+    except (OSError, ValueError) as error:
+        if address:
+            raise
+        raise RolloutError(
+            f"Ray could not be started on this machine: {str(error).rstrip('.')}; make room on the disk of {folder}, set "
+            "RAY_TMPDIR to another one, or give the machine or container more memory"
+        ) from error
     except Exception as error:
         if address or type(error) is not Exception:  # Ray waits 30 s for its own node, and then raises a bare Exception
             raise
@@ -73,11 +127,8 @@ def _connect(address: str | None, folder: str | None) -> None:
         ) from error
 
 
-def _checked_address(address: str) -> str:
+def _checked_address(address: str, remedy: str) -> str:
     """Return the address as host:port, after setting whether this process uses the token."""
-    remedy = "check --ray_address"
-    if address == "auto":
-        remedy = "start one with `ray start --head`, or leave out --ray_address"
     address = _found(address, remedy)
     _check_reachable(address, remedy)
     check_token()
@@ -106,8 +157,8 @@ def _found(address: str, remedy: str) -> str:
 def _check_reachable(address: str, remedy: str) -> None:
     """Raise RolloutError if nothing listens at the address. Ray itself would try it for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
+    if not colon or not port.isdigit() or "/" in host:
+        raise RolloutError(f"{address} is no address of a Ray cluster, such as 10.0.0.1:6379; {remedy}")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:

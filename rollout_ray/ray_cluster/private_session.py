@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 TOKEN = "RAY_AUTH_TOKEN"
 # A socket's path has 107 bytes at most (sun_path). Ray appends its session and the longest of its sockets.
+LEAST_FREE = 64 << 20  # bytes; Ray's logs and sockets take less, and a process without room dies without a word
 LONGEST_FOLDER = 107 - len("/ray/session_2026-11-30_12-00-00_000000_12345678/sockets/plasma_store")
 
 
@@ -51,7 +53,14 @@ def close_to_others(path: Path) -> None:
 
 def _private_folder() -> Path:
     """Return a folder for Ray's sessions, within one of mode 0700 that is made if it is not there."""
-    bases = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"]
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError as error:  # Python has tried to write into each
+        raise RolloutError(
+            f"no temporary folder can be written: {error}; make room, or set TMPDIR to another one"
+        ) from error
+    bases = [os.environ.get("RAY_TMPDIR"), usual, "/tmp"]
     folders = [Path(base) / f"ray-{os.getuid()}" for base in bases if base]
     folder = next((folder for folder in folders if len(os.fsencode(folder)) <= LONGEST_FOLDER), folders[-1])
     if folder != folders[0]:
@@ -66,4 +75,9 @@ def _private_folder() -> Path:
     if not stat.S_ISDIR(owner.st_mode) or owner.st_uid != os.getuid():
         raise RolloutError(f"{folder} belongs to another user; set RAY_TMPDIR to a folder of your own")
     close_to_others(folder)
+    if (free := shutil.disk_usage(folder).free) < LEAST_FREE:
+        raise RolloutError(
+            f"the disk of {folder} has {free >> 20} MiB free, and Ray needs {LEAST_FREE >> 20} MiB for its files; make "
+            f"room, or set {'RAY_TMPDIR' if folder == folders[-1] else variable} to a folder on another disk"
+        )
     return folder / "ray"  # Ray gives its own folder mode 0777
