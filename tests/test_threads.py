@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rollout_ray import RolloutPool
+from rollout_ray import RolloutPool, RunConfig
 from rollout_ray.core.errors import RolloutError
 from rollout_ray.core.turns import Turns
+from rollout_ray.ray_cluster import connection
 from tests.conftest import HANG_S, ROOT, clean_environment, demo_rows
 from tests.test_collect import When, simulated
 from tests.test_pool import assert_whole, at
@@ -71,6 +72,34 @@ def test_calls_of_several_threads_to_a_pool_are_served_in_turn(folders: Callable
         again = When(lambda view: pool.policy_version == 0, lambda: pool.collect(demo_rows(1), at(folders())))
         with pytest.raises(RolloutError, match="the pool is in use by this very thread"):
             pool.collect(demo_rows(5), at(folders()), progress=again)
+
+
+def test_the_last_of_several_runs_ends_their_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: happened.count("start") > happened.count("end"))
+    monkeypatch.setattr(connection, "_connect", lambda address, folder, remedy: happened.append("start"))
+    monkeypatch.setattr("ray.shutdown", lambda: happened.append("end"))
+    elsewhere = RunConfig.model_validate({"resources": {"ray_address": "10.0.0.1:6379"}})
+    together = threading.Barrier(3)
+
+    def run() -> None:
+        with connection.connected(RunConfig()):
+            together.wait(HANG_S)
+            assert happened == ["start"]
+            with pytest.raises(
+                RolloutError, match=r"this process uses a Ray of its own for another run, and the run asks f"
+            ):
+                connection.connected(elsewhere).__enter__()
+            together.wait(HANG_S)
+
+    with ThreadPoolExecutor(3) as threads:
+        for done in [threads.submit(run) for _ in range(3)]:
+            done.result()
+    assert happened == ["start", "end"]
+    with connection.connected(elsewhere):
+        pass
+    assert happened == ["start", "end", "start", "end"]
 
 
 def test_two_runs_at_once_share_a_ray(tmp_path: Path, programs: None) -> None:
