@@ -153,6 +153,7 @@ def test_the_start_of_ray_is_part_of_starting(tmp_path: Path, rollout_process: C
     words = ["--dataset", str(tmp_path / "questions.parquet"), "--backend", "simulated", "--quiet"]
     done = rollout_process(*words, "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/run/merged.parquet\n"
     events = RunDirectory(str(tmp_path / "run")).events()
     begun, started = (next(e["time"] for e in events if e["event"] == kind) for kind in ("begun", "engine_started"))
     # From the one to the other, but for the moments between an event and the clock's reading beside it.

@@ -45,7 +45,7 @@ RUN is a run directory, or the path of a merged parquet file.
 
 options:
   --config FILE   YAML file of the run; each field stands under its section
-  --quiet         show warnings and the result only
+  --quiet         show warnings and the path of the result only
   --debug         show the traceback of an error (with any command)
   --version       print the version
   --help          print this text
@@ -132,7 +132,10 @@ def _run(words: list[str]) -> int:
 
     console, progress = view(own.quiet)
     rollouts = collect(None, config, progress=progress)
-    print_summary(console, rollouts.summary, rollouts.path)
+    if own.quiet:
+        print(escape_controls(rollouts.path))
+    else:
+        print_summary(console, rollouts.summary, rollouts.path)
     if rollouts.summary.too_many_errors:
         raise TooManyErrors(
             f"more than half of the trajectories are errors; {rollouts.path} has the reason of each. Correct the data or "
