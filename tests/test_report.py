@@ -65,6 +65,9 @@ def test_the_page_shows_the_config_of_the_last_session(tmp_path: Path) -> None:
     Path(run.path("events.jsonl")).write_text("".join(json.dumps({"time": 1.8e9, **event}) + "\n" for event in events))
     config = blocks(write_report(run.uri).path)["facts"]["config"]
     assert (config["resources"]["budget"], config["resources"]["replicas"]) == (None, None)
+    assert blocks(write_report(run.uri).path)["facts"]["reward_rule"].startswith(
+        "Reward: 1 for a correct answer, plus 0.5 x"
+    )
     assert config["engine"]["max_num_seqs"] == 7 and config["engine"]["simulated"]["sim_mean_tokens"] == 9
 
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from rollout_ray.config.schema import RunConfig
+from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.data.cells import cell_values
@@ -151,6 +152,7 @@ def _facts(merged: MergedFile, tallies: Tallies, stride: int) -> dict[str, Any]:
         "dataset": record.get("dataset", {}).get("name"),
         "arms": [asdict(arm) for arm in description.arms],
         "reward": _reward(description),
+        "reward_rule": reward_sentence(description.config.scoring),
         "config": _config(record.get("config") or description.config.model_dump(mode="json"), events),
         "defaults": RunConfig().model_dump(mode="json"),
         "sessions": timeline(events),

@@ -29,7 +29,7 @@ function showOverview(facts) {
     [duration(summary.total_seconds), facts.sessions.length > 1 ? "last session" : "start to file", `${duration(summary.generation_seconds)} generating`],
   ];
   at("tiles").append(...tiles.map(([figure, name, more]) => h("div", { class: "tile" }, h("b", null, figure), h("span", null, name), more ? h("span", null, more) : null)));
-  const notes = [];
+  const notes = [facts.reward_rule];
   const unrewarded = all.trajectories - Object.entries(all.statuses).reduce((n, [name, count]) => n + (["bad_gold", "timeout", "error"].includes(name) ? 0 : count), 0);
   if (unrewarded) notes.push(`${whole(unrewarded)} trajectories have no known grade (error, timeout or bad gold). They count in no accuracy and no reward.`);
   if (all.trajectories && truncated / all.trajectories > 0.2) notes.push("More than a fifth of the trajectories were cut off at max_tokens.");
