@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rollout_ray.core.errors import Refused
 from rollout_ray.core.records import Arm, FinishReason, Prompt, Question, SampleSpec
+from rollout_ray.models.prompt_report import PromptReport
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
@@ -37,6 +38,7 @@ class BackendInfo:
         phases: Seconds of each phase of the start, in order.
         node: Ray's id of the machine.
         core_apart: The engine core has a process of its own, and does not wait for the process that feeds it.
+        prompts: How the run that the engine took up words its prompts. None: it has taken up no run.
     """
 
     max_num_seqs: int
@@ -46,6 +48,7 @@ class BackendInfo:
     settings: dict[str, Any] = field(default_factory=dict)
     node: str = ""
     core_apart: bool = False
+    prompts: PromptReport | None = None
 
 
 class Backend(Protocol):
@@ -66,8 +69,11 @@ class Backend(Protocol):
         """Return counts since the start. The engine adds `steps`, `idle_seconds` and its own waiting samples."""
         ...
 
-    def begin(self, run: ResolvedRun) -> None:
-        """Prepare for the requests of a run. Raises ConfigError if the backend cannot serve an arm."""
+    def begin(self, run: ResolvedRun) -> PromptReport:
+        """Prepare for the requests of a run, and say how its prompts are worded.
+
+        Raises ConfigError if the backend cannot serve an arm, or if the prompts seem to be rendered already.
+        """
         ...
 
     def update_weights(self, path: str) -> None:

@@ -21,6 +21,7 @@ from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.core.errors import Refused
 from rollout_ray.core.records import Arm, Prompt, SampleSpec
 from rollout_ray.models.paths import DEMO_FOLDER
+from rollout_ray.models.prompt_report import PromptReport
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
@@ -58,8 +59,9 @@ class SimulatedBackend:
         """Return the counts. There is no prefix cache, and room for every sequence."""
         return self._stats
 
-    def begin(self, run: ResolvedRun) -> None:
-        """Do nothing: a simulated engine needs only the requests of a run."""
+    def begin(self, run: ResolvedRun) -> PromptReport:
+        """Say nothing of the prompts: a simulated engine needs only the requests of a run."""
+        return PromptReport()
 
     def update_weights(self, path: str) -> None:
         """Make other texts of the same keys from now on."""

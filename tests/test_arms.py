@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rollout_ray.config.arms import chat_messages, default_max_model_len, plain_text, resolve_arms, without_system_role
+from rollout_ray.config.arms import (
+    chat_messages,
+    default_max_model_len,
+    problem_text,
+    raw_text,
+    resolve_arms,
+    without_system_role,
+)
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import Arm, sample_specs
 
@@ -86,5 +93,10 @@ def test_without_a_system_role() -> None:
     ("prompt", "system", "expected"),
     [("q", "s", "s\n\nProblem: q\nSolution:"), ("q", None, "Problem: q\nSolution:")],
 )
-def test_plain_text(prompt: str, system: str | None, expected: str) -> None:
-    assert plain_text(prompt, system) == expected
+def test_problem_text(prompt: str, system: str | None, expected: str) -> None:
+    assert problem_text(prompt, system) == expected
+
+
+def test_raw_text() -> None:
+    assert raw_text("q\n", None) == "q\n" and raw_text("q", "s") == "s\n\nq"
+    assert raw_text(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), None) == "a\n\nb"

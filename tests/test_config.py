@@ -71,12 +71,18 @@ def test_lists_and_negative_numbers_as_flags() -> None:
     assert config.scoring.s_wm_weights == (0.5, 0.25, 0.25)
 
 
-@pytest.mark.parametrize("text", ["\n\n", " ", "a, b", 'Q: "x" [1]', "--", "- a", "{", "\\n"])
+@pytest.mark.parametrize("text", ["\n\n", " ", "a, b", 'Q: "x" [1]', "--", "- a", "{", "\\boxed"])
 def test_a_stop_string_is_taken_as_it_is(text: str) -> None:
     both = [text, "b"]
     assert load_config([f"--stop={text}", "--stop", "b"]).sampling.stop == both
     assert load_config(["--stop", json.dumps(both)]).sampling.stop == both
     assert load_config([], {"ROLLOUT_STOP": text}).sampling.stop == [text]
+
+
+def test_escapes_that_a_shell_leaves_in_a_stop_string_are_read() -> None:
+    words = ["--stop", "\\nQ:", "--stop", "\\\\n", "--stop", '["\\\\n"]']
+    assert load_config(words).sampling.stop == ["\nQ:", "\\n", "\\n"]
+    assert load_config([], {"ROLLOUT_STOP": "\\t"}).sampling.stop == ["\t"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from rollout_ray.config.arms import WOLFRAM, plain_text
+from rollout_ray.config.arms import WOLFRAM, problem_text
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import ConfigError, LedgerError
 from rollout_ray.core.records import SCORES, TRAJECTORY
@@ -59,7 +59,7 @@ def test_jsonl_is_the_record_of_the_seeds(run: RunDirectory, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_a_base_models_rows_are_plain_texts(tmp_path: Path, ending: str) -> None:
+def test_a_base_models_rows_are_problem_texts(tmp_path: Path, ending: str) -> None:
     """Its tokenizer has no chat template, so nobody could render messages."""
     base = tmp_path / "base"
     shutil.copytree(DEMO_FOLDER, base, ignore=shutil.ignore_patterns("chat_template.jinja", "*.safetensors"))
@@ -71,7 +71,7 @@ def test_a_base_models_rows_are_plain_texts(tmp_path: Path, ending: str) -> None
         for row in rows:
             question = stored[row["question_id"]]
             texts = [text for name in names for text in (row[name] if form == "grpo" else [row[name]])]
-            assert row["prompt"] == plain_text(question["prompt"], None)
+            assert row["prompt"] == problem_text(question["prompt"], None)
             assert {*texts} <= {t["full_text"] for t in question["trajectories"]}
     other = finished(tmp_path / "chat", demo_rows(3))
     with pytest.raises(ConfigError, match="has a model without a chat template, and another run has one"):

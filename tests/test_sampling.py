@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     "{% if enable_thinking is defined and not enable_thinking %}Think of nothing.\n{% endif %}{{ begin }}"
 )
+THINK_END = "</think>"
 QUESTIONS = [Question(f"q{i}", row["prompt"], None) for i, row in enumerate(demo_rows(4))]
 
 
@@ -38,8 +40,13 @@ def config(arms: list[dict[str, Any]], model: dict[str, Any] | None = None, **sa
 
 
 @pytest.fixture(scope="module")
-def engine(local_ray: None) -> Iterator[Any]:
-    actor = start(config([{"name": "a"}]))
+def engine(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Its tokenizer has `</think>` as a special token, in the place of the token for padding."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (Path(model_folder("demo")) / name).read_text()
+        (folder / name).write_text(text.replace("<|pad|>", THINK_END))
+    actor = start(config([{"name": "a"}], {"tokenizer_path": str(folder)}))
     ray.get(actor.start.remote())
     yield actor
     ray.kill(actor)
@@ -76,6 +83,30 @@ def test_stop_tokens_end_an_output_with_the_text_that_vllm_gives(engine: Any) ->
     assert [c.full_text for (c,) in ours] == [c.full_text for (c,) in vllms]
     ended = [(c, whole) for (c,), (whole,) in zip(ours, free, strict=True) if c.num_tokens < whole.num_tokens]
     assert ended and all(c.finish_reason == "stop" and whole.full_text.startswith(c.full_text) for c, whole in ended)
+
+
+def test_a_stop_string_that_is_a_special_token_ends_an_output(engine: Any) -> None:
+    """An arm's own stop strings count, and the text never shows a special token."""
+    arms = [
+        {"name": "token", "temperature": 0.0, "stop": ["<|end|>"]},
+        {"name": "string", "temperature": 0.0, "stop": ["Answer"]},
+        {"name": "none", "temperature": 0.0},
+    ]
+    drawn = draw(engine, config(arms, ignore_eos=True, max_tokens=200, stop=[]))
+    free = draw(engine, config([{"name": "a", "temperature": 0.0}], max_tokens=200))
+    assert [token.full_text for token, _, _ in drawn] == [whole.full_text for (whole,) in free]
+    assert {none.finish_reason for _, _, none in drawn} == {"length"}
+    assert all("Answer" not in string.full_text for _, string, _ in drawn)
+
+
+def test_a_special_token_that_grading_reads_stays_in_the_text(engine: Any) -> None:
+    """Whoever decodes: vLLM if an arm has stop strings, else this package."""
+    arm = {"name": "a", "max_tokens": 2, "extra_sampling": {"logit_bias": {"0": 100}}}
+    for stop in ([], ["Answer"]):
+        drawn = draw(engine, config([arm], stop=stop))
+        assert {c.full_text for (c,) in drawn} == {2 * THINK_END}
+    drawn = draw(engine, config([arm], stop=[THINK_END]))
+    assert {(c.full_text, c.num_tokens) for (c,) in drawn} == {("", 1)}
 
 
 def test_parameters_that_change_the_text_do(engine: Any) -> None:

@@ -120,9 +120,9 @@ class EngineActor:
         Raises:
             ConfigError: The engine cannot serve an arm. A broken engine raises what broke it.
         """
-        self._call("begin", run)
+        report = self._call("begin", run)
         assert self._info is not None
-        return self._info
+        return replace(self._info, prompts=report)
 
     def drop(self) -> None:
         """Drop everything of the present run."""

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from rollout_ray.actors.backend import Backend, BackendInfo, Finished, encode_prompts
 from rollout_ray.actors.engine.exchange import Exchange, by_arm, by_scorer
@@ -33,10 +34,13 @@ from rollout_ray.core.records import (
     sampling_seed,
 )
 from rollout_ray.models.checkpoints import Policy
+from rollout_ray.models.prompt_report import PromptReport
 from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats, IdleClock
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -52,7 +56,7 @@ class Engine:
         self._run_seed = spec.run.config.sampling.seed
         self._samples: tuple[SampleSpec, ...] = ()
         self._backend: Backend | None = None
-        self._task: tuple[Callable[[], None], Future[None]] | None = None
+        self._task: tuple[Callable[[], Any], Future[Any]] | None = None
         self._reclaim = 0  # samples that are still to be returned
         self._returned: list[Cut] = []  # returned, and not reported yet
         self._changed = threading.Condition()
@@ -81,19 +85,21 @@ class Engine:
             threading.Thread(target=work, name=f"{self._name} {work.__name__}", daemon=True).start()
         return backend.info()
 
-    def begin(self, run: ResolvedRun) -> None:
-        """Take up a run, and drop what is left of an earlier one.
+    def begin(self, run: ResolvedRun) -> PromptReport:
+        """Take up a run, drop what is left of an earlier one, and say how the run words its prompts.
 
         Raises:
-            ConfigError: The backend cannot serve an arm. A broken engine raises what broke it.
+            ConfigError: The backend cannot serve an arm, or the prompts seem to be rendered already. A broken engine raises
+                what broke it.
         """
         backend = self._ready()
         backend.check()
         self.drop()
-        self._in_loop(lambda: backend.begin(run))
+        report = self._in_loop(lambda: backend.begin(run))
         self._run_seed, self._samples = run.config.sampling.seed, sample_specs(run.arms)
         opening = {arm.name: backend.opening(arm) for arm in run.arms}
         self._chunks.openings = tuple(opening[spec.arm.name] for spec in self._samples)
+        return report
 
     def drop(self) -> None:
         """Drop everything of the present run."""
@@ -117,15 +123,15 @@ class Engine:
         self._policy = policy
         return time.monotonic() - began
 
-    def _in_loop(self, task: Callable[[], None]) -> None:
-        """Run a task in the backend's thread once it has no request. Raises what the task raises."""
-        outcome: Future[None] = Future()
+    def _in_loop(self, task: Callable[[], T]) -> T:
+        """Run a task in the backend's thread once it has no request. Returns and raises what the task does."""
+        outcome: Future[T] = Future()
         with self._changed:
             if self._failure is not None:
                 raise self._failure
             self._task = task, outcome
             self._changed.notify_all()
-        outcome.result()
+        return outcome.result()
 
     def exchange(
         self, requests: Sequence[RolloutRequest], wait_s: float, coalesce_s: float, reclaim: int = 0
@@ -273,13 +279,13 @@ class Engine:
         assert self._task is not None
         task, outcome = self._task
         try:
-            task()
+            result = task()
         except ConfigError as error:
             self._task = None
             outcome.set_exception(error)
             return
         self._task = None
-        outcome.set_result(None)
+        outcome.set_result(result)
 
     def _submit(self, backend: Backend, waiting: Waiting) -> bool:
         """Give the backend a request. Returns False if it refuses, which finishes the request."""

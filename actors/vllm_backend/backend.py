@@ -25,13 +25,14 @@ from rollout_ray.actors.vllm_backend.imports import uncollected
 from rollout_ray.actors.vllm_backend.page_cache import read_ahead
 from rollout_ray.actors.vllm_backend.sampling import arm_parameters, refusals
 from rollout_ray.actors.vllm_backend.stats import VllmStats
-from rollout_ray.config.templates import stored_template
 from rollout_ray.core.errors import ConfigError, Refused
 from rollout_ray.core.records import Arm, Prompt, SampleSpec
 from rollout_ray.models import adapters
 from rollout_ray.models.model_check import check_where_unseen
 from rollout_ray.models.prompt_encoder import PromptEncoder
+from rollout_ray.models.prompt_report import PromptReport, report_prompts
 from rollout_ray.models.resolved_run import ResolvedRun
+from rollout_ray.models.special_tokens import read_by_grading, showing
 from rollout_ray.telemetry.engine_stats import EngineStats
 
 log = logging.getLogger(__name__)
@@ -101,11 +102,11 @@ class VllmBackend:
         self._max_model_len: int = self._engine.vllm_config.model_config.max_model_len
         self._processes = multiprocessing.active_children()
         tokenizer = self._engine.get_tokenizer()
-        template = self._run.config.model.chat_template
-        if template is None and getattr(tokenizer, "chat_template", "in code") is None:
-            template = stored_template(self._run.tokenizer_path)
-        self._encoder = PromptEncoder(tokenizer, self._max_model_len, template)
+        self._encoder = PromptEncoder.of(self._run, tokenizer, self._max_model_len)
         fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is not None and (shown := read_by_grading(self._encoder.hidden)):
+            fast = showing(fast, shown)
+            tokenizer._tokenizer = fast  # vLLM decodes with this one if a run has stop strings
         self._decoder = TextDecoder(fast) if fast is not None else None
 
     def info(self) -> BackendInfo:
@@ -127,20 +128,23 @@ class VllmBackend:
     def stats(self) -> EngineStats:
         return self._stats.stats
 
-    def begin(self, run: ResolvedRun) -> None:
-        """Take up the arms of a run.
+    def begin(self, run: ResolvedRun) -> PromptReport:
+        """Take up the arms of a run, and say how its prompts are worded.
 
         Raises:
-            ConfigError: vLLM cannot load an adapter or refuses a sampling parameter, or the chat template does not read a
-                variable of an arm.
+            ConfigError: vLLM cannot load an adapter or refuses a sampling parameter, the chat template does not read a
+                variable of an arm, or the prompts seem to be rendered already.
         """
         _enter(run.folder)
         arms, sampling = run.arms, run.config.sampling
-        self._encoder.check(arms)
-        self._parameters = {arm.name: arm_parameters(arm, sampling, self._attempt) for arm in arms}
+        self._encoder.begin(run)
+        hidden = self._encoder.hidden
+        self._parameters = {arm.name: arm_parameters(arm, sampling, hidden, self._attempt) for arm in arms}
+        report = report_prompts(self._encoder, run)
         # vLLM finds stop strings in the text that it decodes itself, and has its own way with special tokens.
         changed = any(arm.extra_sampling.keys() & TEXT_PARAMETERS for arm in arms)
-        self._vllm_decodes = self._decoder is None or changed or bool(sampling.stop)
+        finds_strings = any(parameters["stop"] for parameters in self._parameters.values())
+        self._vllm_decodes = self._decoder is None or changed or finds_strings
         wanted = set(adapters.fingerprints(adapters.adapters_of(arms)).items())
         for gone in self._served.keys() - wanted:
             self._engine.remove_lora(self._served.pop(gone).lora_int_id)
@@ -155,6 +159,7 @@ class VllmBackend:
                 raise ConfigError(f"vLLM cannot serve the adapter {path}: {error}; merge it into the model") from error
             self._served[path, fingerprint] = request
         self._loras = {path: request for (path, _), request in self._served.items()}
+        return report
 
     def _attempt(self, parameters: Mapping[str, Any]) -> None:
         """Give vLLM a request that it never decodes. Raises what vLLM raises about its parameters."""

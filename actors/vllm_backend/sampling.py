@@ -14,6 +14,8 @@ from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Arm
 from rollout_ray.core.redaction import shorten
 
+NOTHING_HIDDEN: Mapping[str, int] = {}
+
 
 def refusals() -> tuple[type[Exception], ...]:
     """Return the errors that vLLM raises about a request. Values of a wrong type end in Python's own errors."""
@@ -23,33 +25,40 @@ def refusals() -> tuple[type[Exception], ...]:
 
 
 def arm_parameters(
-    arm: Arm, sampling: SamplingConfig, attempt: Callable[[dict[str, Any]], None] = lambda parameters: None
+    arm: Arm,
+    sampling: SamplingConfig,
+    hidden: Mapping[str, int] = NOTHING_HIDDEN,
+    attempt: Callable[[dict[str, Any]], None] = lambda parameters: None,
 ) -> dict[str, Any]:
     """Return the keyword arguments of SamplingParams that all requests of an arm share.
 
     Args:
         arm: The arm.
         sampling: Parameters of the whole run.
+        hidden: Ids of the tokens that an output's text does not show, by their names.
         attempt: Gives an engine a request with these keyword arguments. Raises what the engine raises.
 
     Raises:
-        ConfigError: vLLM refuses them. The message names the parameter.
+        ConfigError: vLLM refuses them, or a stop string can never be found. The message names the parameter.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    strings, tokens = split_stops(arm, hidden)
     parameters: dict[str, Any] = {
         "temperature": arm.temperature,
         "top_p": arm.top_p,
         "top_k": max(arm.top_k, 0),
         "repetition_penalty": arm.repetition_penalty,
-        "stop": sampling.stop or None,
+        "stop": strings or None,
         "ignore_eos": sampling.ignore_eos,
         "output_kind": RequestOutputKind.FINAL_ONLY,
         "skip_clone": True,  # no other request has these, and a deep copy is a third of the cost of adding one
     }
     try:
         parameters |= _checked(arm.extra_sampling, arm.max_tokens)
+        if tokens:
+            parameters["stop_token_ids"] = [*(parameters.get("stop_token_ids") or ()), *tokens]
         SamplingParams(**parameters, max_tokens=arm.max_tokens)
         attempt(parameters)
     except refusals() as error:
@@ -59,6 +68,24 @@ def arm_parameters(
         )
         raise ConfigError(f"vLLM refuses {what}: {error}; correct it") from error
     return parameters
+
+
+def split_stops(arm: Arm, hidden: Mapping[str, int]) -> tuple[list[str], list[int]]:
+    """Return the stop strings of an arm that are looked for in the text, and the ids of those that are hidden tokens.
+
+    Raises:
+        ConfigError: A stop string holds a hidden token among other text, so it can never be found.
+    """
+    if arm.extra_sampling.get("skip_special_tokens") is False:  # the text shows every token
+        return list(arm.stop), []
+    strings = [stop for stop in arm.stop if stop not in hidden]
+    for stop in strings:
+        if name := next((name for name in hidden if name in stop), None):
+            raise ConfigError(
+                f"the stop string {stop!r} of the arm {arm.name} holds the special token {name}, which no output shows; "
+                f"give --stop '{name}' alone"
+            )
+    return strings, [hidden[stop] for stop in arm.stop if stop in hidden]
 
 
 def _checked(extra: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from rollout_ray.api.versions import installed_versions
 from rollout_ray.config.loading import with_fields
+from rollout_ray.config.notices import notices
 from rollout_ray.config.schema import DataConfig, RunConfig
 from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError, Interrupted
@@ -29,6 +30,7 @@ from rollout_ray.driver.budget import refuse_a_budget_that_saved_nothing
 from rollout_ray.driver.prewarm import prewarm
 from rollout_ray.driver.run_context import RunContext
 from rollout_ray.models.model_check import check_before_start
+from rollout_ray.models.prompt_wording import Examples, refuse_rendered
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 from rollout_ray.report import plots
 from rollout_ray.report.html import write_report
@@ -197,6 +199,10 @@ def _warn_of_unreadable_golds(questions: QuestionSet) -> None:
 
 def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, call: _Call) -> Rollouts:
     """Run a collection. The caller holds the lease of the run directory."""
+    run = replace(run, examples=Examples.of(questions.questions()))
+    refuse_rendered(run.config, run.examples, run.tokenizer_path)
+    for notice in notices(run.config, run.arms):
+        log.warning(notice)
     versions = installed_versions()
     facts = describe(run.config, run.arms, questions)
     identity = {**run.identity, "data.fingerprint": questions.fingerprint}

@@ -13,11 +13,15 @@ import pyarrow as pa
 
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.config.loading import with_fields
+from rollout_ray.config.notices import notices
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import BudgetSpent, ConfigError, DatasetError, Refused
 from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.data.question_set import QuestionSet, check_faults, load_questions
+from rollout_ray.models.local_tokenizer import load_encoder
 from rollout_ray.models.model_size import ModelSize, model_size
+from rollout_ray.models.prompt_report import PromptReport, report_prompts
+from rollout_ray.models.prompt_wording import Examples
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 from rollout_ray.ray_cluster.placement import Node, Placement, choose_placement, scorers_for
 from rollout_ray.sizing.estimate import Plan, Prompts, count_part_files, estimate_disk_bytes, expected_output
@@ -78,6 +82,7 @@ def make_plan(
     run = resolve(cfg)
     questions = load_questions(cfg.data.dataset, cfg.data)
     check_faults(questions)
+    run = replace(run, examples=Examples.of(questions.questions()))
     machines = _place(run, on)
     prompts = _prompts(run, questions, machines.size)
     rates = _rates_of(earlier) if earlier else None
@@ -115,6 +120,7 @@ def _plan(run: ResolvedRun, questions: QuestionSet, machines: _Machines, prompts
         unknown_gpu=gpu.name if gpu and gpu_kind(gpu).guessed else None,
         budget=run.config.resources.budget,
         budget_seconds=run.config.resources.budget_seconds,
+        notices=notices(run.config, run.arms),
     )
     scorers = scorers_for(run.config, placement.replicas)
     return replace(plan, part_files=count_part_files(run.config, len(questions), scorers, plan.generation_seconds))
@@ -217,7 +223,8 @@ def _prompts(run: ResolvedRun, questions: QuestionSet, size: ModelSize | None) -
     count = _counter(run)
     lengths = sorted(count(prompt, arm) for q in some if (prompt := _askable(q)) for arm in variants)
     too_long = sum(length >= limit for length in lengths)
-    return Prompts(lengths, len(lengths), too_long, limit, exact=not isinstance(count, _Guess))
+    report = count.report if isinstance(count, _Tokens) else PromptReport()
+    return Prompts(lengths, len(lengths), too_long, limit, report, exact=not isinstance(count, _Guess))
 
 
 def _askable(question: Question) -> Prompt | None:
@@ -238,13 +245,8 @@ class _Tokens:
     """Counts tokens as an engine does."""
 
     def __init__(self, run: ResolvedRun) -> None:
-        from transformers import AutoTokenizer
-
-        from rollout_ray.models.prompt_encoder import PromptEncoder
-
-        model = run.config.model
-        tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_path, trust_remote_code=model.trust_remote_code)
-        self._encoder = PromptEncoder(tokenizer, 1 << 30, model.chat_template)
+        self._encoder = load_encoder(run)
+        self.report = report_prompts(self._encoder, run)
 
     def __call__(self, prompt: Prompt, arm: Arm) -> int:
         try:

@@ -103,6 +103,27 @@ def plan(words: list[str]) -> int:
     return 0
 
 
+def show_prompt(words: list[str]) -> int:
+    """Print what the model is sent for one question."""
+    parser = Parser(
+        prog="rollout show-prompt",
+        description="Print the text and the tokens that the model is sent for one question.",
+        allow_abbrev=False,
+        epilog="Further flags are those of a run; see rollout --help.",
+    )
+    parser.add_argument("--config", help="YAML file of the run")
+    parser.add_argument("--row", type=int, default=0, metavar="N", help="number of the question, from 0 (default: 0)")
+    parser.add_argument("--arm", metavar="NAME", help="the only arm to show. Unset: one of each prompt variant")
+    own, flags = parser.parse_known_args(words)
+
+    from rollout_ray.api.show_prompt import show_prompt
+    from rollout_ray.config.loading import load_config
+
+    for line in show_prompt(load_config(flags, os.environ, own.config), None, own.row, own.arm):
+        print(escape_controls(line))
+    return 0
+
+
 def add_choice(parser: Parser) -> None:
     """Add the arguments about preference pairs."""
     from rollout_ray.export.trainer_rows import Choice
@@ -278,6 +299,7 @@ def print_summary(console: Any, summary: Summary, path: str) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
     "plan": plan,
+    "show-prompt": show_prompt,
     "export": export,
     "verify": verify,
     "rescore": rescore,

@@ -33,6 +33,7 @@ commands:
   rollout prepare gsm8k INPUT OUTPUT.parquet          make a question set from GSM8K's JSONL or parquet
   rollout prepare demo COUNT OUTPUT.parquet           make a question set of generated problems
   rollout plan [--on 8xH100] [FLAG ...]               estimate time, memory and money of a run
+  rollout show-prompt [--row N] [--arm A] [FLAG ...]  print what the model is sent for one question
   rollout report RUN [OUTPUT.html]                    write a page that shows a run
   rollout verify RUN                                  recompute keys, seeds, answers and rewards from the file
   rollout rescore RUN [--config FILE] [FLAG ...]      grade and reward the stored texts again

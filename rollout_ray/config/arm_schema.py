@@ -16,6 +16,7 @@ ArmSet = Literal["regime-w", "regime-w-probes", "samples", "greedy", "custom"]
 ProbeRole = Literal["A", "A'", "CF1"]
 
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+StopString = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -37,6 +38,7 @@ class ArmConfig(Section):
     repetition_penalty: float | None = Field(None, gt=0, description="Above 1 discourages repetition.")
     max_tokens: int | None = Field(None, ge=1, description="Longest output in tokens.")
     samples: int | None = Field(None, ge=1, le=100_000, description="Samples a question.")
+    stop: list[StopString] | None = Field(None, description="Strings that end an output. Unset: those of sampling.")
     probe_role: ProbeRole | None = Field(None, description="Role in s_cf: A, A' or CF1.")
     lora_path: str | None = Field(None, description="Folder of a LoRA adapter (peft). Unset: the model's lora_path.")
     extra_sampling: ExtraSampling = Field(default_factory=dict, description="As in sampling, which it overrides.")
@@ -86,8 +88,10 @@ class SamplingConfig(Section):
     top_p: Probability | None = Field(None, description="Nucleus mass. Unset: the arm set's.")
     top_k: int = Field(-1, ge=-1, description="Most likely tokens to draw from; -1: all.")
     repetition_penalty: float = Field(1.0, gt=0, description="Above 1 discourages repetition; 1: off.")
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list, description="Strings that end an output. The flag takes one string, or a JSON list."
+    stop: list[StopString] = Field(
+        default_factory=list,
+        description="Strings or special tokens that end an output. The flag takes one string, in which \\n, \\t and \\r "
+        "are read, or a JSON list.",
     )
     ignore_eos: bool = Field(False, description="Draw max_tokens in any case, for benchmarks.")
     extra_sampling: ExtraSampling = Field(

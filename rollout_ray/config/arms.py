@@ -75,6 +75,7 @@ def resolve_arms(config: RunConfig) -> tuple[Arm, ...]:
         "samples": 1,
         "top_k": sampling.top_k,
         "repetition_penalty": sampling.repetition_penalty,
+        "stop": sampling.stop,
     }
     custom = config.arms.arm_set == "custom"
     arms = config.arms.arm_list if custom else PRESETS[config.arms.arm_set]
@@ -125,8 +126,12 @@ def without_system_role(messages: list[Message]) -> list[Message]:
     return [*rest[: first - 1], opened, *rest[first:]]
 
 
-def plain_text(prompt: Prompt, system_prompt: str | None) -> str:
-    """Return the prompt for a tokenizer without a chat template."""
+def raw_text(prompt: Prompt, system_prompt: str | None) -> str:
+    """Return the prompt as it stands, without a chat template; messages are joined by blank lines."""
     question = prompt if isinstance(prompt, str) else "\n\n".join(str(m["content"]) for m in prompt)
-    opening = f"{system_prompt}\n\n" if system_prompt is not None else ""
-    return f"{opening}Problem: {question}\nSolution:"
+    return question if system_prompt is None else f"{system_prompt}\n\n{question}"
+
+
+def problem_text(prompt: Prompt, system_prompt: str | None) -> str:
+    """Return the prompt in the words that most base models know from problems and their solutions."""
+    return raw_text(f"Problem: {raw_text(prompt, None)}\nSolution:", system_prompt)

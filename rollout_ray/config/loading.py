@@ -28,6 +28,7 @@ from rollout_ray.core.redaction import shorten
 log = logging.getLogger(__name__)
 
 ENV_PREFIX = "ROLLOUT_"
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _FIELDS = leaf_fields(RunConfig)
 FLAGS = {name.rpartition(".")[2]: name for name in _FIELDS}
 MISSPELLED = 0.8  # how alike the name of a variable and a field are, from 0 to 1, where it is meant
@@ -132,8 +133,8 @@ def _underscored(argument: str) -> str:
 def _value(source: str, flag: str, texts: Sequence[str]) -> Any:
     """Return the value of a field from its texts.
 
-    In a field that holds a list or dict, each text adds to it: as JSON, as an entry of a list of strings, or as
-    name=value. In any other field the last text counts, and `null` unsets it.
+    In a field that holds a list or dict, each text adds to it: as JSON, as an entry of a list of strings with escapes, or
+    as name=value. In any other field the last text counts, and `null` unsets it.
     """
     kind = str(_FIELDS[FLAGS[flag]].annotation)
     if flag == "dataset" and len(set(texts)) > 1:
@@ -154,10 +155,15 @@ def _named(source: str, text: str) -> dict[str, Any]:
     return {name: parse_value(value)}
 
 
+def _unescaped(text: str) -> str:
+    """Return the text with the escapes \\n, \\t, \\r and \\\\ read. A shell passes a line break as a backslash and an n."""
+    return re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], text)
+
+
 def _entries(source: str, text: str, *, strings: bool) -> list[Any]:
     opening = text.lstrip()[:1]
     if opening != "[" and strings:
-        return [text]
+        return [_unescaped(text)]
     found = _json(source, text if opening in ("[", "{") else f"[{text}]")
     return found if isinstance(found, list) else [found]
 

@@ -25,6 +25,7 @@ from rollout_ray.core.user_paths import expand_home
 DEMO_MODEL = "demo"
 
 Layout = Literal["questions", "trajectories", "responses"]
+PromptStyle = Literal["chat", "problem", "raw", "rendered"]
 
 
 class DataConfig(Section):
@@ -80,6 +81,13 @@ class ModelConfig(Section):
     chat_template: str | None = Field(None, description="Jinja file of a chat template. Unset: the tokenizer's.")
     chat_template_kwargs: TemplateArguments = Field(
         default_factory=dict, description='Variables of the chat template, such as {"enable_thinking": false}.'
+    )
+
+    prompt_style: PromptStyle | None = Field(
+        None,
+        description="Wording of prompts: chat (the chat template), problem (Problem: ... Solution:), raw (the text as it "
+        "stands), or rendered (raw, and special tokens in it are tokens). Unset: chat if there is a template, else raw if "
+        "there is a prompt_template, else problem.",
     )
 
     @field_validator("model_path", "tokenizer_path", "lora_path")
@@ -185,7 +193,11 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide which rows are written, as dotted names and JSON values."""
         values = self.model_dump(mode="json")
-        return {name: _at(values, name) for name in leaf_fields(type(self)) if not is_operational(name)}
+        for arm in values["arms"]["arm_list"]:
+            _drop_defaults(arm, ADDED_TO_ARMS)
+        fields = {name: _at(values, name) for name in leaf_fields(type(self)) if not is_operational(name)}
+        _drop_defaults(fields, ADDED)
+        return fields
 
     def operational(self) -> dict[str, Any]:
         """Return the fields that no row depends on, as dotted names and JSON values. Each session may change them."""
@@ -215,6 +227,10 @@ OPERATIONAL = (
     "resources.",
 )
 
+# Fields that version 0.1.0 did not have. The identity leaves them out at these defaults, so that its runs can go on.
+ADDED: dict[str, Any] = {"model.prompt_style": None}
+ADDED_TO_ARMS: dict[str, Any] = {"stop": None}
+
 
 def is_operational(name: str) -> bool:
     """Return whether the field of this dotted name never changes a row."""
@@ -230,6 +246,12 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
         else:
             found[prefix + name] = info
     return found
+
+
+def _drop_defaults(fields: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for name, default in defaults.items():
+        if fields.get(name) == default:
+            fields.pop(name, None)
 
 
 def _at(values: dict[str, Any], dotted: str) -> Any:

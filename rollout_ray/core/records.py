@@ -43,6 +43,7 @@ class Arm:
         lora_path: Folder of a peft adapter, or None for the base model.
         extra_sampling: Further vLLM sampling parameters.
         chat_template_kwargs: Variables of the chat template.
+        stop: Strings that end an output.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Arm:
     lora_path: str | None = None
     extra_sampling: Mapping[str, Any] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    stop: Sequence[str] = ()
 
     @property
     def prompt_variant(self) -> tuple[str | None, str]:

@@ -27,6 +27,7 @@ from rollout_ray.driver.replica import Replica, ReplicaState
 from rollout_ray.driver.replica_set import ReplicaSet
 from rollout_ray.driver.scheduler import Scheduler
 from rollout_ray.driver.scorer_pool import Scorer, ScorerPool
+from rollout_ray.models.prompt_report import PromptReport
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.telemetry.early_warnings import EarlyWarnings
 from rollout_ray.telemetry.engine_stats import ArmCount
@@ -46,6 +47,7 @@ class Dispatch:
     view: RunView
     events: EventLog
     _early: EarlyWarnings = field(default_factory=EarlyWarnings)
+    _prompts_shown: bool = False
 
     def take_answers(self) -> bool:
         """Take up the answers of engines and scorers, within a heartbeat. Return False if nobody owes one."""
@@ -101,8 +103,20 @@ class Dispatch:
         self.scorers.most_unscored = max(self.scorers.most_unscored, most)
         self.view.engines[replica.name].places = info.max_num_seqs
         self.replica_set.begun(replica, info)
+        if info.prompts is not None and not self._prompts_shown:
+            self._prompts_shown = True
+            self._show_prompts(info.prompts)
         if self.view.generation_began is None:
             self.view.generation_began = time.monotonic()
+
+    def _show_prompts(self, report: PromptReport) -> None:
+        """Say how the run words its prompts, once a session. All engines say the same."""
+        for note in report.notes:
+            log.info(note)
+        for warning in report.warnings:
+            log.warning(warning)
+        first = [{"arms": arms, "text": text} for arms, text in report.first]
+        self.events.write("prompts", notes=report.notes, warnings=report.warnings, first=first)
 
     def _exchange(self, replica: Replica, unfinished: int) -> None:
         """Hand an engine what it has credit for, and ask it to return what it holds beyond its share.

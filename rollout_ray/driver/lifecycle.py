@@ -130,7 +130,8 @@ class ReplicaLifecycle:
         seconds = self.clock() - replica.asked_at
         process = seconds - info.import_seconds - info.load_seconds  # Ray placed the actor and started its process
         phases = {name: round(took, 2) for name, took in {"process": process, **info.phases}.items()}
-        fields = {**vars(info), "seconds": round(seconds, 2), "phases": phases}
+        fields = {name: value for name, value in vars(info).items() if name != "prompts"}
+        fields |= {"seconds": round(seconds, 2), "phases": phases}
         self.note("engine_started", engine=replica.name, shrunk=replica.memory.steps, **fields)
 
     def begin(self, replica: Replica, run: ResolvedRun) -> None:

@@ -29,7 +29,7 @@ from rollout_ray.export.trainer_rows import (
     row_schema,
     shared_system_prompt,
 )
-from rollout_ray.export.wording import are_texts, worded
+from rollout_ray.export.wording import are_texts, text_style, worded
 from rollout_ray.results.merge import ROW_GROUP_BYTES, write_merged
 from rollout_ray.results.merged_file import MergedFile
 
@@ -128,7 +128,7 @@ def _text_size(value: Any) -> int:
 def _rows(
     run: MergedFile, form: TrainerFormat, choice: Choice, repeats: _Repeats, done: Exported
 ) -> Iterator[dict[str, Any]]:
-    system_prompt, as_text = shared_system_prompt(run.description.arms), are_texts([run])
+    system_prompt, style = shared_system_prompt(run.description.arms), text_style(run.description.config)
     repeats.begin_run()
     number = 0
     for given, stored in run.batches():
@@ -136,7 +136,7 @@ def _rows(
         has_source = "data_source" in given.column_names
         sources = column_values(given, "data_source") if has_source else ["rollout_ray"] * len(stored)
         for question, one, source in zip(questions, stored, sources, strict=True):
-            context = Asked(question, worded(question.prompt, system_prompt, as_text), number, str(source))
+            context = Asked(question, worded(question.prompt, system_prompt, style), number, str(source))
             found = [] if question.fault else TRAINER_FORMATS[form](context, one.trajectories, choice)
             rows = [row for row in found if row not in repeats]
             number += 1

@@ -18,6 +18,8 @@ from rollout_ray.core.records import Arm
 from rollout_ray.models.adapters import adapters_of, check_adapter, check_wording, fingerprints
 from rollout_ray.models.checkpoints import Policy, model_fingerprint
 from rollout_ray.models.paths import check_model, cluster_address, model_folder
+from rollout_ray.models.prompt_wording import Examples, check_style, wording_identity
+from rollout_ray.models.special_tokens import stored_special_tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ResolvedRun:
         adapters: Folder of each LoRA adapter -> fingerprint of its content.
         max_model_len: Longest prompt and output together, in tokens; None is the model's own limit.
         folder: Working folder of the driver, from which relative paths count.
+        examples: The first prompts, for the engines to check. Empty until the questions are read.
     """
 
     config: RunConfig
@@ -41,12 +44,22 @@ class ResolvedRun:
     adapters: Mapping[str, str]
     max_model_len: int | None
     folder: str = field(default_factory=os.getcwd)
+    examples: Examples = field(default_factory=Examples)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the earlier one, but for the questions. Keys are dotted names."""
+        """What a resumed run must share with the earlier one, but for the questions. Keys are dotted names.
+
+        A wording or stop token of which version 0.1.0 made something else has an entry, so that its runs are refused.
+        """
+        fields = {name: value for name, value in self.config.identity().items() if name != "model.prompt_style"}
+        if wording := wording_identity(self.config, self.tokenizer_path):
+            fields["model.prompt_style"] = wording
+        stops = {stop for arm in self.arms for stop in arm.stop}
+        if stops and (tokens := sorted(stops & stored_special_tokens(self.tokenizer_path))):
+            fields["sampling.stop_tokens"] = tokens
         adapters = {"adapters.fingerprint": dict(self.adapters)} if self.adapters else {}
-        return {**self.config.identity(), "model.fingerprint": self.policy.fingerprint, **adapters}
+        return {**fields, "model.fingerprint": self.policy.fingerprint, **adapters}
 
     @property
     def tokenizer_path(self) -> str:
@@ -71,6 +84,7 @@ def resolve(config: RunConfig, policy: Policy | None = None) -> ResolvedRun:
     """
     check_model(config)
     arms = resolve_arms(config)
+    check_style(config, arms)
     model_path = model_folder(config.model.model_path)
     check_adapters(config, arms, model_path)
     return ResolvedRun(

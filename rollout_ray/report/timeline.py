@@ -48,6 +48,7 @@ class _Session:
     engines: dict[str, _Engine] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    prompts: dict[str, Any] = field(default_factory=dict)
     load: list[list[float]] = field(default_factory=list)
     finished: bool = False
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +99,9 @@ def _take(session: _Session, kind: str, now: float, event: Mapping[str, Any]) ->
         session.placed = str(event.get("note", ""))
     elif kind == "early_warning":
         session.warnings.append(str(event.get("text", "")))
+    elif kind == "prompts":
+        session.prompts = {name: event.get(name) or [] for name in ("notes", "first")}
+        session.warnings += map(str, event.get("warnings") or ())
     elif kind == "load" and isinstance(tokens := event.get("generated_tokens"), int):
         session.load.append([now, tokens])
     elif kind == "stopped":
@@ -124,6 +128,7 @@ def _as_dict(session: _Session) -> dict[str, Any]:
         "engines": engines,
         "faults": session.faults,
         "warnings": session.warnings,
+        "prompts": session.prompts,
         "load": session.load,
         "finished": session.finished,
         "summary": dict(session.summary),

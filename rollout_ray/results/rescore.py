@@ -89,7 +89,8 @@ def rescore(
 
 def _changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     before, after = old.identity(), new.identity()
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    names = {**before, **after}
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
 
 
 def _refuse_other_fields(merged: MergedFile, new: RunConfig, changed: Mapping[str, tuple[Any, Any]]) -> None:

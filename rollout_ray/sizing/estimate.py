@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import Arm
-from rollout_ray.core.redaction import escape_controls
+from rollout_ray.core.redaction import escape_controls, shorten
+from rollout_ray.models.prompt_report import PromptReport
 from rollout_ray.sizing.hardware import Layout
 from rollout_ray.sizing.throughput import Rates
 
@@ -27,6 +28,7 @@ class Prompts:
     lengths: Lengths in ascending order.
     counted: Number of prompts.
     too_long: Prompts that leave no tokens for an output.
+    report: How they are worded; empty if the tokenizer is not on this machine.
     exact: False if the lengths are estimated from characters.
     """
 
@@ -34,6 +36,7 @@ class Prompts:
     counted: int
     too_long: int
     longest_allowed: int
+    report: PromptReport = field(default_factory=PromptReport)
     exact: bool = True
 
     @property
@@ -50,6 +53,7 @@ class Plan:
 
     unknown_gpu: Name of a GPU without a known data sheet.
     budget: The budget of the run as the user gave it.
+    notices: Sentences about what the config asks for and its user hardly wants.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Plan:
     unknown_gpu: str | None = None
     budget: str | None = None
     budget_seconds: float | None = None
+    notices: Sequence[str] = ()
 
     @property
     def samples(self) -> int:
@@ -120,6 +125,8 @@ class Plan:
             f"arms        {len(self.arms)}: {arms}; {self.samples} samples a question, {self.trajectories:,} trajectories",
             f"prompts     {prompts.quantile(0)} to {prompts.quantile(1)} tokens, median {prompts.quantile(0.5)}, 95% below "
             f"{prompts.quantile(0.95)} ({counted})",
+            *(f"wording     {escape_controls(note)}" for note in prompts.report.notes),
+            *(f"first       {escape_controls(shorten(repr(text), 200))}" for _, text in prompts.report.first[:1]),
             f"engines     {self.placed}",
         ]
         if self.layout and self.layout.kv_tokens is not None:
@@ -158,7 +165,7 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """Return the problems of this plan, each with its remedy."""
-        found = []
+        found = [*self.notices, *self.prompts.report.warnings]
         if not self.graded:
             found.append("The data has no gold answer, so nothing will be graded. Name its column with --gold_key.")
         if self.prompts.too_long:

@@ -4,6 +4,7 @@ async function start() {
   const facts = await unpack("facts");
   showOverview(facts);
   showArms(facts);
+  showFirstPrompt(facts);
   showCharts(facts);
   showEngines(facts);
   showConfig(facts);

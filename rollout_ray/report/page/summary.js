@@ -94,6 +94,15 @@ function showArms(facts) {
   at("arm-note").append(legend(kinds), `Finish reasons: ${finishes || "none"}. 95% intervals: Wilson's for shares, mean \u00b1 1.96 standard errors for other means; samples of one question count as one cluster (Miller 2024). The dashed line is the mean of all arms.`);
 }
 
+// Shows the first prompt as the model was sent it, in each variant. Only the events of a run directory have it.
+function showFirstPrompt(facts) {
+  const prompts = facts.sessions.map((session) => session.prompts).filter((one) => one && one.first && one.first.length).pop();
+  if (!prompts) return;
+  at("first-prompt").append(h("details", { class: "card" }, h("summary", null, "What the model was sent: the first prompt"),
+    prompts.notes.map((note) => h("p", { class: "quiet small" }, note)),
+    prompts.first.map(({ arms, text }) => [h("h3", null, arms.join(", ")), h("div", { class: "text mono" }, text)])));
+}
+
 function showCharts(facts) {
   const names = facts.arms.map((arm) => arm.name);
   const select = options(at("chart-arm"), [["", "all arms"], ...names.map((name) => [name, name])], "");
