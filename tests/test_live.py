@@ -169,8 +169,8 @@ def seen(count: int = 100, **changes: object) -> Summary:
         (seen(finish_reason=Counter(stop=79, length=21)), "21% of 100 outputs were cut off at max_tokens; raise"),
         (seen(score_status=Counter(no_answer=100)), "no answer was found in any of 100 outputs; have the prompt ask"),
         (
-            seen(score_status=Counter(error=100), arms={"a": ArmSummary(100)}),
-            "all 100 rewards are null, with score status error; look at",
+            seen(score_status=Counter(timeout=100), arms={"a": ArmSummary(100)}),
+            "all 100 rewards are null, with score status timeout; look at",
         ),
         (
             seen(arms={"a": ArmSummary(100, rewarded=100, only_text="x")}),
@@ -204,7 +204,7 @@ def unknown_reward(question: Question, trajectories: Sequence[Trajectory]) -> li
 
 
 def test_a_real_run_warns_while_it_goes_on(tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture) -> None:
-    """Every output is the same text, and no reward is known."""
+    """Every output is an error, and so the same text. That no reward is known follows, and is not said again."""
     values = {
         "engine": {"backend": "simulated", "simulated": {"sim_error_rate": 1.0}},
         "output": {"output_dir": str(tmp_path / "run")},
@@ -214,7 +214,7 @@ def test_a_real_run_warns_while_it_goes_on(tmp_path: Path, local_ray: None, capl
     rollouts = collect(demo_rows(10), RunConfig.model_validate(values))
     warnings = [event["text"] for event in rollouts.run.events() if event["event"] == "early_warning"]
     assert [words.partition(";")[0] for words in warnings] == [
-        "all 80 rewards are null, with score status error",
+        "80 of 80 trajectories are errors: the simulated engine refused the request (80)",
         "all 80 outputs of arm samples are the same text",
     ]
     assert all(words in caplog.text for words in warnings)

@@ -53,7 +53,7 @@ def _findings(summary: Summary) -> Iterator[tuple[str, str, str]]:
             "",
             f"no answer was found in any of {count} outputs; have the prompt ask for a last line 'Answer: <number>'",
         )
-    if summary.null_rewards == count:
+    if summary.null_rewards == count and not summary.too_many_errors:  # which explain it
         statuses = ", ".join(name for name, _ in summary.score_status.most_common(2))
         look = "look at the column error of a part in OUT/parts, or at the gold answers"
         if summary.reward_returned_none:
