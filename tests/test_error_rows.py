@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from rollout_ray import Rollouts
+from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.early_warnings import EarlyWarnings
 from rollout_ray.telemetry.error_reasons import MOST_REASONS, add_reasons, count_reasons, errors_sentence
 from rollout_ray.telemetry.summary import Summary, summary_lines
 from tests.conftest import Command
-from tests.test_run import simulated
 
 
 def test_reasons_that_differ_in_numbers_are_one() -> None:
@@ -41,11 +42,16 @@ def test_more_than_half_are_too_many(errors: int, too_many: bool) -> None:
     assert not replace(summary, trajectories=0, finish_reason=Counter()).too_many_errors
 
 
-def test_a_run_of_errors_has_an_exit_code_of_its_own(tmp_path: Path, rollout: Command, local_ray: None) -> None:
-    data = tmp_path / "q.parquet"
-    assert rollout("prepare", "demo", "8", str(data)).returncode == 0
-    done = rollout(*simulated(data, tmp_path / "run"), "--sim_error_rate", "1")
-    assert done.returncode == 11, done.stderr
-    assert "trajectories are errors: the simulated engine refused the request" in done.stdout
-    assert "more than half of the trajectories are errors" in done.stderr
-    assert (tmp_path / "run" / "merged.parquet").exists()
+@pytest.mark.parametrize(("errors", "code"), [(50, 0), (51, 11)])
+def test_a_run_of_errors_has_an_exit_code_of_its_own(
+    errors: int, code: int, tmp_path: Path, rollout: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line alone, with the summary of a run in place of the run."""
+    summary = Summary(trajectories=100, errors=Counter({"the prompt has no tokens": errors}))
+    summary.finish_reason.update({"error": errors, "stop": 100 - errors})
+    rollouts = Rollouts("run/merged.parquet", summary, RunDirectory(str(tmp_path)))
+    monkeypatch.setattr("rollout_ray.api.collect.collect", lambda *_, **__: rollouts)
+    done = rollout("--dataset", "q.parquet")
+    assert done.returncode == code, done.stderr
+    assert f"{errors} of 100 trajectories are errors: the prompt has no tokens ({errors})" in done.stdout
+    assert ("more than half of the trajectories are errors; run/merged.parquet" in done.stderr) == (code == 11)

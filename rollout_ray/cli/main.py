@@ -97,7 +97,7 @@ def _unexpected(error: Exception, debug: bool) -> int:
         where = "--debug shows the traceback"
         with suppress(OSError), tempfile.NamedTemporaryFile("w", prefix="rollout-", suffix=".log", delete=False) as log:
             traceback.print_exc(file=log)
-            where = f"the traceback is in {log.name}, and {where}"
+            where = f"the traceback is in {log.name}, and --debug shows it"
     print(f"rollout: unexpected {type(error).__name__}: {words}; {where}; please report it", file=sys.stderr)
     return 1
 
