@@ -184,7 +184,7 @@ def test_the_address_holds_the_filters(opened: Opened, run: RunDirectory, rows: 
     page.wait_for_selector(".list")
     assert page.evaluate("location.hash") == address and found(page) == len(wanted)
     page.evaluate("location.hash = '#questions?agree=allwrong&sort=long&arm=nobody'")
-    page.wait_for_function("document.getElementById('f-agree').value === 'allwrong'")
+    page.wait_for_function("() => document.getElementById('f-agree').value === 'allwrong'")
     assert page.input_value("#f-sort") == "long" and page.input_value("#f-arm") == page.input_value("#f-status") == ""
     assert found(page) == sum(not any(t["correct"] for t in row["trajectories"]) for row in rows)
     page.click("#f-clear")
@@ -210,7 +210,7 @@ def test_the_users_columns_are_shown_and_those_of_few_values_filter(opened: Open
     page.click("#back")
     page.click("#f-clear")
     page.fill("#f-text", "note 41")
-    page.wait_for_function("document.getElementById('found').textContent.startsWith('1 of')")
+    page.wait_for_function("() => document.getElementById('found').textContent.startsWith('1 of')")
 
 
 def test_sorting_and_paging(opened: Opened, run: RunDirectory, rows: list[dict[str, Any]]) -> None:
