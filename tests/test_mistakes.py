@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -86,25 +87,19 @@ def test_debug_shows_the_traceback_and_nothing_else_does(capsys: pytest.CaptureF
 def test_what_nobody_foresaw_ends_in_one_line_that_names_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reward whose module fails in a way of its own when it is imported."""
-    (tmp_path / "broken_reward.py").write_text("raise LookupError('no such thing')")
-    (tmp_path / "q.jsonl").write_text('{"prompt": "a"}\n')
-    monkeypatch.syspath_prepend(str(tmp_path))
+    def fails_in_a_way_of_its_own(*_: object, **__: object) -> None:
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr(importlib.import_module("rollout_ray.api.collect"), "collect", fails_in_a_way_of_its_own)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    words = [
-        "--dataset",
-        str(tmp_path / "q.jsonl"),
-        "--reward",
-        "broken_reward:mine",
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a"}\n')
+    words = ["--dataset", str(tmp_path / "q.jsonl"), "--output_dir", str(tmp_path / "run")]
     assert main(words) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("rollout: "))
     log = re.fullmatch(r"rollout: unexpected LookupError: no such thing; the traceback is in (\S+), and --debug .*", line)
-    assert log and "broken_reward.py" in Path(log[1]).read_text()
+    assert log and "fails_in_a_way_of_its_own" in Path(log[1]).read_text()
     assert main([*words, "--debug"]) == 1
-    assert "broken_reward.py" in capsys.readouterr().err
+    assert "fails_in_a_way_of_its_own" in capsys.readouterr().err
 
 
 # Help and completion
