@@ -21,7 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from rollout_ray.api.collect import Rollouts, collect
-from rollout_ray.cli.commands import view
+from rollout_ray.cli.display import view
 from rollout_ray.cli.parser import Parser
 from rollout_ray.config.loading import load_config, overlaid
 from rollout_ray.config.schema import RunConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def test_a_model_of_unknown_size_gives_a_warning(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("path", ["./there", "/nowhere/there", "~/there", "runs/models/7b"])
 def test_a_path_of_no_folder_is_no_hub_id(capsys: pytest.CaptureFixture[str], data: str, path: str) -> None:
     code, _, err = planned(capsys, "--dataset", data, "--model_path", path, "--on", "8xH100")
-    assert code == 2 and f"model_path {path} is no folder; give one that holds a model, or a hub id" in err
+    named = os.path.expanduser(path)
+    assert code == 2 and f"model_path {named} is no folder; give one that holds a model, or a hub id" in err
 
 
 def test_a_gpu_without_a_data_sheet_gets_no_speed(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rollout_ray import RunConfig
-from rollout_ray.api.pool import warn_of_replicas
+from rollout_ray.api.pool_fields import warn_of_replicas
 from rollout_ray.core.errors import EngineError
 from rollout_ray.driver.handle import RunningEngine
 from rollout_ray.driver.replica import ReplicaState

@@ -24,15 +24,7 @@ from rollout_ray.actors.engine.out_of_memory import as_start_failure
 from rollout_ray.actors.engine.supply import batch_share, num_to_submit
 from rollout_ray.actors.engine.work_units import ChunkTable, Waiting
 from rollout_ray.core.errors import ConfigError, Refused
-from rollout_ray.core.records import (
-    Completion,
-    Cut,
-    Generated,
-    RolloutRequest,
-    SampleSpec,
-    sample_specs,
-    sampling_seed,
-)
+from rollout_ray.core.records import Completion, Cut, Generated, RolloutRequest, SampleSpec, sample_specs, sampling_seed
 from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.prompt_report import PromptReport
 from rollout_ray.models.resolved_run import ResolvedRun

@@ -10,12 +10,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import rollout_ray
-
 
 def package_hash() -> str:
     """Return the hash of rollout_ray's modules as they are on this machine."""
-    return source_hash(Path(rollout_ray.__file__).parent)
+    return source_hash(Path(__file__).parent.parent)
 
 
 def source_hash(package: Path) -> str:

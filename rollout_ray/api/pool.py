@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rollout_ray.api.code_hash import package_hash
 from rollout_ray.api.collect import Rollouts, collect_on, with_reward
+from rollout_ray.api.pool_fields import engine_fields, warn_of_replicas
 from rollout_ray.config.arms import default_max_model_len
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import RunConfig
@@ -237,9 +238,9 @@ class RolloutPool:
         Raises:
             ConfigError: The run needs other engines.
         """
-        ours = _engine_fields(self._cfg)
+        ours = engine_fields(self._cfg)
         longest = ours["engine.max_model_len"]
-        theirs = {**_engine_fields(cfg), "engine.max_model_len": cfg.engine.max_model_len or longest}
+        theirs = {**engine_fields(cfg), "engine.max_model_len": cfg.engine.max_model_len or longest}
         if model_folder(cfg.model.model_path) == policy.path:
             theirs["model.model_path"] = ours["model.model_path"]
         names = [name for name in ours if ours[name] != theirs[name]]
@@ -269,18 +270,6 @@ class RolloutPool:
             )
 
 
-def warn_of_replicas(pool: RunConfig, run: RunConfig) -> None:
-    """Warn of a run that asks for another number of engines than its pool."""
-    ours, theirs = pool.resources.replicas, run.resources.replicas
-    if theirs is not None and theirs != ours:
-        log.warning(
-            "resources.replicas is %d in the run and %s in the pool. The run uses the engines of the pool. To change their "
-            "number, open another pool",
-            theirs,
-            "unset" if ours is None else ours,
-        )
-
-
 def _remove_if_empty(folder: str) -> None:
     with suppress(OSError):
         os.rmdir(folder)
@@ -288,14 +277,6 @@ def _remove_if_empty(folder: str) -> None:
 
 def _adapter_capacity(run: ResolvedRun) -> Capacity:
     return capacity(list(run.adapters))
-
-
-def _engine_fields(cfg: RunConfig) -> dict[str, Any]:
-    """Return the fields that decide an engine, by their dotted names."""
-    model = cfg.model.model_dump(mode="json", exclude={"lora_path", "chat_template_kwargs"})
-    engine = cfg.engine.model_dump(mode="json")
-    engine["max_model_len"] = cfg.engine.max_model_len or default_max_model_len(cfg)
-    return {**{f"model.{k}": v for k, v in model.items()}, **{f"engine.{k}": v for k, v in engine.items()}}
 
 
 def _note(run: ResolvedRun, placement: Placement) -> dict[str, Any]:
@@ -307,4 +288,4 @@ def _note(run: ResolvedRun, placement: Placement) -> dict[str, Any]:
     adapter_capacity = vars(_adapter_capacity(run))
     code = {"rollout_ray": package_hash()}
     weights = {"model.fingerprint": run.policy.fingerprint}
-    return {**_engine_fields(run.config), **weights, "adapters": adapter_capacity, **where, **code}
+    return {**engine_fields(run.config), **weights, "adapters": adapter_capacity, **where, **code}

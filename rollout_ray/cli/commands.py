@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
+from rollout_ray.cli.display import print_summary, view
 from rollout_ray.cli.parser import Parser
 from rollout_ray.core.errors import VerifyError
 from rollout_ray.core.redaction import escape_controls
-
-if TYPE_CHECKING:
-    from rollout_ray.telemetry.progress import Progress
-    from rollout_ray.telemetry.summary import Summary
 
 
 def prepare(words: list[str]) -> int:
@@ -268,32 +265,6 @@ def cluster(words: list[str]) -> int:
     for line in check_file(expand_home(args.file)):
         print(escape_controls(line))
     return 0
-
-
-def view(quiet: bool) -> tuple[Any, Progress]:
-    """Return a console, and the progress that suits it."""
-    from rich.console import Console
-
-    from rollout_ray.telemetry.live_view import Live
-    from rollout_ray.telemetry.progress import Plain, Silent
-
-    console = Console()
-    if quiet:
-        return console, Silent()
-    return console, Live(console) if console.is_terminal else Plain()
-
-
-def print_summary(console: Any, summary: Summary, path: str) -> None:
-    """Print what is paid, the table and lines of a run's summary, then the path of its file."""
-    from rollout_ray.telemetry.summary import summary_lines, summary_table
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    say(summary.reward_rule)
-    console.print(summary_table(summary))
-    for line in [*summary_lines(summary), escape_controls(path)]:
-        say(line)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

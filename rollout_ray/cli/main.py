@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from rollout_ray.cli.commands import COMMANDS, print_summary, view
+from rollout_ray.cli.commands import COMMANDS
+from rollout_ray.cli.display import print_summary, view
 from rollout_ray.cli.output import shielded
 from rollout_ray.cli.parser import Parser
 from rollout_ray.core.errors import ConfigError, RolloutError, TooManyErrors
