@@ -23,8 +23,10 @@ $(VENV)/.ready: requirements-cpu.lock pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Tests start hundreds of processes, some as users who may not write here. A few modules are for another Python.
 $(VENV)/.test-ready: $(VENV)/.ready requirements-test.lock
 	$(PIP) install --no-compile --no-deps -r requirements-test.lock
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@if [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && ! { command -v ip && command -v chromium && command -v sshd && command -v rsync; } >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 chromium openssh-server rsync; fi
 	@touch $@
