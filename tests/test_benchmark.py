@@ -45,8 +45,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, questions: Path) -> Path:
     return folder
 
 
-# One of each kind. `make bench` runs all of them.
-MEASURED = ("bare", "seeds_eager", "ray_data", "ours")
+# `make bench` runs all systems. Ray Data alone takes as long to start as these three together.
+MEASURED = ("bare", "seeds_eager", "ours")
 
 
 def test_the_systems_on_one_small_workload(tmp_path: Path, questions: Path, tiny: Path) -> None:

@@ -36,9 +36,9 @@ LONG = [
     Scenario("vllm driver", (DRIVER,), 2, (12.0, 16.0), 150, VLLM),
     Scenario("vllm raylets", (RAYLET,), 2, (14.0, 18.0), 100, VLLM, raylets=2),
 ]
+# tests.chaos.drain and tests.chaos.lost_node take nodes away.
 SHORT = [
     Scenario("all but raylets", (ENGINE, SCORER, GRADER, DRIVER), 6, (0.8, 2.5)),
-    Scenario("raylets, engines and scorers", (RAYLET, ENGINE, SCORER), 4, (1.5, 3.5), raylets=2),
     Scenario("vllm engines", (ENGINE,), 1, (9.0, 11.0), 60, VLLM),
 ]
 
