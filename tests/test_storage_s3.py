@@ -62,7 +62,7 @@ def test_a_whole_run_into_a_bucket(store: Store, local_ray: None) -> None:
     assert pq.read_table(io.BytesIO(objects["merged.parquet"])).equals(rollouts.table())
     happened = [event["event"] for event in rollouts.run.events()]
     kinds = [kind for kind in happened if kind not in ("engine_idle", "given_back", "load")]
-    assert list(dict.fromkeys(kinds)) == ["begun", "placed", "engine_started", "finished"]
+    assert list(dict.fromkeys(kinds)) == ["begun", "placed", "engine_started", "prompts", "finished"]
     checked = verify(f"s3://{BUCKET}/whole")
     assert checked.agrees and checked.trajectories == 320
     names = {re.sub(r"[0-9a-f]{16,}-?", "*", name) for name in objects}
