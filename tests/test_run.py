@@ -48,7 +48,8 @@ def test_a_stopped_run_goes_on_with_the_same_command(
     """Ctrl-C and a closed terminal reach the whole process group, a stopped job only the driver. kill -9 asks nobody."""
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "rollout_ray.run", *simulated(data, out, speed=12_000)],
+        # Small batches spread the ends of the questions over 12 s.
+        [sys.executable, "-m", "rollout_ray.run", *simulated(data, out, speed=4_000), "--max_num_seqs", "16"],
         env=clean_environment() | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
