@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,17 @@ def burn(seconds: float) -> bool:
 
 
 @pytest.fixture
-def limit() -> CpuLimit:
+def limit() -> Iterator[CpuLimit]:
+    """A limit inside of a task."""
     one = CpuLimit(0.1)
-    one.begin()
-    return one
+    with one.task():
+        yield one
+
+
+def test_after_a_task_nothing_ends_the_process() -> None:
+    with CpuLimit(0.1).task():
+        assert signal.getitimer(signal.ITIMER_VIRTUAL) > (0.0, 0.0)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_time_in_which_a_process_does_not_run_does_not_count(limit: CpuLimit) -> None:

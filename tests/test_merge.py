@@ -199,7 +199,7 @@ def test_a_bit_that_flips_during_the_merge_is_noticed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(part_rows, "WINDOW_BYTES", 10_000)
     run, questions = committed(tmp_path, input_rows(300), 2, 1, 0)
     with pytest.raises(LedgerError, match="is torn or altered"):
-        merge(run, questions, "questions", 2, {}, lambda rows: flip(run.path(run.parts()[0]), 0.4))
+        merge(run, questions, "questions", 2, {}, lambda *_: flip(run.path(run.parts()[0]), 0.4))
     assert not Path(run.path("merged.parquet")).exists()
 
 

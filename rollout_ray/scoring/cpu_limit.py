@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -28,10 +29,15 @@ class CpuLimit:
         self._rang = False
         signal.signal(signal.SIGPROF, self._ring)
 
-    def begin(self) -> None:
-        """Begin a task. The kernel ends the process if the task outlives all its limits."""
+    @contextmanager
+    def task(self) -> Iterator[None]:
+        """Bound the calls of a task, which is the block. The kernel ends the process if the block outlives all limits."""
         self._begun = time.process_time()
         signal.setitimer(signal.ITIMER_VIRTUAL, (CALLS_PER_TASK + 1) * self._seconds + 1)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return what the function returns.

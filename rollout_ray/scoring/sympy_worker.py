@@ -87,13 +87,13 @@ class Comparison:
 
     def verdict(self, task: list[Any]) -> str:
         """Return the verdict on a task: ["set", gold, answer] or ["values", golds, answers, entries known before]."""
-        self._limit.begin()
         kind, gold, answer, *rest = task
         try:
-            if kind == "set":
-                sets = [self._limit.call(build_set, form, self._parsed) for form in (gold, answer)]
-                return "correct" if self._limit.call(same_set, *sets) else "incorrect"
-            return self._same_values(gold, answer, rest[0])
+            with self._limit.task():
+                if kind == "set":
+                    sets = [self._limit.call(build_set, form, self._parsed) for form in (gold, answer)]
+                    return "correct" if self._limit.call(same_set, *sets) else "incorrect"
+                return self._same_values(gold, answer, rest[0])
         except OutOfTimeError:
             return "timeout"
         except Exception:  # noqa: BLE001  (sympy raises anything on a hostile text; the verdict says that it failed)
