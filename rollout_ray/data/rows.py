@@ -14,8 +14,8 @@ from rollout_ray.core.errors import DatasetError
 from rollout_ray.data.json_files import JsonLine
 
 _MISFITS = (pa.ArrowException, UnicodeError, OverflowError, RecursionError, TypeError)
-# Arrow silently converts other values to these types: text to bytes, times to days, local times to a time zone.
-_LENIENT = ("binary", "date32", "timestamp")
+# Arrow silently converts other values to these types: text to bytes, times to days, local times to a time zone, false to 0.
+_LENIENT = ("binary", "date32", "timestamp", "double")
 
 
 def infer_schema(batches: Iterable[Sequence[JsonLine]]) -> pa.Schema:
@@ -84,13 +84,7 @@ def from_rows(rows: Sequence[Any], place: Callable[[int], str]) -> pa.Table:
     arrays = []
     for column in columns:
         values = [row.get(column) for row in rows]
-        array = _to_array(values, column, place)
-        if (changed := first_changed(array, values)) is not None:
-            raise DatasetError(
-                f"{place(changed)}, column '{column}': the values of this column are of different types, and {array.type} "
-                "would change this one. Give the column one type"
-            )
-        arrays.append(array)
+        arrays.append(_to_array(values, column, place))
     return pa.table(arrays, names=columns)
 
 
@@ -106,12 +100,18 @@ def _column_names(rows: Sequence[Mapping[Any, Any]], place: Callable[[int], str]
 
 
 def _to_array(values: list[Any], column: str, place: Callable[[int], str], kind: pa.DataType | None = None) -> pa.Array:
-    """Return the values as an array, of type `kind` if given. Raise DatasetError if a value does not fit."""
+    """Return the values as an array, of type `kind` if given. Raise DatasetError if a value does not fit, or changes."""
     try:
-        return pa.array(values, kind)
+        array = pa.array(values, kind)
     except _MISFITS as error:
         first = _first_misfit(values, lambda some: pa.array(some, kind))
         raise DatasetError(f"{place(first)}, column '{column}': {error}. Give the column one type") from error
+    if (changed := first_changed(array, values)) is not None:
+        raise DatasetError(
+            f"{place(changed)}, column '{column}': the values of this column are of different types, and {array.type} "
+            "would change this one. Give the column one type"
+        )
+    return array
 
 
 def first_changed(array: pa.Array | pa.ChunkedArray, values: Iterable[Any]) -> int | None:
@@ -129,6 +129,8 @@ def _same(held: Any, given: Any) -> bool:
         return len(held) == len(given) and all(map(_same, held, given))
     if held is None:
         return given is None or given != given or type(given).__name__ in ("NAType", "NaTType")
+    if isinstance(given, bool) and not isinstance(held, bool):
+        return False  # Arrow makes False beside 0.5 in an object a 0.0, which Python calls equal
     return bool(held == given or (held != held and given != given))
 
 

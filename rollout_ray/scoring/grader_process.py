@@ -23,7 +23,7 @@ from rollout_ray.core.redaction import without_secrets
 Verdict = Literal["correct", "incorrect", "bad_gold", "timeout", "error"]
 VERDICTS: frozenset[str] = frozenset(("correct", "incorrect", "bad_gold", "timeout", "error"))
 START_SECONDS = 60.0
-STARTS = 3
+STARTS = 6  # something else, such as the kernel for want of memory, may kill a process while it starts
 MEMORY_CHECK_SECONDS = 0.1
 
 
