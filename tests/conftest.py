@@ -49,6 +49,7 @@ hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A shell starts background commands with SIGINT ignored, and every child inherits that: Ctrl-C could not be tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it likewise
 
 # What VLLM_ENABLE_V1_MULTIPROCESSING must be for vLLM's engine core to have a process of its own, as on GPUs. vLLM reads a
 # number; but at the very text "1" its CPU platform adds a process for the worker, which imports everything once more.

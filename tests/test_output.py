@@ -61,7 +61,6 @@ def test_a_deferred_signal_arrives_after_the_block() -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     done = []
     try:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
         stop_by_signals()
         with pytest.raises(KeyboardInterrupt), deferred_stops():
             signal.raise_signal(signal.SIGHUP)
