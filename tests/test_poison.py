@@ -230,13 +230,12 @@ def test_conversations_with_vllm(chats: pa.Table, number: int) -> None:
         assert (one["num_prompt_tokens"], one["num_tokens"], one["finish_reason"]) == (MAX_MODEL_LEN - 1, 1, "length")
 
 
-def test_content_of_parts_is_an_error_row(tmp_path: Path, local_ray: None) -> None:
-    parts = [[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]]
-    found = collect([{"prompt": parts[0]}], simulated_greedy(tmp_path / "run")).table()
-    assert found.column("prompt").to_pylist() == parts
-    check_row(
-        found.column("trajectories")[0].as_py(), "message 0 of the prompt has a list as its content; only text is read"
-    )
+def test_content_of_parts_is_refused_with_its_reason(tmp_path: Path, local_ray: None) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    reason = "no row can be asked: message 0 of the prompt has a list as its content; only text is read"
+    with pytest.raises(DatasetError, match=reason):
+        collect([{"prompt": parts}], simulated_greedy(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("name", "values", "expected"), IDS, ids=[name for name, *_ in IDS])
