@@ -126,7 +126,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
         return self._fleet.one(node_id) is None
 
     def node_tags(self, node_id: str) -> dict[str, str]:
-        """Return the node's tags: those of its launch, and those that Ray has set since."""
+        """Return the tags of the node: from its launch, and later ones from Ray."""
         one = self._fleet.known(node_id)
         launch_time = dict(one.tags) if one else {}
         launch_time.pop(TAG_LAUNCH, None)
@@ -171,7 +171,7 @@ class LambdaNodeProvider(NodeProvider):  # type: ignore[misc]
     # Launching
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Launch `count` instances, one after the other. Return {id: {}} of those that were launched.
+        """Launch `count` instances, one after the other. Return {id: {}} of the launched ones.
 
         Raises:
             NodeLaunchException: An instance could not be launched. Those before it stay, and their tags count them.

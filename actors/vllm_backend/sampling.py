@@ -71,7 +71,7 @@ def arm_parameters(
 
 
 def split_stops(arm: Arm, hidden: Mapping[str, int]) -> tuple[list[str], list[int]]:
-    """Return the stop strings of an arm that are looked for in the text, and the ids of those that are hidden tokens.
+    """Return the stop strings of an arm that stand in texts, and the token ids of its other stop strings.
 
     Raises:
         ConfigError: A stop string holds a hidden token among other text, so it can never be found.

@@ -1,4 +1,4 @@
-"""Compare the config of a run with that of the pool whose engines it uses."""
+"""Compare the config of a run with the config of its pool."""
 
 from __future__ import annotations
 

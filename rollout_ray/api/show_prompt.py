@@ -1,4 +1,4 @@
-"""Show what the model is sent: the text and the tokens of one question, in every prompt variant. Starts no engine."""
+"""Show the prompts of one question, as text and as tokens, in every prompt variant. Starts no engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LINE_COLUMNS = 110
 
 
 def show_prompt(cfg: RunConfig, dataset: Any = None, row: int = 0, arm: str | None = None) -> Iterator[str]:
-    """Yield the lines that show a question as the model is sent it.
+    """Yield the lines that show the prompts of a question.
 
     Args:
         cfg: The config of the run.

@@ -66,15 +66,17 @@ def export(words: list[str]) -> int:
     return 0
 
 
+def _run_parser(prog: str, description: str) -> Parser:
+    """Return the parser of a command that takes the config of a run, too."""
+    epilog = "Further flags are those of a run; see rollout --help."
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, epilog=epilog)
+    parser.add_argument("--config", help="YAML file of the run")
+    return parser
+
+
 def plan(words: list[str]) -> int:
     """Print what a run will take, with warnings."""
-    parser = Parser(
-        prog="rollout plan",
-        description="Estimate what a run takes, before it starts.",
-        allow_abbrev=False,
-        epilog="Further flags are those of a run; see rollout --help.",
-    )
-    parser.add_argument("--config", help="YAML file of the run")
+    parser = _run_parser("rollout plan", "Estimate what a run takes, before it starts.")
     parser.add_argument("--on", metavar="GPUS", help="GPUs to plan for, such as 8xH100 or 2x8xH100. Unset: this machine's")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--from", dest="earlier", metavar="RUN_DIR", help="a finished run to take speed and lengths from")
@@ -101,14 +103,8 @@ def plan(words: list[str]) -> int:
 
 
 def show_prompt(words: list[str]) -> int:
-    """Print what the model is sent for one question."""
-    parser = Parser(
-        prog="rollout show-prompt",
-        description="Print the text and the tokens that the model is sent for one question.",
-        allow_abbrev=False,
-        epilog="Further flags are those of a run; see rollout --help.",
-    )
-    parser.add_argument("--config", help="YAML file of the run")
+    """Print the prompt of one question."""
+    parser = _run_parser("rollout show-prompt", "Print the prompt of one question, as text and as tokens.")
     parser.add_argument("--row", type=int, default=0, metavar="N", help="number of the question, from 0 (default: 0)")
     parser.add_argument("--arm", metavar="NAME", help="the only arm to show. Unset: one of each prompt variant")
     own, flags = parser.parse_known_args(words)

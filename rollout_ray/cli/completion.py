@@ -93,7 +93,7 @@ def _of_command(name: str, command: Callable[[list[str]], int], run: Words) -> W
     except Described as described:
         words = _of_parser(described.parser)
     else:
-        raise AssertionError(f"rollout {name} does not parse its words with cli.commands.Parser")
+        raise AssertionError(f"rollout {name} does not parse its words with cli.parser.Parser")
     for dotted in leaf_fields(MORE[name]) if name in MORE else ():
         flag = dotted.rpartition(".")[2]
         words.flags.setdefault(flag, run.flags[flag])

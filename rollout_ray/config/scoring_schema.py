@@ -74,7 +74,7 @@ class ScoringConfig(RewardConfig):
 
 
 def reward_sentence(scoring: ScoringConfig) -> str:
-    """Return what a trajectory is paid, in words. It says so where a wrong answer is paid, too."""
+    """Return the rule of the reward in words. A rule that pays wrong answers says so."""
     if scoring.reward is not None:
         return f"Reward: the function {scoring.reward}."
     parts = [f"{scoring.alpha:g} for a correct answer"]

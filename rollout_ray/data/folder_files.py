@@ -1,4 +1,4 @@
-"""List the files of a folder and choose those that hold its questions.
+"""List the files of a folder and choose the files with its questions.
 
 Not chosen: hidden files, the files of runs, and notes beside the data. A folder of several splits is refused, since
 the test split would be drawn and trained on. Reads no rows.

@@ -99,7 +99,7 @@ def find_input_files(path: str) -> InputFiles:
         path: A file, folder or glob, or a URI of one.
 
     Raises:
-        DatasetError: There is no such file, the folder holds several splits, or the storage cannot be read.
+        DatasetError: The file is missing, the folder holds several splits, or the storage cannot be read.
     """
     path = expand_home(path)
     try:

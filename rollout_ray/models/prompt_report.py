@@ -1,4 +1,4 @@
-"""Say how a run words its prompts, what its user may not expect of that, and what the model is sent first."""
+"""Say how a run words its prompts, warn of surprises, and show the first prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PromptReport:
     Attributes:
         notes: Sentences that name the wording and what ends an output.
         warnings: Sentences about what its user may not expect.
-        first: The first prompt as the model is sent it: (names of the arms, text) for each prompt variant.
+        first: The text of the first prompt: (names of the arms, text) for each prompt variant.
     """
 
     notes: tuple[str, ...] = ()

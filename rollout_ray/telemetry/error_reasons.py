@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"\d+")
 
 
 def count_reasons(reasons: Iterable[str | None]) -> Counter[str]:
-    """Count reasons. Those that differ in numbers alone count as one, with N for each number."""
+    """Count reasons. N stands for each number, so reasons that differ in numbers alone count as one."""
     return Counter(_NUMBER.sub("N", shorten(reason, _LONGEST)) for reason in reasons if reason)
 
 
