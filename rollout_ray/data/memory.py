@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rollout_ray.core.errors import DatasetError
-from rollout_ray.data.rows import first_changed, from_rows
+from rollout_ray.data.rows import from_rows, refuse_changed
 
 
 def to_table(dataset: Any) -> pa.Table:
@@ -59,11 +59,7 @@ def _from_pandas(frame: Any) -> pa.Table:
     table = pa.Table.from_pandas(frame, preserve_index=named)
     for column in [column for column, kind in frame.dtypes.items() if kind.kind == "O"]:
         name = str(column)
-        if (changed := first_changed(table.column(name), frame[column])) is not None:
-            raise DatasetError(
-                f"the given DataFrame, row {changed} (from 0), column '{name}': the values of this column are of different "
-                f"types, and {table.column(name).type} would change this one. Give the column one type"
-            )
+        refuse_changed(table.column(name), frame[column], name, lambda row: f"the given DataFrame, row {row} (from 0)")
     return table
 
 

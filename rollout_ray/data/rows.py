@@ -106,15 +106,22 @@ def _to_array(values: list[Any], column: str, place: Callable[[int], str], kind:
     except _MISFITS as error:
         first = _first_misfit(values, lambda some: pa.array(some, kind))
         raise DatasetError(f"{place(first)}, column '{column}': {error}. Give the column one type") from error
-    if (changed := first_changed(array, values)) is not None:
+    refuse_changed(array, values, column, place)
+    return array
+
+
+def refuse_changed(
+    array: pa.Array | pa.ChunkedArray, values: Iterable[Any], column: str, place: Callable[[int], str]
+) -> None:
+    """Raise DatasetError if Arrow changed a value. The message names the first one by `place`."""
+    if (changed := _first_changed(array, values)) is not None:
         raise DatasetError(
             f"{place(changed)}, column '{column}': the values of this column are of different types, and {array.type} "
             "would change this one. Give the column one type"
         )
-    return array
 
 
-def first_changed(array: pa.Array | pa.ChunkedArray, values: Iterable[Any]) -> int | None:
+def _first_changed(array: pa.Array | pa.ChunkedArray, values: Iterable[Any]) -> int | None:
     """Return the index of the first value that Arrow changed, or None if `array` holds the values exactly."""
     if not any(kind in str(array.type) for kind in _LENIENT):
         return None
