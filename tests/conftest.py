@@ -173,6 +173,17 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture(autouse=True)
+def _log_levels_kept() -> Iterator[None]:
+    """Undoes what a command that a test runs in this process sets for all later ones, as --quiet does."""
+    root, ours = logging.getLogger(), logging.getLogger("rollout_ray")
+    handlers, level, our_level = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    ours.setLevel(our_level)
+
+
 @pytest.fixture(scope="session")
 def programs() -> None:
     """Says that a test starts slow programs by itself: Ray, an engine, the command line, pip, sshd."""

@@ -62,12 +62,14 @@ def test_an_export_is_json_whatever_the_rows_hold(tmp_path: Path, finished: RunD
 
 def test_an_export_spares_its_own_run_and_devices(tmp_path: Path, finished: RunDirectory) -> None:
     before = Path(finished.path("merged.parquet")).read_bytes()
-    (tmp_path / "link").symlink_to(finished.path("merged.parquet"))
-    for target in (*map(finished.path, ("merged.parquet", "run.json", "parts/x.parquet")), tmp_path / "link"):
+    (tmp_path / "link.parquet").symlink_to(finished.path("merged.parquet"))
+    for target in (*map(finished.path, ("merged.parquet", "run.json", "parts/x.parquet")), tmp_path / "link.parquet"):
         with pytest.raises(LedgerError, match=r"is a file of the run itself\. Export to another name"):
             export([finished.uri], target)
-    for target in ("/dev/null", str(tmp_path)):
-        with pytest.raises(LedgerError, match="is no regular file; give another place"):
+    (tmp_path / "device.jsonl").symlink_to("/dev/null")
+    (tmp_path / "folder.jsonl").mkdir()
+    for target in (tmp_path / "device.jsonl", tmp_path / "folder.jsonl"):
+        with pytest.raises(LedgerError, match=r"is no regular file\. Give another place\."):
             export([finished.uri], target)
     assert Path(finished.path("merged.parquet")).read_bytes() == before and Path("/dev/null").is_char_device()
 
