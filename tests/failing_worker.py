@@ -12,6 +12,6 @@ class FailingWorker(Worker):
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         FailingWorker.steps += 1
-        if FailingWorker.steps == 100:
+        if FailingWorker.steps == 20:
             raise RuntimeError("an illegal memory access was encountered")
         return super().execute_model(*args, **kwargs)

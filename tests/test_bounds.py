@@ -151,6 +151,7 @@ def test_the_finished_event_and_the_summary_say_it(simulated: Rollouts) -> None:
 def test_the_start_of_ray_is_part_of_starting(tmp_path: Path, rollout_process: Command) -> None:
     pq.write_table(pa.Table.from_pylist(demo_rows(2)), tmp_path / "questions.parquet")
     words = ["--dataset", str(tmp_path / "questions.parquet"), "--backend", "simulated", "--quiet"]
+    words += ["--arm_set", "greedy", "--replicas", "1"]
     done = rollout_process(*words, "--output_dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/run/merged.parquet\n"
@@ -192,7 +193,8 @@ def test_a_kv_cache_that_is_too_small_is_named_and_most_of_the_work_stays_outsid
 ) -> None:
     """Real vLLM with places for 256 sequences and KV cache for about twenty."""
     engine = {"max_num_seqs": 256, "max_model_len": 512, "kv_cache_gib": 0.02}
-    cfg = RunConfig.model_validate({"engine": engine, "output": {"output_dir": str(tmp_path / "run")}})
+    output = {"output_dir": str(tmp_path / "run")}
+    cfg = RunConfig.model_validate({"engine": engine, "output": output, "resources": {"replicas": 1}})
     most_waiting = 0
 
     class Watch(Silent):
@@ -200,7 +202,7 @@ def test_a_kv_cache_that_is_too_small_is_named_and_most_of_the_work_stays_outsid
             nonlocal most_waiting
             most_waiting = max(most_waiting, *(e.stats.waiting for e in view.engines.values()))
 
-    rollouts = collect(demo_rows(40), cfg, progress=Watch())
+    rollouts = collect(demo_rows(20), cfg, progress=Watch())
     account = rollouts.summary.account
     assert sum(engine.kv_bound_steps for engine in account.engines.values()) > 10 and most_waiting > 50
     assert max(engine.peak_running for engine in account.engines.values()) < 128

@@ -18,6 +18,7 @@ import ray
 from rollout_ray import Rollouts, RunConfig, collect
 from rollout_ray.actors.engine.actor import EngineActor
 from rollout_ray.actors.engine.launch import LaunchSpec
+from rollout_ray.actors.engine.out_of_memory import NoMemory
 from rollout_ray.core.errors import EngineError
 from rollout_ray.models.resolved_run import resolve
 from tests.conftest import HANG_S, OWN_PROCESS, ROOT, demo_rows
@@ -29,7 +30,14 @@ from tests.test_fleet import assert_whole, changed
 @pytest.fixture
 def cfg(tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", OWN_PROCESS)
-    return RunConfig.model_validate({"output": {"output_dir": str(tmp_path / "run")}, "resources": {"replicas": 1}})
+    return RunConfig.model_validate(
+        {
+            "engine": {"max_num_seqs": 16},
+            "sampling": {"max_tokens": 64},
+            "output": {"output_dir": str(tmp_path / "run")},
+            "resources": {"replicas": 1},
+        }
+    )
 
 
 def core_of(maker: psutil.Process) -> psutil.Process:
@@ -47,8 +55,8 @@ def core() -> psutil.Process:
 
 
 def midway(action: Callable[[], None]) -> When:
-    """While the last draws of 60 questions still wait: an engine decodes those of 32 at once."""
-    return When(lambda view: view.generated_samples >= 50, action)
+    """While most of a run's 96 draws still wait: an engine decodes 16 at once."""
+    return When(lambda view: view.generated_samples >= 8, action)
 
 
 def deaths(rollouts: Rollouts) -> list[str]:
@@ -57,8 +65,8 @@ def deaths(rollouts: Rollouts) -> list[str]:
 
 def test_one_that_was_killed_counts_as_dead(cfg: RunConfig) -> None:
     """vLLM itself would wait for ever."""
-    rollouts = collect(demo_rows(60), cfg, progress=midway(lambda: core().kill()))
-    assert_whole(rollouts, 480)
+    rollouts = collect(demo_rows(12), cfg, progress=midway(lambda: core().kill()))
+    assert_whole(rollouts, 96)
     (died,) = deaths(rollouts)
     assert "EngineCore" in died and "ended with exit code -9" in died
 
@@ -73,8 +81,8 @@ def test_it_ends_with_an_actor_that_was_killed(cfg: RunConfig) -> None:
         (actor,) = engines()
         os.kill(actor, signal.SIGKILL)
 
-    rollouts = collect(demo_rows(60), cfg, progress=midway(kill_actor))
-    assert_whole(rollouts, 480)
+    rollouts = collect(demo_rows(12), cfg, progress=midway(kill_actor))
+    assert_whole(rollouts, 96)
     assert len(deaths(rollouts)) == 1 and len(left) == 2
     assert not psutil.wait_procs(left, timeout=HANG_S)[1]
 
@@ -91,6 +99,16 @@ def test_an_actor_without_a_server_starts_one_that_ends_with_it(cfg: RunConfig) 
     assert left[2].ppid() == pid
     os.kill(pid, signal.SIGKILL)
     assert not psutil.wait_procs(left, timeout=HANG_S)[1]
+
+
+def test_its_want_of_memory_is_recognized(cfg: RunConfig, tmp_path: Path) -> None:
+    """vLLM's words about it stand in the log only."""
+    greedy = changed(cfg, engine={"kv_cache_gib": 500_000.0})
+    spec = LaunchSpec.of(resolve(greedy), gpus=0, threads=1)
+    apart = {"VLLM_ENABLE_V1_MULTIPROCESSING": OWN_PROCESS}
+    actor = ray.remote(EngineActor).remote(replace(spec, environment=apart, log_file=str(tmp_path / "engine.log")))
+    with pytest.raises(NoMemory, match="memory"):
+        ray.get(actor.start.remote())
 
 
 HANGING = """
@@ -134,4 +152,4 @@ def test_what_failed_in_it_is_named(cfg: RunConfig, monkeypatch: pytest.MonkeyPa
         cfg, engine={"extra": {"worker_cls": "tests.failing_worker.FailingWorker"}}, resources={"max_engine_deaths": 0}
     )
     with pytest.raises(EngineError, match=r"every engine died; the last one, engine-0: .*an illegal memory access"):
-        collect(demo_rows(30), failing)
+        collect(demo_rows(2), failing)

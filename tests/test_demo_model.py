@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rollout_ray.config import arms
@@ -30,10 +31,11 @@ def test_it_is_small_and_in_safetensors() -> None:
 
 
 def test_it_is_right_most_of_the_time_when_cold_and_less_when_warm(long_computation: None) -> None:
-    """300 questions that are unseen by construction, at the two ends of Regime W's temperatures."""
+    """120 questions that are unseen by construction, at the two ends of Regime W's temperatures."""
     folder = model_folder("demo")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    problems = list(itertools.islice(generate_problems(11, "test"), 300))
+    problems = list(itertools.islice(generate_problems(11, "test"), 120))
+    torch.manual_seed(0)
     cold, warm = (
         accuracy(model, tokenizer, ArmConfig(name="a", system_prompt=arms.WOLFRAM, temperature=t, top_p=0.95), problems)
         for t in (0.2, 0.5)

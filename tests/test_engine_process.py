@@ -32,7 +32,7 @@ from rollout_ray.models.resolved_run import resolve
 from tests.conftest import HANG_S, await_that, clean_environment, demo_rows, python_named_modules, simulated_greedy
 from tests.processes import ENGINES, servers, workers
 
-QUESTIONS = 30
+QUESTIONS = 12
 
 
 class Run:
@@ -43,7 +43,8 @@ class Run:
         questions = folder / "questions.parquet"
         pq.write_table(pa.Table.from_pylist(demo_rows(QUESTIONS)), questions)
         command = [sys.executable, "-m", "rollout_ray.run", "--quiet", "--dataset", str(questions), "--ignore_eos"]
-        command += ["--max_tokens", "160", "--replicas", "2", "--output_dir", str(self.output), *flags]
+        command += ["--max_tokens", "96", "--max_num_seqs", "8", "--replicas", "2"]
+        command += ["--output_dir", str(self.output), *flags]
         self.process = psutil.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.server = await_that(self._server)
 

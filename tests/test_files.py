@@ -169,13 +169,13 @@ def test_a_full_temporary_disk_is_named_when_a_file_is_made_for_a_store(tmp_path
 
 def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_path: Path, run_alone: Command) -> None:
     (tmp_path / "disk").mkdir()
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demo_rows(300)))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in demo_rows(100)))
     rollout = (
         f"{sys.executable} -m rollout_ray.run --dataset rows.jsonl --output_dir disk/run --backend simulated "
-        "--part_rows 20 --quiet --sim_tokens_per_second 500000"
+        "--part_rows 10 --quiet --sim_tokens_per_second 500000"
     )
     done = run_alone(
-        f"""mount -t tmpfs -o size=120k none disk
+        f"""mount -t tmpfs -o size=60k none disk
         {rollout}; echo "first $?"
         ls -A disk/run disk/run/parts | grep tmp
         ls disk/run/parts | wc -l
@@ -197,6 +197,6 @@ def test_a_run_on_a_disk_that_fills_stops_and_goes_on_when_there_is_room(tmp_pat
     import pyarrow.parquet as pq
 
     table = pq.read_table(tmp_path / "merged.parquet")
-    assert table.num_rows == 300 and all(len(t) == 8 for t in table.column("trajectories").to_pylist())
+    assert table.num_rows == 100 and all(len(t) == 8 for t in table.column("trajectories").to_pylist())
     named = [json.loads(line)["event"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert named[0] == "begun" and "resumed" in named and named[-1] == "finished"

@@ -27,7 +27,7 @@ from rollout_ray.driver.scorer_pool import MOST_UNSCORED
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.progress import Plain
 from rollout_ray.telemetry.run_view import RunView
-from tests.conftest import HANG_S, OWN_PROCESS, ROOT, clean_environment, demo_rows
+from tests.conftest import HANG_S, ROOT, clean_environment, demo_rows
 from tests.processes import ENGINES, SCORERS, later_workers
 from tests.test_collect import When, keys, simulated
 
@@ -81,13 +81,9 @@ def test_an_engine_without_memory_is_tried_again_smaller(tmp_path: Path, local_r
     assert rollouts.summary.engine_deaths == 0
 
 
-@pytest.mark.parametrize("own_process", ["0", OWN_PROCESS])
-def test_vllm_without_memory_is_tried_again_smaller(
-    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, own_process: str
-) -> None:
-    """A KV cache of half a million GiB cannot be allocated, nor can an eighth of it. A core in a process of its own leaves
-    vLLM's words about it in the log."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", own_process)
+def test_vllm_without_memory_is_tried_again_smaller(tmp_path: Path, local_ray: None) -> None:
+    """A KV cache of half a million GiB cannot be allocated, nor can an eighth of it. For an engine core in a process of
+    its own, test_core_process.py tests that the want of memory is recognized."""
     cfg = RunConfig.model_validate(
         {
             "output": {"output_dir": str(tmp_path / "run")},

@@ -19,7 +19,7 @@ from rollout_ray.telemetry.progress import Plain
 from rollout_ray.telemetry.run_view import RunView
 from tests.chaos.scenarios import RAYLET, SCORER, TITLES, Cluster, Outcome, check, environment, found, write_questions
 
-ACTORS = 6  # number of engines and of scorers, which Ray spreads over the two nodes
+ACTORS = 4  # number of engines and of scorers, which Ray spreads over the two nodes
 # Every result goes through the node's object store, however small, and a node counts as dead after 2 s.
 SYSTEM = {"max_direct_call_object_size": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 
@@ -39,7 +39,7 @@ class Kill(Plain):
                 self._stopped = [scorer for scorer in found(TITLES[SCORER]) if scorer.ppid() == head]
                 for scorer in self._stopped:
                     scorer.suspend()
-            if view.generated_samples > 1000:
+            if view.generated_samples > 600:
                 self._cluster.workers()[0].kill()
                 self.killed_at = time.monotonic()
         elif not self.noticed_at and sum(node["Alive"] for node in ray.nodes()) == 1:
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
     os.environ.clear()
     os.environ.update(environment())
     data = folder / "questions.parquet"
-    write_questions(data, 300)
+    write_questions(data, 200)
     cluster = Cluster(1, 2, f"--system-config={json.dumps(SYSTEM)}")
     lost = number = 0
     took = 0.0
