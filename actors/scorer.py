@@ -7,14 +7,15 @@ and only if, its part is on storage.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import Arm, Completion, Generated, Question, ScoredQuestion
+from rollout_ray.core.records import Arm, Completion, Generated, Question, RolloutRequest, ScoredQuestion
 from rollout_ray.scoring.custom_reward import RewardSource
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
+from rollout_ray.storage.partial_files import SavedSamples, save_samples
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary
 
@@ -29,11 +30,22 @@ class Receipt:
         committed: Ordinals of the questions.
         summary: Sums over their rows.
         waiting: Complete questions that are held for the next part.
+        saved: Samples of other questions that were saved.
     """
 
     committed: tuple[int, ...]
     summary: Summary
     waiting: int
+    saved: int = 0
+
+
+@dataclass
+class _Open:
+    """A question of which samples are missing: its completions so far, by sample, with those that are saved already."""
+
+    question: Question
+    saved: Mapping[int, Completion]
+    completions: dict[int, Completion]
 
 
 class ScorerActor:
@@ -64,7 +76,8 @@ class ScorerActor:
             self._grader.close()
             self._limits, self._grader = limits, Grader(**limits)
         self._grader.forget()
-        self._chunks: dict[int, list[Generated]] = {}
+        self._saved = SavedSamples(run)
+        self._open: dict[int, _Open] = {}
         self._complete: dict[int, ScoredQuestion] = {}
         self._held_bytes = 0
         self._oldest = time.monotonic()
@@ -87,12 +100,11 @@ class ScorerActor:
             ordinal = generated.request.ordinal
             if ordinal not in wanted:
                 continue
-            chunks = self._chunks.setdefault(ordinal, [])
-            chunks.append(generated)
-            if sum(len(p.request) for p in chunks) == len(self._scorer.samples):
-                del self._chunks[ordinal]
-                completions = sorted((c for p in chunks for c in p.completions), key=lambda c: c.sample_index)
-                whole.append((generated.request.question, ordinal, completions))
+            opened = self._open.get(ordinal) or self._take_up(generated.request)
+            opened.completions.update((c.sample_index, c) for c in generated.completions)
+            if len(opened.completions) == len(self._scorer.samples):
+                del self._open[ordinal]
+                whole.append((opened.question, ordinal, [done for _, done in sorted(opened.completions.items())]))
         if whole and not self._complete:
             self._oldest = time.monotonic()
         for (_, ordinal, _), scored in zip(whole, self._score(whole), strict=True):
@@ -102,6 +114,11 @@ class ScorerActor:
         if full or time.monotonic() - self._oldest >= self._config.output.flush_seconds:
             return self.flush()
         return Receipt((), Summary(), len(self._complete))
+
+    def _take_up(self, request: RolloutRequest) -> _Open:
+        """Begin a question with the samples that earlier sessions saved."""
+        saved = self._saved.of(request.question.question_id)
+        return self._open.setdefault(request.ordinal, _Open(request.question, saved, dict(saved)))
 
     def flush(self) -> Receipt:
         """Commit the complete questions that are held."""
@@ -115,6 +132,15 @@ class ScorerActor:
         summary = Summary()
         summary.add(table)
         return Receipt(committed, summary, 0)
+
+    def save(self) -> Receipt:
+        """Commit the complete questions, and save the samples of the others for the next session."""
+        receipt = self.flush()
+        new = {
+            opened.question.question_id: [c for c in opened.completions.values() if c.sample_index not in opened.saved]
+            for opened in self._open.values()
+        }
+        return replace(receipt, saved=save_samples(self._run, new))
 
     def close(self) -> None:
         """End the grading processes."""

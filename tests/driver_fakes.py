@@ -88,6 +88,7 @@ class FakeEngine:
         self.pending = False
         self.ended = False
         self.dropped = 0
+        self.answer_drop: frozenset[int] | None = None  # the scorers that its finished samples are for
         self.calls: list[FakeCall] = []
 
     def _call(self, method: str, *arguments: Any) -> FakeCall:
@@ -117,9 +118,12 @@ class FakeEngine:
     def update_weights(self, policy: Policy) -> Any:
         return self._call("update_weights", policy)
 
-    def drop(self) -> None:
-        assert not self.ended
+    def drop(self, num_scorers: int = 0) -> list[Any]:
         self.dropped += 1
+        call = self._call("drop")
+        if self.answer_drop is not None:
+            call.answer(self.answer_drop)
+        return [call, *(("dropped", self.name, i) for i in range(num_scorers))]
 
     def end(self) -> None:
         self.ended = True
@@ -177,6 +181,9 @@ class FakeScorer:
 
     def flush(self) -> Any:
         return self._call("flush")
+
+    def save(self) -> Any:
+        return self._call("save")
 
     def cancel(self, call: Any) -> None:
         self.cancelled.append(call)

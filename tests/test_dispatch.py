@@ -128,3 +128,28 @@ def test_an_arm_that_an_engine_refuses_ends_the_run_and_any_other_error_its_engi
     else:
         driven.dispatch.take_answers()
         assert driven.states() == [ReplicaState.STARTING] and len(driven.engines.launched["engine-0"]) == 2
+
+
+def test_at_a_stop_the_scorers_get_what_the_engines_have_finished() -> None:
+    """The first answer has a whole chunk, the second what finished of the other one."""
+    driven = Dispatched()
+    driven.start()
+    engine = driven.engine()
+    engine.calls[-1].answer(exchange_of([(0, 0)], unfinished=2))
+    engine.answer_drop = frozenset({0})
+    driven.dispatch.take_finished(5.0)
+    assert [call.arguments for call in driven.scorer.calls if call.method == "score"] == [
+        (("payload", "engine-0", 0), frozenset({0})),
+        (("dropped", "engine-0", 0), frozenset({1})),
+    ]
+
+
+@pytest.mark.parametrize("answer", [None, KILLED])
+def test_an_engine_that_does_not_answer_at_a_stop_is_named(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    driven = Dispatched()
+    driven.start()
+    if answer:
+        driven.engine().calls[-1].answer(answer)
+    driven.dispatch.take_finished(5.0)
+    assert "engine-0 could not hand over what it had finished" in caplog.text
+    assert [call.method for call in driven.scorer.calls] == ["begin"]

@@ -48,3 +48,15 @@ def test_what_ended_counts_before_its_piece_is_complete() -> None:
     assert by_arm(chunks.partial(), samples) == {"samples": ArmCount(2, 13, 1)}
     chunks.finish(Finished(second, "text", 4, "stop"), "engine-0", 0)
     assert chunks.partial() == [] and by_arm(chunks.hand_over(), samples) == {"samples": ArmCount(3, 17, 1)}
+
+
+def test_a_run_that_is_dropped_returns_what_finished_of_it() -> None:
+    chunks = ChunkTable()
+    chunks.openings = ("", "")
+    for ordinal in (7, 8, 9):
+        chunks.add(RolloutRequest(ordinal, 0, Question("q", "p", None), 0, 2), {n: [1, 2] for n in range(2)}, {})
+    keys = [waiting.key for waiting in chunks.take(6)]
+    for key in (keys[0], keys[1], keys[3]):
+        chunks.finish(Finished(key, "text", 4, "stop"), "engine-0", 0)
+    numbers = {one.request.ordinal: [c.sample_index for c in one.completions] for one in chunks.drop()}
+    assert numbers == {7: [0, 1], 8: [1]} and chunks.drop() == []

@@ -66,6 +66,20 @@ def test_every_draw_is_delivered_once_whatever_dies(
     assert all(len({p.scorer_index for p in delivered if p.ordinal == o}) <= 1 for o in range(count))
 
 
+@given(st.dictionaries(st.integers(0, 5), st.sets(st.integers(0, 11), max_size=11)), st.integers(1, 64))
+def test_only_what_is_not_kept_is_handed_out(kept: dict[int, set[int]], max_num_seqs: int) -> None:
+    scheduler = make(6, 12)
+    scheduler.leave_out({str(question): numbers for question, numbers in kept.items()})
+    scheduler.add_engine("e", max_num_seqs)
+    delivered: list[RolloutRequest] = []
+    while not scheduler.finished:
+        handed = scheduler.assign("e", 0, 0.0)
+        assert scheduler.held("e") == handed
+        delivered += scheduler.complete("e", [(chunk.ordinal, chunk.first) for chunk in handed])
+    saved = Counter((str(question), number) for question, numbers in kept.items() for number in numbers)
+    assert covered(delivered) + saved == everything(6, 12)
+
+
 def returned_samples(held: list[RolloutRequest], random: random.Random) -> list[Cut]:
     """Cuts the ends off some pieces, or all of them, as an engine does that gives back what it has not begun."""
     cuts: list[Cut] = []

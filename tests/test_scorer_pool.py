@@ -147,14 +147,14 @@ def test_a_part_is_asked_for_after_the_time_or_at_the_end() -> None:
     assert not driven.pool.calls()
 
 
-def test_save_counts_what_is_committed_and_names_a_scorer_that_cannot(caplog: pytest.LogCaptureFixture) -> None:
+def test_save_counts_what_is_saved_and_names_a_scorer_that_cannot(caplog: pytest.LogCaptureFixture) -> None:
     driven = Driven(3)
     for index in range(3):
         driven.begin(index)
     driven.pool.score(0, "unscored", [request(1)])
     unscored = driven.last(0).calls[-1]
-    flushed = {0: receipt(7, 8), 1: RayTaskError("flush", "", OSError("the disk is full"))}
-    for index, value in flushed.items():
+    told = {0: Receipt((7, 8), Summary(), 0, saved=5), 1: RayTaskError("save", "", OSError("the disk is full"))}
+    for index, value in told.items():
         scorer = driven.last(index)
         made = scorer._call
 
@@ -164,7 +164,8 @@ def test_save_counts_what_is_committed_and_names_a_scorer_that_cannot(caplog: py
             return call
 
         scorer._call = answered  # type: ignore[method-assign]
-    assert driven.pool.save(5.0) == 2
+    assert driven.pool.save(5.0) == (2, 5)
+    assert driven.last(0).calls[-1].method == "save"
     assert driven.last(0).cancelled == [unscored]
     assert "scorer-1 could not save" in caplog.text and "scorer-2 could not save: no answer within 5 s" in caplog.text
 

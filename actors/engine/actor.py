@@ -124,9 +124,13 @@ class EngineActor:
         assert self._info is not None
         return replace(self._info, prompts=report)
 
-    def drop(self) -> None:
-        """Drop everything of the present run."""
-        self._call("drop")
+    def drop(self, num_scorers: int = 0) -> tuple[Any, ...]:
+        """Drop everything of the present run. Return what finished of it, as `exchange` does.
+
+        The first return has the scorer indexes of which something finished.
+        """
+        finished: dict[int, list[Generated]] = self._call("drop")
+        return frozenset(finished), *map(finished.get, range(num_scorers))
 
     def update_weights(self, policy: Policy) -> float:
         """Load other weights of the same shape, drop the present run, and return the seconds that it took.

@@ -93,14 +93,15 @@ class Engine:
         self._chunks.openings = tuple(opening[spec.arm.name] for spec in self._samples)
         return report
 
-    def drop(self) -> None:
-        """Drop everything of the present run."""
+    def drop(self) -> dict[int, list[Generated]]:
+        """Drop everything of the present run. Return what finished by scorer index, also of chunks in work."""
         with self._changed:
-            self._chunks.drop()
+            finished = self._chunks.drop()
             self._reclaim = 0
             self._returned.clear()
             self._told = self._counted()
             self._changed.notify_all()
+        return by_scorer(finished)
 
     def update_weights(self, policy: Policy) -> float:
         """Load other weights of the same shape, drop the present run, and return the seconds that it took.

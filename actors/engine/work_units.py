@@ -69,13 +69,15 @@ class ChunkTable:
             if opened.completions
         ]
 
-    def drop(self) -> None:
-        """End the run, whatever is in work."""
+    def drop(self) -> list[Generated]:
+        """End the run, whatever is in work. Return what finished and was not handed over, also of chunks in work."""
+        finished = [*self._done, *self.partial()]
         self.run += 1
         self.unfinished = self.finished = 0
         self._inbox.clear()
         self._open.clear()
         self._done = []
+        return finished
 
     def add(self, request: RolloutRequest, prompts: Mapping[int, list[int]], failed: Mapping[int, Completion]) -> None:
         """Take on a chunk: for each sample its prompt, or a completion if it failed already."""

@@ -40,6 +40,7 @@ from rollout_ray.results.metadata import describe
 from rollout_ray.scoring.custom_reward import CustomReward, RewardSource
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.storage.files import row_batches
+from rollout_ray.storage.partial_files import remove_samples, scan_samples
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.bottleneck import bound_by
 from rollout_ray.telemetry.notebook import progress_here, summary_html
@@ -208,9 +209,12 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
     identity = {**run.identity, "data.fingerprint": questions.fingerprint}
     resumed = directory.open(identity, _description(run.config, questions, facts, versions))
     with EventLog(directory) as events, ExitStack() as ray_too:
-        part_scan = directory.scan_parts(set(questions.ids))
+        known = set(questions.ids)
+        part_scan = directory.scan_parts(known)
         done = part_scan.done
-        facts_of_session = {"done": len(done), "operational": run.config.operational()}
+        kept = scan_samples(directory, part_scan, known, run.samples_per_question)
+        kept_samples = sum(map(len, kept.values()))
+        facts_of_session = {"done": len(done), "kept_samples": kept_samples, "operational": run.config.operational()}
         events.write("resumed" if resumed else "begun", questions=len(questions), **facts_of_session)
         for name, reason in part_scan.quarantined.items():
             log.warning("%s %s; it is in parts/bad now, and its questions are drawn again", directory.path(name), reason)
@@ -221,7 +225,7 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
                 check_before_start(run)
             limits = run.config.resources
             refuse_a_budget_that_saved_nothing(directory.events(), limits.budget, limits.budget_seconds)
-            context = RunContext(questions, done, directory, events, call.progress, call.reward, time.monotonic())
+            context = RunContext(questions, done, kept, directory, events, call.progress, call.reward, time.monotonic())
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 
@@ -229,6 +233,7 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
                 # Until the end of the block: Ray takes seconds to stop, and the merged file does not wait for that.
                 ray_too.enter_context(connected(run.config))
             session = generate_missing(run, context, call.pool_resources)
+            remove_samples(directory)
         merged, summary = _merged(run, questions, directory, {**versions, **facts})
         summary.session_tokens, summary.generation_seconds = session.session_tokens, session.generation_seconds
         summary.engine_deaths, summary.total_seconds = session.engine_deaths, time.monotonic() - call.began

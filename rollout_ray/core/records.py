@@ -115,7 +115,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A request and its completions, one per sample in order: the payload from engine to scorer."""
+    """A request and its completions in sample order: the payload from engine to scorer.
+
+    There is one per sample, except in the payload of an engine that had to stop.
+    """
 
     request: RolloutRequest
     completions: tuple[Completion, ...]

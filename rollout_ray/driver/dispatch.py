@@ -151,6 +151,34 @@ class Dispatch:
                 replica.payloads.add(payload)
                 self.scorers.score(scorer_index, payload, requests)
 
+    def take_finished(self, timeout_s: float) -> None:
+        """Have the engines drop the run, and pass on what they have finished, also of chunks in work.
+
+        An engine that does not answer in time delivers nothing more. Its samples are drawn again.
+        """
+        serving = [replica for replica in self.replica_set.replicas.values() if replica.serves]
+        exchanges = [(replica, replica.take_call()) for replica in serving if replica.call]
+        drops = [(replica, replica.engine.drop(self.scorers.count)) for replica in serving]
+        calls = [call for _, (call, _) in exchanges] + [call for _, (call, *_) in drops]
+        ended = self.calls.wait(calls, timeout_s, len(calls))
+        for replica, (call, payloads) in exchanges:
+            if (exchange := self._last_answer(replica, call, ended)) is not None:
+                self._deliver(replica, exchange, payloads)
+        for replica, (call, *payloads) in drops:
+            for scorer_index in self._last_answer(replica, call, ended) or ():
+                held = [r for r in self.scheduler.held(replica.name) if r.scorer_index == scorer_index]
+                self.scorers.score(scorer_index, payloads[scorer_index], held)
+
+    def _last_answer(self, replica: Replica, call: Any, ended: Sequence[Any]) -> Any:
+        """Return what an engine answered at the end of a session. None, with a warning, if it did not."""
+        try:
+            if call not in ended:
+                raise TimeoutError("no answer in time")
+            return self.calls.result(call)
+        except (RayError, TimeoutError) as error:
+            log.warning("%s could not hand over what it had finished: %s", replica.name, reason_of(error))
+            return None
+
     def engine_died(self, replica: Replica, error: Exception) -> None:
         """Return to the queue what a dead engine held; the replica set decides about another engine."""
         if replica.serves:

@@ -57,8 +57,11 @@ class EngineHandle(Protocol):
     def update_weights(self, policy: Policy) -> Any:
         """Load other weights; its answer is the seconds that it took."""
 
-    def drop(self) -> None:
-        """Drop what the engine holds of its run."""
+    def drop(self, num_scorers: int = 0) -> list[Any]:
+        """Drop what the engine holds of its run; return the call of a set of scorer indexes, and a payload for each scorer.
+
+        A payload has the finished samples, also of chunks in work. It is empty if the set does not name its scorer.
+        """
 
     def end(self) -> None:
         """End the engine."""
@@ -100,6 +103,9 @@ class ScorerHandle(Protocol):
 
     def flush(self) -> Any:
         """Commit what is complete."""
+
+    def save(self) -> Any:
+        """Commit what is complete, and save the samples of the other questions."""
 
     def cancel(self, call: Any) -> None:
         """Cancel a call that has not begun."""

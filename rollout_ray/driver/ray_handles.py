@@ -92,8 +92,9 @@ class RayEngine:
     def update_weights(self, policy: Policy) -> Any:
         return self._actor.update_weights.remote(policy)
 
-    def drop(self) -> None:
-        self._actor.drop.remote()
+    def drop(self, num_scorers: int = 0) -> list[Any]:
+        finished = self._actor.drop.options(num_returns=1 + num_scorers).remote(num_scorers)
+        return list(finished) if num_scorers else [finished]
 
     def end(self) -> None:
         ray.kill(self._actor)
@@ -156,6 +157,9 @@ class RayScorer:
 
     def flush(self) -> Any:
         return self.actor.flush.remote()
+
+    def save(self) -> Any:
+        return self.actor.save.remote()
 
     def cancel(self, call: Any) -> None:
         ray.cancel(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from rollout_ray.data.question_set import QuestionSet
@@ -19,6 +19,7 @@ class RunContext:
     Attributes:
         questions: The whole input.
         done: Ids of the questions that earlier sessions committed.
+        kept: Numbers of the samples that earlier sessions saved of other questions, by question id.
         directory: The run directory.
         events: The log in the run directory.
         progress: Shows the run to the user.
@@ -28,6 +29,7 @@ class RunContext:
 
     questions: QuestionSet
     done: Set[str]
+    kept: Mapping[str, Set[int]]
     directory: RunDirectory
     events: EventLog
     progress: Progress

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from rollout_ray.core.records import ChunkKey, Cut, Question, RolloutRequest
 
@@ -93,6 +94,7 @@ class Scheduler:
         self._most_deaths = most_deaths
         self.expected_engines = expected_engines
         self.pending = count * samples_per_question
+        self._kept: Mapping[str, Set[int]] = {}
         self._queue: deque[RolloutRequest] = deque()
         self._suspects: deque[RolloutRequest] = deque()
         self._suspects_at_once = 1
@@ -107,6 +109,15 @@ class Scheduler:
     def finished(self) -> bool:
         """Whether nothing is pending and no engine holds anything."""
         return self.pending == 0 and self.outstanding == 0
+
+    def leave_out(self, kept: Mapping[str, Set[int]]) -> None:
+        """Do not hand out these samples of these questions. Earlier sessions saved them. Call it before `assign`."""
+        self._kept = kept
+        self.pending -= sum(map(len, kept.values()))
+
+    def held(self, name: str) -> list[RolloutRequest]:
+        """Return the requests that an engine has not delivered."""
+        return list(self._engines[name].outstanding.values())
 
     def add_engine(self, name: str, max_num_seqs: int) -> None:
         """Count on an engine that decodes up to `max_num_seqs` sequences at once."""
@@ -268,9 +279,16 @@ class Scheduler:
         return replace(request, stop=cut)
 
     def _pull(self) -> RolloutRequest | None:
+        """Return the next question, or its first gap between kept samples. Its other gaps are queued."""
         question = next(self._questions, None)
         if question is None:
             return None
         ordinal = self._next_ordinal
         self._next_ordinal += 1
-        return RolloutRequest(ordinal, ordinal % self._num_scorers, question, 0, self._samples_per_question)
+        whole = RolloutRequest(ordinal, ordinal % self._num_scorers, question, 0, self._samples_per_question)
+        if question.question_id not in self._kept:
+            return whole
+        ends = [-1, *sorted(self._kept[question.question_id]), len(whole)]
+        gaps = [replace(whole, first=last + 1, stop=end) for last, end in pairwise(ends) if end > last + 1]
+        self._queue.extend(gaps[1:])
+        return gaps[0]

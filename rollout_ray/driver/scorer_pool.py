@@ -93,6 +93,11 @@ class ScorerPool:
         return scorer
 
     @property
+    def count(self) -> int:
+        """Return the number of scorers."""
+        return len(self._scorers)
+
+    @property
     def unscored(self) -> int:
         """Return how many samples wait to be scored."""
         return sum(scorer.unscored for scorer in self._scorers)
@@ -173,22 +178,22 @@ class ScorerPool:
         for payload, requests in scorer.payloads.items():
             self.score(scorer.scorer_index, payload, requests)
 
-    def save(self, timeout_s: float) -> int:
-        """Have every scorer commit what is complete, without what it has not scored yet, and wait for that.
+    def save(self, timeout_s: float) -> tuple[int, int]:
+        """Have every scorer save what it holds, without what it has not scored yet, and wait for that.
 
-        A warning names a scorer that cannot. The questions of the others are saved all the same.
+        It commits the complete questions, and saves the samples of the others. A warning names a scorer that cannot.
 
         Returns:
-            How many questions were committed.
+            How many questions were committed, and how many samples of others were saved.
         """
         for scorer in self._scorers:
             for call, (payload, _) in scorer.calls.items():
                 if payload is not None:
                     scorer.handle.cancel(call)  # a call that has begun goes on
-        flushed = {scorer.handle.flush(): scorer for scorer in self._scorers}
-        ended = self._factory.calls.wait(list(flushed), timeout_s, len(flushed))
-        committed = 0
-        for call, scorer in flushed.items():
+        calls = {scorer.handle.save(): scorer for scorer in self._scorers}
+        ended = self._factory.calls.wait(list(calls), timeout_s, len(calls))
+        committed = saved = 0
+        for call, scorer in calls.items():
             try:
                 if call not in ended:
                     raise TimeoutError(f"no answer within {timeout_s:.0f} s")
@@ -197,7 +202,8 @@ class ScorerPool:
                 log.warning("scorer-%d could not save: %s", scorer.scorer_index, reason_of(error))
                 continue
             committed += len(receipt.committed)
-        return committed
+            saved += receipt.saved
+        return committed, saved
 
     def close(self) -> None:
         """End the scorers, except those that are kept. One with a call in flight might still commit to this run."""

@@ -34,6 +34,7 @@ from rollout_ray.telemetry.summary import Summary
 
 log = logging.getLogger(__name__)
 
+HAND_OVER_S = 10.0  # after an early stop: for what the engines hold; they answer within a heartbeat
 SAVE_S = 30.0  # after an early stop: for what the scorers hold, and then for what they commit
 
 
@@ -70,9 +71,10 @@ def generate_missing(run: ResolvedRun, context: RunContext, pool_resources: Pool
             with context.progress:
                 session.run(context.progress)
         except (KeyboardInterrupt, BudgetSpent) as stop:
-            if pool_resources is None:
-                replica_set.close()  # nobody waits for what they generate now
             with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the saving, too
+                session.take_finished()
+                if pool_resources is None:
+                    replica_set.close()  # nobody waits for what they generate now
                 session.save()
             if not session.complete:
                 raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
@@ -101,10 +103,12 @@ class _Session:
             num_scorers=num_scorers,
             expected_engines=placement.replicas,
         )
+        self._scheduler.leave_out(context.kept)
+        self._saved_samples = 0  # of questions that are not complete
         self.view = RunView(
             total=len(context.questions),
             before=len(context.done),
-            total_samples=self._missing * run.samples_per_question,
+            total_samples=self._scheduler.pending,
             engines={f"engine-{i}": EngineView() for i in range(placement.replicas)},
             began=context.began,
             on_cpu=not placement.gpus and run.config.engine.backend == "vllm",
@@ -167,13 +171,21 @@ class _Session:
         """Whether every missing question is committed."""
         return self.view.committed >= self._missing
 
+    def take_finished(self) -> None:
+        """Pass on to the scorers what the engines have finished, after an interrupt. The engines drop the rest."""
+        self._dispatch.take_finished(HAND_OVER_S)
+
     def save(self) -> None:
-        """Commit every question that is complete, after an interrupt. What is not scored within SAVE_S is lost."""
+        """Commit every question that is complete, and save the samples of the others, after an interrupt.
+
+        What is not scored within SAVE_S is lost.
+        """
         deadline = time.monotonic() + SAVE_S
         while (calls := self._scorers.calls()) and (left := deadline - time.monotonic()) > 0:
             for call in self._dispatch.calls.wait(list(calls), left):
                 self._dispatch.scorer_answered(calls[call], call)
-        self.view.committed += self._scorers.save(SAVE_S)
+        committed, self._saved_samples = self._scorers.save(SAVE_S)
+        self.view.committed += committed
 
     def stopped(self, *, spent: bool) -> Interrupted:
         """Return what a session raises that ends before its work, once that is saved."""
@@ -181,10 +193,13 @@ class _Session:
         done = f"{view.before + view.committed} of {view.total} questions in {self._directory.uri}"
         limits = {"budget_seconds": resources.budget_seconds, "needed_seconds": needed_seconds(view)}
         account = view.account().to_dict()
-        self._events.write("stopped", spent=spent, committed=view.committed, account=account, **limits)
+        saved = self._saved_samples
+        counts = {"committed": view.committed, "saved_samples": saved}
+        self._events.write("stopped", spent=spent, account=account, **counts, **limits)
         if spent:
-            return BudgetSpent(spent_words(view, resources.budget, done))
-        return Interrupted(f"stopped with {done}; the same command goes on from there")
+            return BudgetSpent(spent_words(view, resources.budget, done, saved))
+        more = f", and from {saved} trajectories of other questions" if saved else ""
+        return Interrupted(f"stopped with {done}; the same command goes on from there{more}")
 
     def close(self) -> None:
         """End the session's scorers, and its hold on the engines."""

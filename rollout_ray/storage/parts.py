@@ -1,8 +1,9 @@
-"""Encode and check part files: whole questions as parquet, with a hash of every byte in the file name.
+"""Encode and check part files: rows as parquet, with a hash of every byte in the file name.
 
 A part that passes the checks is exactly the part that its writer committed. Storage is in run_directory.py.
 
-    part-<nanoseconds>-<BLAKE2b-128 of the content>.parquet
+    part-<nanoseconds>-<BLAKE2b-128 of the content>.parquet      whole questions
+    partial-<nanoseconds>-<BLAKE2b-128 of the content>.parquet   samples (partial_files.py)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rollout_ray.core.records import METADATA, PART_SCHEMA
 from rollout_ray.storage.paths import split_path
 
 PART_ROW_GROUP = 128  # questions
-_NAME = re.compile(r"part-\d{20}-([0-9a-f]{32})\.parquet")
+_NAME = re.compile(r"(?:part|partial)-\d{20}-([0-9a-f]{32})\.parquet")
 
 
 class BadPartError(LedgerError):
@@ -40,6 +41,7 @@ class Part:
 
     file: pq.ParquetFile
     nbytes: int
+    schema: pa.Schema = PART_SCHEMA
 
     @property
     def num_rows(self) -> int:
@@ -50,7 +52,7 @@ class Part:
         return self.file.read(columns=["question_id"]).column(0).to_pylist()  # type: ignore[no-any-return]
 
     def rows(self, numbers: list[int]) -> pa.Table:
-        """Return the rows with these ascending numbers (PART_SCHEMA). Decodes only the row groups that hold them."""
+        """Return the rows with these ascending numbers. Decodes only the row groups that hold them."""
         wanted = iter([*numbers, self.num_rows])
         number = next(wanted)
         groups: list[int] = []
@@ -67,28 +69,29 @@ class Part:
             else:
                 skipped += stop - start
             start = stop
-        table = self.file.read_row_groups(groups).cast(PART_SCHEMA)
+        table = self.file.read_row_groups(groups).cast(self.schema)
         return table if len(chosen) == table.num_rows else table.take(chosen)
 
 
-def encode_part(table: pa.Table, run_digest: str) -> tuple[str, pa.Buffer]:
-    """Return file name and content of a part with these rows (PART_SCHEMA)."""
+def encode_part(table: pa.Table, run_digest: str, kind: str = "part") -> tuple[str, pa.Buffer]:
+    """Return file name and content of a part with these rows. `kind` begins the name."""
     about = json.dumps({"run": run_digest, "bytes": table.nbytes})
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata({METADATA: about}), sink, row_group_size=PART_ROW_GROUP, compression="zstd"
     )
     content = sink.getvalue()
-    return f"part-{time.time_ns():020d}-{_hash(content)}.parquet", content
+    return f"{kind}-{time.time_ns():020d}-{_hash(content)}.parquet", content
 
 
-def decode_part(path: str, content: pa.Buffer, run_digest: str) -> Part:
+def decode_part(path: str, content: pa.Buffer, run_digest: str, schema: pa.Schema = PART_SCHEMA) -> Part:
     """Check and decode a part.
 
     Args:
         path: Path of the file; its name holds the expected hash.
         content: The bytes of the file.
         run_digest: Identity of the run that the part must belong to.
+        schema: The columns that it must have.
 
     Raises:
         BadPartError: The part is torn, altered, or belongs to another run.
@@ -103,11 +106,11 @@ def decode_part(path: str, content: pa.Buffer, run_digest: str) -> Part:
         about = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadPartError(path, f"is not a parquet file ({error})") from error
-    if about is None or not file.schema_arrow.equals(PART_SCHEMA):
+    if about is None or not file.schema_arrow.equals(schema):
         raise BadPartError(path, "does not have the columns of a part of this version")
     if about["run"] != run_digest:
         raise BadPartError(path, "belongs to a run with another config, data set or model")
-    return Part(file, about["bytes"])
+    return Part(file, about["bytes"], schema)
 
 
 def _hash(content: pa.Buffer) -> str:

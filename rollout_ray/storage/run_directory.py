@@ -3,6 +3,7 @@
     OUT/run.json              config, digest, versions, data set and model of the run
     OUT/parts/part-*.parquet  whole questions; a part with its final name is complete
     OUT/parts/bad/            quarantined parts: damaged or of another run; kept, never read
+    OUT/partial/              samples of questions that are not complete (partial_files.py); no merge reads them
     OUT/lease-*.json          the driver that works on the run
     OUT/merged.parquet        the result of a complete run
     OUT/report.html           the report
@@ -27,7 +28,7 @@ from typing import Any
 import pyarrow as pa
 
 from rollout_ray.core.errors import LedgerError
-from rollout_ray.core.records import SCHEMA_VERSION
+from rollout_ray.core.records import PART_SCHEMA, SCHEMA_VERSION
 from rollout_ray.core.redaction import shorten
 from rollout_ray.storage.folder import CREDENTIALS, Folder
 from rollout_ray.storage.lease import EXPIRY_S, PREFIX, RENEW_S, Lease
@@ -37,9 +38,10 @@ from rollout_ray.storage.parts import BadPartError, Part, decode_part, encode_pa
 log = logging.getLogger(__name__)
 
 BAD = "parts/bad"
+_UNFINISHED = ("parts/.part-*.tmp", "partial/.*.tmp", ".merged.parquet.*.tmp", ".report.html.*.tmp", ".run.json.*.tmp")
 _EVENTS = re.compile(r"events(-\d{20})?\.jsonl")
 _WRITTEN = re.compile(
-    rf"(parts|logs)/.*|run\.json|{_EVENTS.pattern}|{PREFIX}.*\.json|merged(-[0-9a-f]{{16}})?\.parquet|report\.html"
+    rf"(parts|partial|logs)/.*|run\.json|{_EVENTS.pattern}|{PREFIX}.*\.json|merged(-[0-9a-f]{{16}})?\.parquet|report\.html"
 )
 
 
@@ -114,7 +116,7 @@ class RunDirectory(Folder):
     def open(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
         """Bind the directory to the run with this identity. Return whether the run existed before.
 
-        A run without any committed part gives way to a new identity: its config was most likely wrong.
+        A run that saved nothing gives way to a new identity: its config was most likely wrong.
 
         Args:
             identity: Dotted names and values of the fields that decide the rows.
@@ -136,7 +138,7 @@ class RunDirectory(Folder):
             )
         before = known.get("identity", {})
         changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
-        if changed and not self.parts() and not self.exists("merged.parquet"):
+        if changed and not (self.parts() or self.partial_files() or self.exists("merged.parquet")):
             self._begin(identity, description)
             return False
         if changed:
@@ -162,14 +164,18 @@ class RunDirectory(Folder):
         """Return the names of the committed parts, sorted by commit time."""
         return [entry.name for entry in self.entries("parts") if entry.name.endswith(".parquet")]
 
-    def read_part(self, name: str) -> Part:
+    def partial_files(self) -> list[str]:
+        """Return the names of the files with samples of questions that are not complete, sorted by time."""
+        return [entry.name for entry in self.entries("partial") if entry.name.endswith(".parquet")]
+
+    def read_part(self, name: str, schema: pa.Schema = PART_SCHEMA) -> Part:
         """Return a part that passed every check. Raise BadPartError (a LedgerError) if one fails."""
         content = self.read(name)
         if content is None:
             raise LedgerError(
                 f"{self.path(name)} has vanished while the run used it. Change nothing in the run directory, and run again"
             )
-        return decode_part(self.path(name), content, self._run_digest())
+        return decode_part(self.path(name), content, self.run_digest(), schema)
 
     def scan_parts(self, known: Set[str]) -> PartScan:
         """Read every byte of every part. Move damaged parts and parts of another run to parts/bad.
@@ -180,7 +186,7 @@ class RunDirectory(Folder):
         part_scan = PartScan()
         for name, ids, reason in in_parallel(lambda name: self._checked(name, known), self.parts(), self.readers):
             if reason is not None:
-                self._quarantine(name)
+                self.quarantine(name)
                 part_scan.quarantined[name] = reason
             part_scan.done.update(ids)
         return part_scan
@@ -202,7 +208,8 @@ class RunDirectory(Folder):
             return name, ids, None
         return name, [], f"holds the question {unknown}, which is not in the data set"
 
-    def _quarantine(self, name: str) -> None:
+    def quarantine(self, name: str) -> None:
+        """Move a part to parts/bad."""
         self.make(BAD)
         target = f"{BAD}/{name.rpartition('/')[2]}"
         while self.exists(target):
@@ -215,11 +222,12 @@ class RunDirectory(Folder):
         Raises:
             LedgerError: The storage refuses, or another driver has taken over. No part is left.
         """
-        name, content = encode_part(table, self._run_digest())
+        name, content = encode_part(table, self.run_digest())
         self.write_atomically(f"parts/{name}", content)
         return f"parts/{name}"
 
-    def _run_digest(self) -> str:
+    def run_digest(self) -> str:
+        """Return the digest of the run's identity, which every part carries."""
         if self._digest is None:
             self._digest = _digest_of(self.record()["identity"])
         return self._digest
@@ -249,7 +257,7 @@ class RunDirectory(Folder):
     def _remove_unfinished(self) -> None:
         """Delete the temporary files of killed writers."""
         if self.is_local:
-            for pattern in ("parts/.part-*.tmp", ".merged.parquet.*.tmp", ".report.html.*.tmp", ".run.json.*.tmp"):
+            for pattern in _UNFINISHED:
                 for leftover in self.local("").glob(pattern):
                     leftover.unlink(missing_ok=True)
 
