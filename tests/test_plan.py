@@ -11,9 +11,13 @@ import pytest
 
 from rollout_ray.api.plan import make_plan
 from rollout_ray.cli.main import main
+from rollout_ray.config.loading import load_config
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.data.prepare import prepare_demo
+from rollout_ray.models.model_check import check_before_start
+from rollout_ray.models.paths import DEMO_FOLDER
+from rollout_ray.models.resolved_run import resolve
 from rollout_ray.sizing.estimate import Plan
 from rollout_ray.sizing.hardware import Gpu
 from rollout_ray.sizing.probe import probe_caveat, probe_size
@@ -105,12 +109,20 @@ def test_a_path_of_no_folder_is_no_hub_id(capsys: pytest.CaptureFixture[str], da
     assert code == 2 and f"model_path {named} is no folder; give one that holds a model, or a hub id" in err
 
 
+def test_a_plan_refuses_a_checkpoint_as_the_run_does(capsys: pytest.CaptureFixture[str], data: str, tmp_path: Path) -> None:
+    words = ["--dataset", data, "--model_path", model(tmp_path, "7B")]
+    with pytest.raises(ConfigError, match="holds no weights") as refused:
+        check_before_start(resolve(load_config(words)))
+    assert planned(capsys, *words) == (refused.value.exit_code, "", f"rollout: {refused.value}\n")
+
+
 def test_a_gpu_without_a_data_sheet_gets_no_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, data: str, tmp_path: Path
 ) -> None:
     gpus = [Gpu("NVIDIA Tomorrow", 80.0)] * 2
     monkeypatch.setattr("rollout_ray.api.plan.local_gpus", lambda: gpus)
-    code, out, _ = planned(capsys, "--dataset", data, "--model_path", model(tmp_path, "7B"))
+    words = ["--load_format", "dummy", "--tokenizer_path", DEMO_FOLDER]  # the folder has a config alone
+    code, out, _ = planned(capsys, "--dataset", data, "--model_path", model(tmp_path, "7B"), *words)
     assert code == 0 and "speed       unknown for NVIDIA Tomorrow: measure it with --probe" in out
     assert "weights take 13.5" in out and "data sheet" not in out and "GPU-hours" not in out
 

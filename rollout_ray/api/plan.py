@@ -19,6 +19,7 @@ from rollout_ray.core.errors import BudgetSpent, ConfigError, DatasetError, Refu
 from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.data.question_set import QuestionSet, check_faults, load_questions
 from rollout_ray.models.local_tokenizer import load_encoder
+from rollout_ray.models.model_check import check_before_start
 from rollout_ray.models.model_size import ModelSize, model_size
 from rollout_ray.models.prompt_report import PromptReport, report_prompts
 from rollout_ray.models.prompt_wording import Examples
@@ -83,6 +84,8 @@ def make_plan(
     questions = load_questions(cfg.data.dataset, cfg.data)
     check_faults(questions)
     run = replace(run, examples=Examples.of(questions.questions()))
+    if on is None:  # a plan for GPUs elsewhere needs the model's config alone
+        check_before_start(run)
     machines = _place(run, on)
     prompts = _prompts(run, questions, machines.size)
     rates = _rates_of(earlier) if earlier else None

@@ -1,6 +1,6 @@
 """Check the model of a run before its engines start: its place, its weights and its tokenizer.
 
-The driver calls this. An engine calls it where the driver does not see the model's folder.
+The driver and `rollout plan` call this. An engine calls it where the driver does not see the model's folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def check_before_start(run: ResolvedRun) -> None:
     if run.config.engine.backend != "vllm":
         return
     if Path(run.model_path).is_dir() or not cluster_address(run.config):
-        check_model(run)
+        _check_model(run)
 
 
 def check_where_unseen(run: ResolvedRun) -> None:
     """Raise ConfigError as `check_before_start` does, on the node of an engine, for a model that the driver did not see."""
     if run.policy.fingerprint == run.policy.path:
-        check_model(run)
+        _check_model(run)
 
 
-def check_model(run: ResolvedRun) -> None:
+def _check_model(run: ResolvedRun) -> None:
     """Raise ConfigError if the model is not there, or cannot be used."""
     config = run.config
     folder, tokenizer = Path(run.policy.path), Path(run.tokenizer_path)

@@ -26,12 +26,6 @@ def cluster_address(config: RunConfig) -> str | None:
     return None if address in ("", "local") else address  # Ray's own word for a new local one
 
 
-def check_model(config: RunConfig) -> None:
-    """Raise ConfigError if the model is a path that this machine does not have, and the engines run on this machine."""
-    if config.engine.backend == "vllm" and not cluster_address(config):
-        check_model_path(model_folder(config.model.model_path))
-
-
 def check_model_path(path: str) -> None:
     """Raise ConfigError if this machine does not have the path of a model, and no hub has such a name.
 

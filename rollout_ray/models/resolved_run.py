@@ -17,7 +17,7 @@ from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Arm
 from rollout_ray.models.adapters import adapters_of, check_adapter, check_wording, fingerprints
 from rollout_ray.models.checkpoints import Policy, model_fingerprint
-from rollout_ray.models.paths import check_model, cluster_address, model_folder
+from rollout_ray.models.paths import check_model_path, cluster_address, model_folder
 from rollout_ray.models.prompt_wording import Examples, check_style, wording_identity
 from rollout_ray.models.special_tokens import stored_special_tokens
 
@@ -82,10 +82,11 @@ def resolve(config: RunConfig, policy: Policy | None = None) -> ResolvedRun:
     Raises:
         ConfigError: The model or an adapter is missing, or an adapter does not fit the model.
     """
-    check_model(config)
+    model_path = model_folder(config.model.model_path)
+    if config.engine.backend == "vllm" and not cluster_address(config):
+        check_model_path(model_path)
     arms = resolve_arms(config)
     check_style(config, arms)
-    model_path = model_folder(config.model.model_path)
     check_adapters(config, arms, model_path)
     return ResolvedRun(
         config=config,
