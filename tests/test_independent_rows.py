@@ -105,6 +105,16 @@ def test_ids_of_plain_rows_stay_what_they_were() -> None:
     assert [questions([row])[0].question_id for row in rows] == IDS
 
 
+def test_ids_of_mixed_numbers_stay_what_they_were(tmp_path: Path) -> None:
+    """A column has one type, so 3 is 3.0 beside 2.5 (docs/inputs.md). Another reading changes the ids of such files."""
+    rows = [{"prompt": "What is 1 + 2?", "gold_answer": 3}, {"prompt": "What is 5 / 2?", "gold_answer": 2.5}]
+    for dataset in (rows, as_jsonl(rows, tmp_path)):
+        found = questions(dataset)
+        assert [q.gold_answer for q in found] == ["3.0", "2.5"]
+        assert [q.question_id for q in found] == MIXED_IDS
+
+
+MIXED_IDS = ["218e7a074875a930", "65ecc322c6efb2e2"]
 IDS = ["ad6cdcce475cf374", "14a8d129d209278b", "7001ae398e63e5cb"]
 
 

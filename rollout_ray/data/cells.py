@@ -143,20 +143,18 @@ def _read_prompt(value: Any) -> Prompt:
         raise ValueError(ENDS_WITH_ANSWER)
     if not messages[-1]["content"].strip():
         raise ValueError("the last message of the prompt is empty")
-    return tuple({key: _own(item) for key, item in message.items() if item is not None} for message in messages)
+    return tuple(map(_own, messages))
 
 
-def _own(item: Any) -> Any:
-    """Return a value of a message as it stands in this row, whatever the other rows hold."""
-    return item if isinstance(item, str) else _whole_numbers(without_absent_keys(item))
+def _own(value: Any) -> Any:
+    """Return a message, or a value of one, as it stands in this row, whatever the other rows hold.
 
-
-def _whole_numbers(value: Any) -> Any:
-    """Return the value with 3 for 3.0: a column with one 2.5 has turned every 3 into 3.0."""
+    Null keys count as absent, as in `without_absent_keys`. 3.0 becomes 3: a column with one 2.5 has turned every 3 into it.
+    """
     if isinstance(value, dict):
-        return {key: _whole_numbers(item) for key, item in value.items()}
+        return {key: _own(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
+        return [_own(item) for item in value]
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
     return int(value) if is_whole else value
 
