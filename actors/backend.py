@@ -20,6 +20,8 @@ class Finished:
     Attributes:
         num_tokens: Output tokens.
         unread: The tokens of a text that `read` still has to decode. None: `text` is complete.
+        token_ids: The output tokens (int32), the end token included. None: the run does not store them.
+        logprobs: The log-probability of each (float32).
     """
 
     key: str
@@ -28,6 +30,8 @@ class Finished:
     finish_reason: FinishReason
     error: str | None = None
     unread: Any = None
+    token_ids: Sequence[int] | None = None
+    logprobs: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

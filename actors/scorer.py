@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.core.records import Arm, Completion, Generated, Question, RolloutRequest, ScoredQuestion
+from rollout_ray.core.records import (
+    TOKEN_BYTES,
+    Arm,
+    Completion,
+    Generated,
+    Question,
+    RolloutRequest,
+    ScoredQuestion,
+)
 from rollout_ray.scoring.custom_reward import RewardSource
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
@@ -19,7 +27,7 @@ from rollout_ray.storage.partial_files import SavedSamples, save_samples
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary
 
-PART_BYTES = 64 << 20  # of text; a part is written before more than this is held, however few its questions
+PART_BYTES = 64 << 20  # of text and tokens; a part is written before more is held, however few its questions
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ class ScorerActor:
         for (_, ordinal, _), scored in zip(whole, self._score(whole), strict=True):
             self._complete[ordinal] = scored
             self._held_bytes += sum(len(t.full_text) + len(t.reasoning) for t in scored.trajectories)
+            self._held_bytes += sum(TOKEN_BYTES * len(t.token_ids or ()) for t in scored.trajectories)
         full = len(self._complete) >= self._config.output.part_rows or self._held_bytes >= PART_BYTES
         if full or time.monotonic() - self._oldest >= self._config.output.flush_seconds:
             return self.flush()
@@ -124,7 +133,7 @@ class ScorerActor:
         """Commit the complete questions that are held."""
         if not self._complete:
             return Receipt((), Summary(), 0)
-        table = part_table(list(self._complete.values()))
+        table = part_table(list(self._complete.values()), self._config.output.tokens)
         self._run.write_part(table)
         committed = tuple(self._complete)
         self._complete = {}

@@ -1,6 +1,6 @@
 """Simulate an engine of known speed and known faults, for tests of scale and of failure.
 
-It decodes nothing. A request takes as long as its length asks for, and its text follows from its seed.
+It decodes nothing. A request takes as long as its length asks for, and its text and tokens follow from its seed.
 Invariant: equal keys give equal texts on every engine.
 """
 
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.telemetry.engine_stats import EngineStats
 
 STEP_SECONDS = 0.01
+VOCABULARY = 32_000
 
 
 class SimulatedBackend:
@@ -43,7 +45,7 @@ class SimulatedBackend:
         self._info = BackendInfo(max_num_seqs, 0.0, simulated.sim_start_seconds, settings={"backend": "simulated"})
         self._waiting: deque[tuple[str, str, int, int]] = deque()  # key, text, tokens, tokens of the prompt
         self._running: list[tuple[float, str, str, int]] = []  # due time, key, text, tokens: a heap
-        self._hangs = False
+        self._hangs = self._tokens = False
         self._stats = EngineStats()
         self._weights = spec.run.policy.path
         self._faults = random.Random(f"{spec.name} {os.getpid()}")
@@ -61,6 +63,7 @@ class SimulatedBackend:
 
     def begin(self, run: ResolvedRun) -> PromptReport:
         """Say nothing of the prompts: a simulated engine needs only the requests of a run."""
+        self._tokens = run.config.output.tokens
         return PromptReport()
 
     def update_weights(self, path: str) -> None:
@@ -102,7 +105,8 @@ class SimulatedBackend:
         now = time.monotonic()
         while self._running and self._running[0][0] <= now:
             _, key, text, length = heapq.heappop(self._running)
-            finished.append(Finished(key, text, length, "stop"))
+            ids, logprobs = _tokens(text, length) if self._tokens else (None, None)
+            finished.append(Finished(key, text, length, "stop", token_ids=ids, logprobs=logprobs))
             self._stats.generated_tokens += length
         self._stats.running, self._stats.waiting = len(self._running), len(self._waiting)
         self._stats.kv_use = len(self._running) / self._info.max_num_seqs
@@ -117,3 +121,10 @@ class SimulatedBackend:
         self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
         self._running = [entry for entry in self._running if entry[1] not in gone]
         heapq.heapify(self._running)
+
+
+def _tokens(text: str, length: int) -> tuple[array[int], array[float]]:
+    """Return `length` token ids and log-probabilities that follow from the text."""
+    rng = random.Random(text)
+    ids = array("i", (rng.randrange(VOCABULARY) for _ in range(length)))
+    return ids, array("f", (-rng.expovariate(2.0) for _ in range(length)))

@@ -50,8 +50,11 @@ def finished(folder: Path, rows: Any, draw: Drawn = drawn, **sections: Any) -> R
     with Grader() as grader:
         whole = [(question, completions(question, scorer, cfg, draw)) for question in questions.questions()]
         grades = grade_questions(grader, whole)
-    run.write_part(part_table([scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]))
+    scored = [scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
+    run.write_part(part_table(scored, cfg.output.tokens))
     metadata = {"schema_version": 1, "config_digest": cfg.digest(), **facts}
+    if cfg.output.tokens:
+        metadata["logprobs"] = cfg.output.logprobs
     merge(run, questions, cfg.output.layout, len(scorer.samples), metadata)
     return run
 

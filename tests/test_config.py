@@ -126,7 +126,7 @@ MISTAKES = [
         "sampling.extra_sampling: seed cannot stand here: a run has a field for it; give --seed",
     ),
     (["--extra_sampling", "n=5"], {}, "n cannot stand here: a run has a field for it; give --n_samples"),
-    (["--extra_sampling", "logprobs=5"], {}, "logprobs cannot stand here: a run does not store log-probabilities"),
+    (["--extra_sampling", "logprobs=5"], {}, "logprobs cannot stand here: a run has a field for it; give --tokens true"),
     (["--chat_template_kwargs", "tokenize=true"], {}, "model.chat_template_kwargs: tokenize cannot stand here"),
     (["--deterministic", "maybe"], {}, 'engine.deterministic must be a valid boolean, not "maybe"'),
     (["-x"], {}, "-x is not a flag"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rollout_ray.core import errors, records
 from rollout_ray.core.records import (
     TRAJECTORY,
+    TRAJECTORY_TOKENS,
     Arm,
     Completion,
     Generated,
@@ -40,7 +41,8 @@ def test_a_seed_is_the_same_in_another_process() -> None:
 
 
 def test_the_trajectory_schema_is_the_trajectory_record() -> None:
-    assert [f.name for f in TRAJECTORY] == [f.name for f in dataclasses.fields(Trajectory)]
+    assert [f.name for f in TRAJECTORY_TOKENS] == [f.name for f in dataclasses.fields(Trajectory)]
+    assert [f.name for f in TRAJECTORY] == [f.name for f in TRAJECTORY_TOKENS][: len(TRAJECTORY)]
 
 
 def test_what_crosses_a_process_pickles() -> None:
@@ -58,4 +60,4 @@ def test_records_are_frozen() -> None:
     question = Question("q", "x", None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         question.prompt = "y"  # type: ignore[misc]
-    assert records.SCHEMA_VERSION == 2
+    assert records.schema_version(tokens=False) == 2 and records.schema_version(tokens=True) == 3

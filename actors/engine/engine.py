@@ -90,6 +90,7 @@ class Engine:
         report = self._in_loop(lambda: backend.begin(run))
         self._run_seed, self._samples = run.config.sampling.seed, sample_specs(run.arms)
         opening = {arm.name: backend.opening(arm) for arm in run.arms}
+        self._chunks.tokens = run.config.output.tokens
         self._chunks.openings = tuple(opening[spec.arm.name] for spec in self._samples)
         return report
 

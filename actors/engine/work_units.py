@@ -42,11 +42,13 @@ class ChunkTable:
         unfinished: Samples in work.
         finished: Samples that finished since the last `hand_over`.
         openings: For each sample, the tag of a thought that its prompt begins; empty for none.
+        tokens: Whether the run stores token ids.
     """
 
     def __init__(self) -> None:
         self.run = self.unfinished = self.finished = 0
         self.openings: Sequence[str] = ()
+        self.tokens = False
         self._inbox: deque[Waiting] = deque()
         self._open: dict[ChunkKey, _Open] = {}
         self._done: list[Generated] = []
@@ -138,6 +140,9 @@ class ChunkTable:
             engine=engine,
             error=one.error,
             policy_version=policy_version,
+            token_ids=one.token_ids,
+            logprobs=one.logprobs,
+            prompt_token_ids=opened.prompts[number] if self.tokens else None,
         )
         self.unfinished -= 1
         self.finished += 1

@@ -106,6 +106,7 @@ def _common_arguments(spec: LaunchSpec, max_model_len: int | None) -> dict[str, 
         "seed": run.config.sampling.seed % 2**32,
         "disable_log_stats": False,  # costs nothing that could be measured on an H200
         "worker_cls": WORKER,
+        **_logprobs_arguments(run),
         **_lora_arguments(spec),
     }
     if run.policy.version:  # engines whose weights were updated keep the tokenizer and the config of the first model
@@ -152,6 +153,12 @@ def graph_sizes(most: int) -> list[int]:
     for first, last, apart in ((8, 64, 8), (80, 128, 16), (160, 256, 32), (320, most, 64)):
         sizes.update(range(first, last + 1, apart))
     return sorted(size for size in sizes if size <= most)
+
+
+def _logprobs_arguments(run: ResolvedRun) -> dict[str, Any]:
+    """Return the distribution that log-probabilities are of. vLLM fixes it when the engine starts."""
+    output = run.config.output
+    return {"logprobs_mode": "processed_logprobs"} if output.tokens and output.logprobs == "sampled" else {}
 
 
 def _lora_arguments(spec: LaunchSpec) -> dict[str, Any]:

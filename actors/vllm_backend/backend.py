@@ -21,6 +21,7 @@ from rollout_ray.actors.vllm_backend.architecture import register_classes
 from rollout_ray.actors.vllm_backend.arguments import WORKER, engine_arguments, environment, has_own_process
 from rollout_ray.actors.vllm_backend.core_process import end_cores_with_this_process
 from rollout_ray.actors.vllm_backend.detokenizer import Output, TextDecoder
+from rollout_ray.actors.vllm_backend.finished_tokens import FinishedTokens
 from rollout_ray.actors.vllm_backend.imports import uncollected
 from rollout_ray.actors.vllm_backend.page_cache import read_ahead
 from rollout_ray.actors.vllm_backend.sampling import arm_parameters, refusals
@@ -68,6 +69,7 @@ class VllmBackend:
         self._last_lora = 0
         self._parameters: dict[str, dict[str, Any]] = {}  # of each arm
         self._vllm_decodes = True
+        self._tokens = FinishedTokens(self._engine.collective_rpc)
         self._info = BackendInfo(
             max_num_seqs=arguments["max_num_seqs"],
             core_apart=has_own_process(spec.gpus),
@@ -137,6 +139,7 @@ class VllmBackend:
         """
         _enter(run.folder)
         arms, sampling = run.arms, run.config.sampling
+        self._tokens.begin(run.config.output.tokens)
         self._encoder.begin(run)
         hidden = self._encoder.hidden
         self._parameters = {arm.name: arm_parameters(arm, sampling, hidden, self._attempt) for arm in arms}
@@ -192,6 +195,7 @@ class VllmBackend:
             "seed": seed if arm.temperature > 0 else None,
             "detokenize": self._vllm_decodes,
         }
+        parameters |= self._tokens.parameters(key, parameters)
         lora = self._loras[arm.lora_path] if arm.lora_path else None
         try:
             self._engine.add_request(
@@ -204,7 +208,7 @@ class VllmBackend:
         """Decode one step, and return the requests that it finished."""
         ended = [output for output in self._engine.step() if output.finished]
         self._stats.finished(ended)
-        return [_finished(output, self._vllm_decodes) for output in ended]
+        return self._tokens.given([_finished(output, self._vllm_decodes) for output in ended], ended)
 
     def read(self, finished: Sequence[Finished]) -> list[Finished]:
         """Detokenize the outputs that vLLM did not.
@@ -217,6 +221,7 @@ class VllmBackend:
         return [replace(one, text=next(texts), unread=None) if one.unread else one for one in finished]
 
     def abort(self, keys: Sequence[str]) -> None:
+        self._tokens.drop(keys)
         self._engine.abort_request(list(keys))
 
     def close(self) -> None:

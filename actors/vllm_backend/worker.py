@@ -1,4 +1,4 @@
-"""Extend vLLM's worker: time its start, compile once a machine, and take new weights.
+"""Extend vLLM's worker: time its start, compile once a machine, take new weights, and keep log-probabilities.
 
 vLLM looks the class up by its name (worker_cls), so it runs where the weights are: in the engine's process or in one
 of vLLM's own.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from vllm.platforms import current_platform
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, LogprobsTensors, ModelRunnerOutput
+from vllm.v1.sample.sampler import Sampler
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Base
@@ -22,6 +25,7 @@ else:
 
 from rollout_ray.actors.vllm_backend.compile_lock import acquire_compile_lock
 from rollout_ray.actors.vllm_backend.packed_weights import no_part_missing
+from rollout_ray.actors.vllm_backend.token_log import KEY, TokenLog
 
 
 class Worker(Base):  # type: ignore[misc, unused-ignore]
@@ -29,6 +33,7 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._rollout_phases: dict[str, float] = {}
+        self._rollout_tokens = TokenLog()
         super().__init__(*args, **kwargs)
 
     def rollout_phases(self) -> dict[str, float]:
@@ -47,7 +52,10 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         with self._rollout_phase("weights"), no_part_missing(self.model_config):
-            return super().load_model(*args, **kwargs)
+            super().load_model(*args, **kwargs)
+        sampler = getattr(self.model_runner, "sampler", None)
+        if isinstance(sampler, Sampler):  # another runner has one that ranks nothing if no rank is asked for
+            sampler.gather_logprobs = _without_ranks(sampler.gather_logprobs)
 
     def determine_available_memory(self, *args: Any, **kwargs: Any) -> Any:
         with self._rollout_compile_once(), self._rollout_phase("compile"), self._rollout_one_triton_cache():
@@ -60,6 +68,43 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
     def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
         with self._rollout_phase("graphs"):
             return super().compile_or_warm_up_model(*args, **kwargs)
+
+    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        for new in scheduler_output.scheduled_new_reqs:
+            extra = new.sampling_params.extra_args if new.sampling_params else None
+            if extra and KEY in extra and self.is_driver_worker:
+                self._rollout_tokens.begin(new.req_id, extra[KEY])
+        return self._rollout_recorded(super().execute_model(scheduler_output, *args, **kwargs))
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        return self._rollout_recorded(super().sample_tokens(*args, **kwargs))
+
+    def _rollout_recorded(self, output: Any) -> Any:
+        """Keep the log-probabilities of a step here, in place of sending them with its output."""
+        if isinstance(output, AsyncModelRunnerOutput):
+
+            def get_output() -> ModelRunnerOutput:
+                del output.get_output  # called once; a cycle of references would keep tensors on the GPU
+                return self._rollout_record(output.get_output())
+
+            output.get_output = get_output
+            return output
+        return self._rollout_record(output) if isinstance(output, ModelRunnerOutput) else output
+
+    def _rollout_record(self, output: ModelRunnerOutput) -> ModelRunnerOutput:
+        found = output.logprobs
+        if found is not None:
+            starts = found.cu_num_generated_tokens
+            self._rollout_tokens.record(output.req_ids, output.sampled_token_ids, found.logprobs, starts)
+            output.logprobs = None
+        return output
+
+    def rollout_take_tokens(self, numbers: Sequence[int]) -> list[tuple[bytes, bytes]]:
+        """Return the sampled tokens of finished requests and their log-probabilities, and forget them.
+
+        A worker that samples nothing returns an empty list.
+        """
+        return self._rollout_tokens.take(numbers) if self.is_driver_worker else []
 
     @contextmanager
     def _rollout_compile_once(self) -> Iterator[None]:
@@ -132,3 +177,16 @@ class Worker(Base):  # type: ignore[misc, unused-ignore]
             unpacked = getattr(getattr(layer, "conv1d", None), "_cpu_unpacked_conv_weight", None)
             if unpacked is not None and hasattr(layer, "conv_weights"):
                 layer.conv_weights.copy_(unpacked)
+
+
+def _without_ranks(gather: Callable[..., LogprobsTensors]) -> Callable[..., LogprobsTensors]:
+    """Return vLLM's function, but for the rank of a sampled token: it reads every logit again, with code to compile."""
+
+    def gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> LogprobsTensors:
+        if num_logprobs:
+            return gather(logprobs, num_logprobs, token_ids)
+        sampled = token_ids.unsqueeze(-1)
+        no_ranks = torch.zeros_like(token_ids, dtype=torch.int32)
+        return LogprobsTensors(sampled.to(torch.int32), logprobs.gather(-1, sampled), no_ranks)
+
+    return gather_logprobs

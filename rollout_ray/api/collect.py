@@ -19,12 +19,12 @@ import pyarrow as pa
 from rollout_ray.api.versions import installed_versions
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.notices import notices
-from rollout_ray.config.schema import DataConfig, RunConfig
+from rollout_ray.config.schema import RunConfig
 from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError, Interrupted
-from rollout_ray.core.records import SCHEMA_VERSION
+from rollout_ray.core.records import schema_version
 from rollout_ray.core.redaction import shorten
-from rollout_ray.data.columns import GOLD_KEY
+from rollout_ray.data.columns import GOLD_KEY, check_token_columns
 from rollout_ray.data.question_set import QuestionSet, check_faults, load_questions
 from rollout_ray.driver.budget import refuse_a_budget_that_saved_nothing
 from rollout_ray.driver.prewarm import prewarm
@@ -156,7 +156,7 @@ def collect_on(
     _refuse_fleeting_output(cfg.output.output_dir)
     reward.load()
     with nullcontext() if pool_resources else prewarm(run):
-        questions = _questions(dataset, cfg.data)
+        questions = _questions(dataset, cfg)
         directory = RunDirectory(cfg.output.output_dir)
         with directory.lease():
             try:
@@ -167,14 +167,16 @@ def collect_on(
                 ) from None
 
 
-def _questions(dataset: Any, cfg: DataConfig) -> QuestionSet:
+def _questions(dataset: Any, cfg: RunConfig) -> QuestionSet:
     """Return the input in the order of generation."""
-    questions = load_questions(dataset, cfg)
+    questions = load_questions(dataset, cfg.data)
     check_faults(questions)
+    if cfg.output.tokens:
+        check_token_columns(questions.source)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
-    if cfg.lengths_from is not None:
-        with MergedFile(cfg.lengths_from) as earlier:
+    if cfg.data.lengths_from is not None:
+        with MergedFile(cfg.data.lengths_from) as earlier:
             questions = questions.long_first(earlier.mean_lengths(frozenset(questions.ids)))
         if not questions.passes:
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
@@ -251,11 +253,12 @@ def _merged(
     """Merge the part files, and sum up the merged rows."""
     summary = Summary()
     metadata = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": schema_version(run.config.output.tokens),
         "config_digest": run.config.digest(),
         "model": run.config.model.model_path,
         "model_fingerprint": run.policy.fingerprint,
         "policy_version": run.policy.version,
+        **({"logprobs": run.config.output.logprobs} if run.config.output.tokens else {}),
         **facts,
     }
 

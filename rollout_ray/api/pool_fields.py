@@ -16,7 +16,8 @@ def engine_fields(cfg: RunConfig) -> dict[str, Any]:
     model = cfg.model.model_dump(mode="json", exclude={"lora_path", "chat_template_kwargs"})
     engine = cfg.engine.model_dump(mode="json")
     engine["max_model_len"] = cfg.engine.max_model_len or default_max_model_len(cfg)
-    return {**{f"model.{k}": v for k, v in model.items()}, **{f"engine.{k}": v for k, v in engine.items()}}
+    output = {f"output.{k}": v for k, v in cfg.output.model_dump(include={"tokens", "logprobs"}).items()}
+    return {**{f"model.{k}": v for k, v in model.items()}, **{f"engine.{k}": v for k, v in engine.items()}, **output}
 
 
 def warn_of_replicas(pool: RunConfig, run: RunConfig) -> None:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 
 # Names that users may not give, and why.
 _SET_BY_RUN = "a run sets it itself; leave it out"
-_NOT_STORED = "a run does not store log-probabilities; leave it out"
+_NOT_STORED = "a run stores the log-probabilities of the sampled tokens only, with --tokens true; leave it out"
 
 
 def _field(name: str) -> str:
@@ -26,7 +26,8 @@ _RUN_SAMPLING = {
         for name in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stop", "ignore_eos", "seed")
     },
     **dict.fromkeys(("n", "best_of"), _field("n_samples")),
-    **dict.fromkeys(("logprobs", "prompt_logprobs", "logprob_token_ids", "flat_logprobs"), _NOT_STORED),
+    "logprobs": _field("tokens true"),
+    **dict.fromkeys(("prompt_logprobs", "logprob_token_ids", "flat_logprobs"), _NOT_STORED),
     **dict.fromkeys(("repetition_detection", "detokenize", "output_kind", "stream_interval", "skip_clone"), _SET_BY_RUN),
 }
 _RUN_TEMPLATE = {  # arguments of apply_chat_template

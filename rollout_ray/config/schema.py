@@ -25,6 +25,7 @@ from rollout_ray.core.user_paths import expand_home
 DEMO_MODEL = "demo"
 
 Layout = Literal["questions", "trajectories", "responses"]
+LogprobsKind = Literal["sampled", "raw"]
 PromptStyle = Literal["chat", "problem", "raw", "rendered"]
 
 
@@ -110,6 +111,14 @@ class OutputConfig(Section):
     output_dir: str = Field("rollouts", description="Run directory.")
     layout: Layout = Field("questions", description="Shape of merged.parquet.")
     report: bool = Field(True, description="Write report.html at the end of the run.")
+    tokens: bool = Field(
+        False, description="Store the sampled token ids, their log-probabilities, and the token ids of the prompts."
+    )
+    logprobs: LogprobsKind = Field(
+        "sampled",
+        description="Distribution of the stored log-probabilities: sampled (the one that tokens are drawn from, after "
+        "temperature, top_p, top_k and penalties) or raw (the model's own). For --tokens.",
+    )
     part_rows: int = Field(512, ge=1, description="Questions in a part file, at most.")
     flush_seconds: float = Field(5.0, gt=0, description="Seconds until a part file is written, at most.")
 
@@ -117,6 +126,12 @@ class OutputConfig(Section):
     @classmethod
     def _home_is_expanded(cls, value: str) -> str:
         return expand_home(value)
+
+    @model_validator(mode="after")
+    def _logprobs_are_stored(self) -> Self:
+        if self.logprobs != "sampled" and not self.tokens:
+            raise ValueError(f"logprobs is {self.logprobs}, but none are stored; give --tokens true as well")
+        return self
 
 
 class ResourcesConfig(Section):
@@ -174,6 +189,13 @@ class RunConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
 
     @model_validator(mode="after")
+    def _logprobs_are_of_one_kind(self) -> Self:
+        if self.output.tokens and (given := {"logprobs_mode", "worker_cls"} & self.engine.extra.keys()):
+            name = min(given)
+            raise ValueError(f"engine.extra holds {name}, which a run with --tokens sets itself; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
         """Refuse secrets, because run.json and events.jsonl store the config."""
         values: dict[str, Any] = {
@@ -223,12 +245,16 @@ OPERATIONAL = (
     "engine.enable_prefix_caching",
     "engine.enable_chunked_prefill",
     "engine.simulated.",
-    "output.",
+    "output.output_dir",
+    "output.layout",
+    "output.report",
+    "output.part_rows",
+    "output.flush_seconds",
     "resources.",
 )
 
 # Fields that version 0.1.0 did not have. The identity leaves them out at these defaults, so that its runs can go on.
-ADDED: dict[str, Any] = {"model.prompt_style": None}
+ADDED: dict[str, Any] = {"model.prompt_style": None, "output.tokens": False, "output.logprobs": "sampled"}
 ADDED_TO_ARMS: dict[str, Any] = {"stop": None}
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
+TOKENS_SCHEMA_VERSION = 3  # of a run that stores token ids and log-probabilities
 
 Message = Mapping[str, Any]
 Prompt = str | tuple[Message, ...]
@@ -101,6 +102,9 @@ class Completion:
     Attributes:
         error: The reason if `finish_reason` is "error"; the text is then empty.
         policy_version: Number of weight updates before this sample; 0 means the weights at the start.
+        token_ids: The sampled tokens, the end token included (int32). None: the run does not store them.
+        logprobs: The log-probability of each of these tokens (float32).
+        prompt_token_ids: The tokens of the prompt.
     """
 
     sample_index: int
@@ -111,6 +115,9 @@ class Completion:
     engine: str
     error: str | None = None
     policy_version: int = 0
+    token_ids: Sequence[int] | None = None
+    logprobs: Sequence[float] | None = None
+    prompt_token_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,13 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One scored trajectory. Its fields match the fields of TRAJECTORY."""
+    """One scored trajectory. Its fields match the fields of TRAJECTORY_TOKENS.
+
+    Attributes:
+        token_ids: The sampled tokens, the end token included (int32). None: the run does not store them.
+        logprobs: The log-probability of each of these tokens (float32).
+        prompt_variant: Index of the trajectory's prompt in the `prompt_token_ids` of its question.
+    """
 
     arm: str
     sample: int
@@ -145,11 +158,17 @@ class Trajectory:
     error: str | None
     engine: str
     policy_version: int
+    token_ids: Sequence[int] | None = None
+    logprobs: Sequence[float] | None = None
+    prompt_variant: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredQuestion:
-    """A question with all its trajectories in arm order, and its coherence scores, each in [0, 1]."""
+    """A question with all its trajectories in arm order, and its coherence scores, each in [0, 1].
+
+    `prompt_token_ids` has the tokens of each prompt variant; it is empty for a run that does not store them.
+    """
 
     question_id: str
     trajectories: tuple[Trajectory, ...]
@@ -157,6 +176,7 @@ class ScoredQuestion:
     s_path: float
     s_cf: float
     s_wm: float
+    prompt_token_ids: tuple[Sequence[int], ...] = ()
 
 
 TRAJECTORY = pa.struct(
@@ -181,6 +201,20 @@ TRAJECTORY = pa.struct(
     ]
 )
 
+TOKEN_IDS = pa.list_(pa.int32())
+LOGPROBS = pa.list_(pa.float32())
+TOKEN_BYTES = 8  # of a token's id and its log-probability
+TRAJECTORY_TOKENS = pa.struct(
+    [
+        *TRAJECTORY,
+        pa.field("token_ids", TOKEN_IDS, nullable=False),
+        pa.field("logprobs", LOGPROBS, nullable=False),
+        pa.field("prompt_variant", pa.int32(), nullable=False),
+    ]
+)
+PROMPT_TOKENS = "prompt_token_ids"  # column of a question; in the flat layout, of a trajectory
+TOKEN_COLUMNS = (*(field.name for field in TRAJECTORY_TOKENS if field.name not in TRAJECTORY.names), PROMPT_TOKENS)
+
 SCORES = ("s_end", "s_path", "s_cf", "s_wm")
 METADATA = b"rollout_ray"  # key of the run description (JSON) in the metadata of our parquet files
 
@@ -192,12 +226,35 @@ PART_SCHEMA = pa.schema(
         *(pa.field(name, pa.float64(), nullable=False) for name in SCORES),
     ]
 )
+PART_SCHEMA_TOKENS = pa.schema(
+    [
+        PART_SCHEMA.field("question_id"),
+        pa.field("trajectories", pa.list_(TRAJECTORY_TOKENS), nullable=False),
+        *map(PART_SCHEMA.field, SCORES),
+        pa.field(PROMPT_TOKENS, pa.list_(TOKEN_IDS), nullable=False),
+    ]
+)
+
+
+def part_schema(tokens: bool) -> pa.Schema:
+    """Return the schema of the parts of a run. `tokens`: the run stores token ids and log-probabilities."""
+    return PART_SCHEMA_TOKENS if tokens else PART_SCHEMA
+
+
+def schema_version(tokens: bool) -> int:
+    """Return the version of the schema of a run. `tokens`: the run stores token ids and log-probabilities."""
+    return TOKENS_SCHEMA_VERSION if tokens else SCHEMA_VERSION
+
+
+def prompt_variants(arms: Sequence[Arm]) -> dict[tuple[str | None, str], int]:
+    """Return the index of each prompt variant in the `prompt_token_ids` of a question."""
+    return {variant: number for number, variant in enumerate(dict.fromkeys(arm.prompt_variant for arm in arms))}
 
 
 def sample_specs(arms: Sequence[Arm]) -> tuple[SampleSpec, ...]:
     """Return all samples of a question. Arms with one prompt variant are adjacent, so that they share a prefix."""
-    variants = list(dict.fromkeys(arm.prompt_variant for arm in arms))
-    adjacent = sorted(arms, key=lambda arm: variants.index(arm.prompt_variant))
+    variants = prompt_variants(arms)
+    adjacent = sorted(arms, key=lambda arm: variants[arm.prompt_variant])
     return tuple(SampleSpec(arm, sample) for arm in adjacent for sample in range(arm.samples))
 
 

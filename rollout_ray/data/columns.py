@@ -9,7 +9,7 @@ from collections.abc import Set
 import pyarrow as pa
 
 from rollout_ray.core.errors import DatasetError
-from rollout_ray.core.records import SCORES, TRAJECTORY
+from rollout_ray.core.records import SCORES, TOKEN_COLUMNS, TRAJECTORY
 from rollout_ray.data.sources import Source
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,12 @@ def check_columns(source: Source, prompt_key: str, gold_key: str | None, id_key:
         raise DatasetError(f"{source.name}: column '{gold_key}' holds {kind}; a gold answer is one string or number{hint}")
     if id_key and not _is_scalar(kind := source.schema.field(id_key).type):
         raise DatasetError(f"{source.name}: column '{id_key}' holds {kind}; an id is one string or number")
+
+
+def check_token_columns(source: Source) -> None:
+    """Raise DatasetError if the input has a column that a run with token ids writes."""
+    if taken := [name for name in source.schema.names if name in TOKEN_COLUMNS]:
+        raise DatasetError(f"{source.name} has a column '{taken[0]}', a name of the output with --tokens; rename it")
 
 
 def check_files(source: Source, prompt_key: str | None, gold_key: str | None, id_key: str | None, rest: Set[str]) -> None:

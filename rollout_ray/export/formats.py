@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from rollout_ray.core.errors import ConfigError, LedgerError
-from rollout_ray.core.records import PART_SCHEMA
+from rollout_ray.core.records import PROMPT_TOKENS, part_schema
 from rollout_ray.data.columns import ID_KEY
 from rollout_ray.export.targets import Target, Writer, parse_target, write_lines
 from rollout_ray.export.trainer_files import Exported, trainer_writer
@@ -102,7 +102,8 @@ def _whole_rows(run: MergedFile) -> Iterator[dict[str, Any]]:
     for given, stored in run.batches():
         for row, one in zip(_rows(given), stored, strict=True):
             row.setdefault(ID_KEY, one.question_id)
-            yield {**row, "trajectories": one.trajectories, **(one.scores[0] if one.scores else {})}
+            tokens = {PROMPT_TOKENS: one.prompt_token_ids} if run.tokens else {}
+            yield {**row, "trajectories": one.trajectories, **(one.scores[0] if one.scores else {}), **tokens}
 
 
 def _writer(runs: Sequence[MergedFile], target: Target, form: Format, choice: Choice, done: Exported) -> Writer:
@@ -147,7 +148,7 @@ def _layout_writer(runs: Sequence[MergedFile], layout: LayoutFormat, as_parquet:
     given_schema = run.given_schema
     if hashed and ID_KEY in given_schema.names:
         given_schema = given_schema.remove(given_schema.get_field_index(ID_KEY))
-    schema = output_schema(given_schema, layout)
+    schema = output_schema(given_schema, layout, run.tokens)
     tables = _layout_tables(run, layout, given_schema.names, done)
     if as_parquet:
         return lambda stream: write_merged(stream, schema, {**run.description.metadata, "layout": layout}, tables)
@@ -158,11 +159,12 @@ def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str]
     for given, stored in run.batches():
         rows = [
             {ID_KEY: str(s.question_id), "trajectories": s.trajectories, **(s.scores[0] if s.scores else {})}
+            | ({PROMPT_TOKENS: s.prompt_token_ids} if run.tokens else {})
             for s in stored
         ]
         done.questions += len(stored)
         done.used += len(stored)
-        for table in to_layout(layout, given.select(columns), pa.Table.from_pylist(rows, PART_SCHEMA)):
+        for table in to_layout(layout, given.select(columns), pa.Table.from_pylist(rows, part_schema(run.tokens))):
             done.rows += len(table)
             yield table
 

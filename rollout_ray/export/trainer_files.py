@@ -14,8 +14,11 @@ from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 
+from rollout_ray.config.schema import LogprobsKind
+from rollout_ray.core.errors import ConfigError
 from rollout_ray.export.selection import PairType
 from rollout_ray.export.targets import Writer, write_lines
 from rollout_ray.export.trainer_rows import (
@@ -92,14 +95,29 @@ def trainer_writer(
 ) -> Writer:
     """Return a writer of the runs' rows that counts them in `done`."""
     repeats = _Repeats(form)
-    as_text = are_texts(runs)
+    as_text, kind = are_texts(runs), _logprobs_kind(runs) if form == "grpo" else None
     rows = chain.from_iterable(_rows(run, form, choice, repeats, done) for run in runs)
     if not as_parquet:
         return partial(write_lines, rows)
     prompts = [run.given_schema.field(run.description.config.data.prompt_key).type for run in runs]
-    schema = row_schema(form, None if as_text else message_type(prompts))
-    metadata = {"format": form, "runs": [run.description.config.digest() for run in runs]}
+    schema = row_schema(form, None if as_text else message_type(prompts), kind is not None)
+    metadata: dict[str, Any] = {"format": form, "runs": [run.description.config.digest() for run in runs]}
+    if kind is not None:
+        metadata["logprobs"] = kind
     return lambda stream: write_merged(stream, schema, metadata, tables(rows, schema))
+
+
+def _logprobs_kind(runs: Sequence[MergedFile]) -> LogprobsKind | None:
+    """Return what the log-probabilities of the runs are of; None if the runs do not store them.
+
+    Raises:
+        ConfigError: The runs differ in it.
+    """
+    kinds = {run.description.config.output.logprobs if run.tokens else None for run in runs}
+    if len(kinds) > 1:
+        names = " and ".join(sorted(f"logprobs {kind}" if kind else "no logprobs" for kind in kinds))
+        raise ConfigError(f"The runs have {names}. Export them separately.")
+    return next(iter(kinds), None)
 
 
 def tables(rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -122,6 +140,8 @@ def _text_size(value: Any) -> int:
         return len(value)
     if isinstance(value, dict):
         return sum(map(_text_size, value.values()))
+    if isinstance(value, np.ndarray):
+        return value.nbytes
     return sum(map(_text_size, value)) if isinstance(value, (list, tuple)) else 8
 
 
@@ -136,7 +156,8 @@ def _rows(
         has_source = "data_source" in given.column_names
         sources = column_values(given, "data_source") if has_source else ["rollout_ray"] * len(stored)
         for question, one, source in zip(questions, stored, sources, strict=True):
-            context = Asked(question, worded(question.prompt, system_prompt, style), number, str(source))
+            prompts = one.prompt_token_ids if run.tokens else None
+            context = Asked(question, worded(question.prompt, system_prompt, style), number, str(source), prompts)
             found = [] if question.fault else TRAINER_FORMATS[form](context, one.trajectories, choice)
             rows = [row for row in found if row not in repeats]
             number += 1

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from rollout_ray.config.arms import chat_messages
 from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.records import Arm, Prompt, Question
+from rollout_ray.core.records import LOGPROBS, TOKEN_IDS, Arm, Prompt, Question
 from rollout_ray.data.cells import cell_values, without_absent_keys
 from rollout_ray.export.selection import Stored, best_of, group, preference_pairs
 
@@ -72,12 +72,14 @@ class Asked:
 
     prompt: A conversation; the text of the prompt for a model without a chat template.
     number: Position of the question in the run, from 0.
+    prompt_token_ids: The tokens of each prompt variant. None: the run does not store tokens.
     """
 
     question: Question
     prompt: list[Row] | str
     number: int
     data_source: str
+    prompt_token_ids: Sequence[Any] | None = None
 
     def reply(self, trajectory: Stored) -> list[Row] | str:
         """Return an output in the form of the prompt."""
@@ -140,8 +142,20 @@ def grpo_rows(one: Asked, trajectories: Sequence[Stored], choice: Choice) -> lis
             "data_source": one.data_source,
             "reward_model": {"style": "rule", "ground_truth": question.gold_answer},
             "extra_info": {"index": one.number},
+            **_tokens(one, members),
         }
     ]
+
+
+def _tokens(one: Asked, members: Sequence[Stored]) -> Row:
+    """Return the columns of tokens, with one entry a completion, under TRL's names."""
+    if one.prompt_token_ids is None:
+        return {}
+    return {
+        "prompt_ids": [one.prompt_token_ids[t["prompt_variant"]] for t in members],
+        "completion_ids": [t["token_ids"] for t in members],
+        "logprobs": [t["logprobs"] for t in members],
+    }
 
 
 TRAINER_FORMATS: Mapping[str, Callable[[Asked, Sequence[Stored], Choice], list[Row]]] = {
@@ -173,11 +187,13 @@ def message_type(prompts: Iterable[pa.DataType]) -> pa.DataType:
     return pa.struct(list(fields.values()))
 
 
-def row_schema(form: TrainerFormat, message: pa.DataType | None) -> pa.Schema:
+def row_schema(form: TrainerFormat, message: pa.DataType | None, tokens: bool = False) -> pa.Schema:
     """Return a format's columns in the order of its rows.
 
     Args:
+        form: The format.
         message: Type of a prompt's messages. None: prompts and replies are texts.
+        tokens: Whether the runs store tokens.
     """
     text = pa.string()
     prompt = text if message is None else pa.list_(message)
@@ -217,4 +233,7 @@ def row_schema(form: TrainerFormat, message: pa.DataType | None) -> pa.Schema:
     }
     if message is None:
         columns["sft"].pop("messages")
+    if tokens:
+        ids = pa.list_(TOKEN_IDS)
+        columns["grpo"] |= {"prompt_ids": ids, "completion_ids": ids, "logprobs": pa.list_(LOGPROBS)}
     return pa.schema(list(columns[form].items()))

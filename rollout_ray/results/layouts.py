@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rollout_ray.config.schema import Layout
-from rollout_ray.core.records import PART_SCHEMA, SCORES, TRAJECTORY
+from rollout_ray.core.records import PROMPT_TOKENS, SCORES, TRAJECTORY, part_schema
+from rollout_ray.results.token_columns import own_prompts
 
 REPEATED_BYTES = 96 << 20  # of input columns that are repeated beside trajectories, per table
 
@@ -25,15 +26,19 @@ def _as_trajectories(given: pa.Table, rows: pa.Table) -> Iterator[pa.Table]:
     lists = rows.column("trajectories").combine_chunks()
     parents = pc.list_parent_indices(lists)
     flat = lists.flatten()
+    prompts = rows.column(PROMPT_TOKENS).combine_chunks() if PROMPT_TOKENS in rows.column_names else None
     # Every trajectory repeats the input columns. Large ones would exceed the memory, or the limit of Arrow.
-    most = max(1, REPEATED_BYTES * max(1, given.num_rows) // max(1, given.nbytes))
+    repeated = given.nbytes + (prompts.nbytes if prompts is not None else 0)
+    most = max(1, REPEATED_BYTES * max(1, given.num_rows) // max(1, repeated))
     for begin in range(0, max(1, len(flat)), most):
         parent, own = parents.slice(begin, most), flat.slice(begin, most)
         table = given.take(parent).rename_columns(_beside_trajectory(given.column_names))
         if "question_id" not in table.column_names:
             table = table.append_column("question_id", rows.column("question_id").take(parent))
-        for number, field in enumerate(TRAJECTORY):
+        for number, field in enumerate(own.type):
             table = table.append_column(field, own.field(number))
+        if prompts is not None:
+            table = table.append_column(PROMPT_TOKENS, own_prompts(prompts, parent, own.field("prompt_variant")))
         for name in SCORES:
             table = table.append_column(name, rows.column(name).take(parent))
         yield table
@@ -55,7 +60,7 @@ def to_layout(layout: Layout, given: pa.Table, rows: pa.Table) -> Iterator[pa.Ta
     Args:
         layout: Layout of the output.
         given: Input columns, one row per question.
-        rows: Rows of the same questions (PART_SCHEMA), in the same order.
+        rows: Rows of the same questions, as in the parts, in the same order.
     """
     return _LAYOUTS[layout](given, rows)
 
@@ -66,7 +71,7 @@ def _beside_trajectory(names: Sequence[str]) -> list[str]:
     return [f"input_{name}" if name in taken else name for name in names]
 
 
-def output_schema(given: pa.Schema, layout: Layout) -> pa.Schema:
-    """Return the schema of the merged file for an input with schema `given`."""
-    empty = to_layout(layout, given.remove_metadata().empty_table(), PART_SCHEMA.empty_table())
+def output_schema(given: pa.Schema, layout: Layout, tokens: bool = False) -> pa.Schema:
+    """Return the schema of the merged file for an input with schema `given`. `tokens`: the run stores token ids."""
+    empty = to_layout(layout, given.remove_metadata().empty_table(), part_schema(tokens).empty_table())
     return next(empty).schema

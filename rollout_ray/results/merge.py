@@ -60,8 +60,8 @@ def merge(
         questions: The input.
         layout: Layout of the output.
         samples_per_question: Trajectories that each question must have.
-        metadata: JSON values that describe the run.
-        observe: Receives the rows of the parts (PART_SCHEMA) as they are read, and the same rows of the input.
+        metadata: JSON values that describe the run. `logprobs` is there if the run stores token ids.
+        observe: Receives the rows of the parts as they are read, and the same rows of the input.
 
     Raises:
         IncompleteError: A question is missing or has another number of trajectories. No file is written.
@@ -72,7 +72,7 @@ def merge(
             f"{len(missing)} of {len(questions)} questions are not in the parts of {run.uri}: {', '.join(missing[:10])}"
             f"{' ...' if len(missing) > 10 else ''}. Run the same command again to sample them"
         )
-    schema = output_schema(questions.source.schema, layout)
+    schema = output_schema(questions.source.schema, layout, tokens="logprobs" in metadata)
     written = 0
 
     def write(stream: IO[bytes]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from rollout_ray.config.schema import DataConfig, Layout
 from rollout_ray.config.templates import columns_of
 from rollout_ray.core.errors import ConfigError, LedgerError, VerifyError
-from rollout_ray.core.records import METADATA, SCORES
+from rollout_ray.core.records import METADATA, PROMPT_TOKENS, SCORES, TOKEN_COLUMNS
 from rollout_ray.data.columns import ID_KEY
 from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.results.merged_path import MERGED, TRAJECTORY_FIELDS, layout_of, locate
 from rollout_ray.results.metadata import Description, read_description
+from rollout_ray.results.token_columns import nested_rows, own_lists, prompt_lists, trajectory_rows
 from rollout_ray.storage.files import row_batches
 from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
@@ -43,12 +44,21 @@ class StoredQuestion:
         trajectories: Trajectories as dicts.
         scores: Distinct values of s_end, s_path, s_cf, s_wm. More than one if a row of the flat layout was altered.
         uneven: Input columns that differ between the rows of the question.
+        prompt_token_ids: The tokens of each prompt variant, if the run stores them.
     """
 
     question_id: Any
     trajectories: list[dict[str, Any]]
     scores: list[dict[str, Any]]
     uneven: tuple[str, ...] = ()
+    prompt_token_ids: Sequence[Any] = ()
+
+    def tokens_of(self, trajectory: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the stored tokens of a trajectory and of its prompt, by the names of a Completion."""
+        if "token_ids" not in trajectory:
+            return {}
+        prompt = self.prompt_token_ids[trajectory["prompt_variant"]]
+        return {"token_ids": trajectory["token_ids"], "logprobs": trajectory["logprobs"], PROMPT_TOKENS: prompt}
 
 
 @dataclass
@@ -121,6 +131,11 @@ class MergedFile:
         return self._given(self.schema.remove_metadata().empty_table()).schema
 
     @property
+    def tokens(self) -> bool:
+        """Whether the run stores token ids and log-probabilities."""
+        return self.description.config.output.tokens and self.layout != "responses"
+
+    @property
     def num_rows(self) -> int:
         rows: int = self._file.metadata.num_rows
         return rows
@@ -157,8 +172,8 @@ class MergedFile:
     def _given(self, table: pa.Table) -> pa.Table:
         """Return the input columns of these rows, under their names in the input, and question_id."""
         written = {
-            "questions": ["trajectories", *SCORES],
-            "trajectories": [*TRAJECTORY_FIELDS, *SCORES],
+            "questions": ["trajectories", *SCORES, *([PROMPT_TOKENS] if self.tokens else [])],
+            "trajectories": [*TRAJECTORY_FIELDS, *SCORES, *(TOKEN_COLUMNS if self.tokens else [])],
             "responses": ["responses"],
         }
         indexes = [name for name in table.column_names if PANDAS_INDEX.fullmatch(name)]
@@ -217,10 +232,11 @@ class MergedFile:
         for batch in row_batches(self._file, READ_QUESTIONS):
             table = pa.Table.from_batches([batch])
             ids = _ids(table.column(ID_KEY))
-            lists = table.column("trajectories").to_pylist()
+            lists = nested_rows(table.column("trajectories").combine_chunks())
             scores = table.select(SCORES).to_pylist()
-            stored = [StoredQuestion(i, t or [], [s]) for i, t, s in zip(ids, lists, scores, strict=True)]
-            yield self._given(table), stored
+            prompts = prompt_lists(table.column(PROMPT_TOKENS)) if self.tokens else [[]] * len(ids)
+            rows = zip(ids, lists, scores, prompts, strict=True)
+            yield self._given(table), [StoredQuestion(i, t, [s], prompt_token_ids=p) for i, t, s, p in rows]
 
     def _flat_rows(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         """Yield the questions of the flat layout. Consecutive rows with one id are one question."""
@@ -237,7 +253,7 @@ class MergedFile:
 
     def _grouped(self, table: pa.Table, ids: Sequence[Any]) -> tuple[pa.Table, list[StoredQuestion]]:
         begins = [n for n in range(len(ids)) if n == 0 or ids[n] != ids[n - 1]]
-        rows = table.select(TRAJECTORY_FIELDS).to_pylist()
+        rows = trajectory_rows(table.select([*TRAJECTORY_FIELDS, *(TOKEN_COLUMNS if self.tokens else ())]))
         scores = table.select(SCORES).to_pylist()
         changes = {key: _changes(table.column(self.input_column(key))) for key in self.input_keys()}
         stored = []
@@ -247,7 +263,8 @@ class MergedFile:
                 if row not in distinct:
                     distinct.append(row)
             uneven = tuple(key for key, change in changes.items() if any(change[begin + 1 : end]))
-            stored.append(StoredQuestion(ids[begin], rows[begin:end], distinct, uneven))
+            prompts = own_lists(rows[begin:end]) if self.tokens else []
+            stored.append(StoredQuestion(ids[begin], rows[begin:end], distinct, uneven, prompts))
         return self._given(table).take(begins), stored
 
     def _responses(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:

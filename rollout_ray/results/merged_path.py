@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import LedgerError, VerifyError
-from rollout_ray.core.records import PART_SCHEMA, SCORES, TRAJECTORY
+from rollout_ray.core.records import SCORES, TRAJECTORY
 from rollout_ray.core.redaction import shorten
 from rollout_ray.core.user_paths import expand_home
 from rollout_ray.data.columns import ID_KEY
@@ -29,7 +29,7 @@ def layout_of(schema: pa.Schema, path: str) -> Layout:
     if "responses" in names and "trajectories" not in names:
         return "responses"
     nested = "trajectories" in names
-    wanted = {ID_KEY, *SCORES, *(PART_SCHEMA.names if nested else TRAJECTORY_FIELDS)}
+    wanted = {ID_KEY, *SCORES, *(["trajectories"] if nested else TRAJECTORY_FIELDS)}
     if nested:
         entry = schema.field("trajectories").type
         inside = (

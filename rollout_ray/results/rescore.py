@@ -145,14 +145,17 @@ class _Writer:
             "identity": self._config.identity(),
             "layout": self._merged.layout,
         }
-        write_merged(stream, output_schema(self._merged.given_schema, self._merged.layout), metadata, self._tables())
+        write_merged(stream, self._schema(), metadata, self._tables())
+
+    def _schema(self) -> pa.Schema:
+        return output_schema(self._merged.given_schema, self._merged.layout, self._merged.tokens)
 
     def _tables(self) -> Iterator[pa.Table]:
         scoring = self._config.scoring
         with Grader(timeout_s=scoring.grade_timeout_s, memory_mib=scoring.grader_memory_mib) as grader:
             for given, stored in self._merged.batches():
                 questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())
-                rows = part_table(self._scored(grader, questions, stored))
+                rows = part_table(self._scored(grader, questions, stored), self._merged.tokens)
                 self.summary.add(rows, [question.gold_answer for question in questions].__getitem__)
                 yield from to_layout(self._merged.layout, given, rows)
 
@@ -188,7 +191,10 @@ class _Writer:
             raise self._incomplete(
                 f"question {question.question_id} has a trajectory without text, counts or finish_reason"
             )
-        return [Completion(sample_index=n, **{name: by_index[n][name] for name in names}) for n in sorted(by_index)]
+        return [
+            Completion(n, **{name: by_index[n][name] for name in names}, **stored.tokens_of(by_index[n]))
+            for n in sorted(by_index)
+        ]
 
     def _incomplete(self, what: str) -> IncompleteError:
         path = self._merged.path

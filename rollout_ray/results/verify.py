@@ -20,6 +20,7 @@ from rollout_ray.core.records import SCORES, Completion, Question, ScoredQuestio
 from rollout_ray.results.findings import Disagreement, Verification
 from rollout_ray.results.id_check import IdCheck
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
+from rollout_ray.results.token_check import token_faults
 from rollout_ray.scoring.custom_reward import CustomReward, load_reward
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import VERDICTS
@@ -103,7 +104,8 @@ class _Verifier:
         self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed, reward)
         self._plain = QuestionScorer(description.arms, config.scoring, config.sampling.seed, None)
         self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
-        self._fields = RECOMPUTED if result.rewards_checked else tuple(f for f in RECOMPUTED if f != "reward")
+        recomputed = (*RECOMPUTED, "prompt_variant") if merged.tokens else RECOMPUTED
+        self._fields = recomputed if result.rewards_checked else tuple(f for f in recomputed if f != "reward")
         self._row = 0
         self._ids = IdCheck(merged, result)
         self._fingerprint = 0
@@ -156,6 +158,8 @@ class _Verifier:
         ]
         grades = grade_questions(self._grader, zip(questions, completions, strict=True))
         for question, one, kept, cs, gs in zip(questions, stored, rows, completions, grades, strict=True):
+            if self._merged.tokens:
+                self._check_tokens(question, one, kept)
             settled = [self._settled(g, t) for g, t in zip(gs, kept.values(), strict=True)]
             scorer = self._scorer if len(kept) == len(self._index_of_key) else self._plain
             self._compare(question, one, kept, scorer.score(question, cs, settled))
@@ -210,6 +214,13 @@ class _Verifier:
         kind = "policy_version" if name == "policy_version" else "num_tokens"
         self._add(kind, question, name, value, "a number from 0", key)
         return 0
+
+    def _check_tokens(
+        self, question: Question, stored: StoredQuestion, rows: Mapping[tuple[str, int], Mapping[str, Any]]
+    ) -> None:
+        for key, trajectory in rows.items():
+            for what, found, due in token_faults(stored, trajectory):
+                self._add("tokens", question, what, found, due, key)
 
     def _settled(self, grade: Grade, stored: Mapping[str, Any]) -> Grade:
         """Return the grade to use: the stored grade if the comparison timed out or failed, then or now."""

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import (
-    PART_SCHEMA,
+    PROMPT_TOKENS,
+    SCORES,
     Arm,
     Completion,
     Question,
     ScoredQuestion,
     Trajectory,
+    part_schema,
+    prompt_variants,
     sample_specs,
     sampling_seed,
 )
@@ -42,6 +46,7 @@ class QuestionScorer:
     def __init__(self, arms: Sequence[Arm], scoring: ScoringConfig, run_seed: int, reward: CustomReward | None) -> None:
         self.samples = sample_specs(arms)
         self._place = {arm.name: number for number, arm in enumerate(arms)}
+        self._variants = prompt_variants(arms)
         self._scoring, self._run_seed = scoring, run_seed
         self._reward = reward
 
@@ -81,13 +86,26 @@ class QuestionScorer:
                 error=completion.error,
                 engine=completion.engine,
                 policy_version=completion.policy_version,
+                token_ids=completion.token_ids,
+                logprobs=completion.logprobs,
+                prompt_variant=self._variants[spec.arm.prompt_variant],
             )
             for spec, completion, grade, reward in zip(samples, completions, grades, score.rewards, strict=True)
         ]
         trajectories.sort(key=lambda t: (self._place[t.arm], t.sample))
         if self._reward:
             trajectories = _with_custom_rewards(self._reward, question, trajectories)
-        return ScoredQuestion(question.question_id, tuple(trajectories), score.s_end, score.s_path, score.s_cf, score.s_wm)
+        scores = (score.s_end, score.s_path, score.s_cf, score.s_wm)
+        return ScoredQuestion(question.question_id, tuple(trajectories), *scores, self._prompts(completions))
+
+    def _prompts(self, completions: Sequence[Completion]) -> tuple[Sequence[int], ...]:
+        """Return the tokens of each prompt variant; none for a prompt that was refused."""
+        prompts: list[Sequence[int]] = [()] * len(self._variants)
+        for completion in completions:
+            if completion.prompt_token_ids is not None:
+                variant = self.samples[completion.sample_index].arm.prompt_variant
+                prompts[self._variants[variant]] = completion.prompt_token_ids
+        return tuple(prompts)
 
 
 def grade_questions(grader: Grader, whole: Iterable[tuple[Question, Sequence[Completion]]]) -> list[list[Grade]]:
@@ -123,25 +141,23 @@ def _with_custom_rewards(reward: CustomReward, question: Question, trajectories:
     return [replace(trajectory, reward=value) for trajectory, value in zip(trajectories, rewards, strict=True)]
 
 
-_FIELDS = tuple(field.name for field in fields(Trajectory))
+def part_table(scored: Sequence[ScoredQuestion], tokens: bool = False) -> pa.Table:
+    """Return the questions as rows of `part_schema(tokens)`. `tokens`: the run stores token ids and log-probabilities."""
+    schema = part_schema(tokens)
+    names = [field.name for field in schema.field("trajectories").type.value_type]
+    rows = []
+    for q in scored:
+        trajectories = [{name: getattr(t, name) for name in names} for t in q.trajectories]
+        row = {"question_id": q.question_id, "trajectories": trajectories, **{name: getattr(q, name) for name in SCORES}}
+        if tokens:
+            row[PROMPT_TOKENS] = [_as_array(ids, np.int32) for ids in q.prompt_token_ids]
+            for trajectory in trajectories:
+                trajectory["token_ids"] = _as_array(trajectory["token_ids"], np.int32)
+                trajectory["logprobs"] = _as_array(trajectory["logprobs"], np.float32)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
-def as_dict(trajectory: Trajectory) -> dict[str, Any]:
-    """Return the fields by name, as in the column `trajectories` of the output."""
-    return {name: getattr(trajectory, name) for name in _FIELDS}
-
-
-def part_table(scored: Sequence[ScoredQuestion]) -> pa.Table:
-    """Return the questions as rows of PART_SCHEMA."""
-    rows = [
-        {
-            "question_id": q.question_id,
-            "trajectories": [as_dict(t) for t in q.trajectories],
-            "s_end": q.s_end,
-            "s_path": q.s_path,
-            "s_cf": q.s_cf,
-            "s_wm": q.s_wm,
-        }
-        for q in scored
-    ]
-    return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
+def _as_array(values: Sequence[float] | None, kind: type[np.number[Any]]) -> np.ndarray[Any, Any]:
+    """Return the values in the form that Arrow takes without a Python object for each. An error row has none."""
+    return np.asarray(() if values is None else values, kind)

@@ -12,11 +12,11 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from rollout_ray.core.records import Completion
+from rollout_ray.core.records import LOGPROBS, TOKEN_BYTES, TOKEN_IDS, Completion
 from rollout_ray.storage.parts import BadPartError, Part, encode_part
 from rollout_ray.storage.run_directory import PartScan, RunDirectory
 
-FILE_BYTES = 64 << 20  # of text; what a scorer saves beyond that goes into another file
+FILE_BYTES = 64 << 20  # of text and tokens; what a scorer saves beyond that goes into another file
 
 PARTIAL_SCHEMA = pa.schema(
     [
@@ -29,6 +29,9 @@ PARTIAL_SCHEMA = pa.schema(
         pa.field("engine", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("policy_version", pa.int32(), nullable=False),
+        pa.field("token_ids", TOKEN_IDS),  # null where the run does not store tokens
+        pa.field("logprobs", LOGPROBS),
+        pa.field("prompt_token_ids", TOKEN_IDS),
     ]
 )
 
@@ -46,7 +49,7 @@ def save_samples(run: RunDirectory, samples: Mapping[str, Iterable[Completion]])
             if completion.finish_reason == "error":
                 continue
             rows.append({"question_id": question_id, **asdict(completion)})
-            size += len(completion.full_text)
+            size += len(completion.full_text) + TOKEN_BYTES * len(completion.token_ids or ())
             if size >= FILE_BYTES:
                 saved += _write(run, rows)
                 rows, size = [], 0
@@ -75,7 +78,7 @@ def scan_samples(run: RunDirectory, scan: PartScan, known: Set[str], samples_per
     kept: dict[str, set[int]] = {}
     for name in run.partial_files():
         try:
-            keys = _keys(run.read_part(name, PARTIAL_SCHEMA))
+            keys = _keys(run.read_part(name, [PARTIAL_SCHEMA]))
         except BadPartError as error:
             run.quarantine(name)
             scan.quarantined[name] = error.reason
@@ -102,7 +105,7 @@ class SavedSamples:
 
     def __init__(self, run: RunDirectory) -> None:
         """Read all files. Raises LedgerError if one cannot be read."""
-        self._files = [run.read_part(name, PARTIAL_SCHEMA) for name in run.partial_files()]
+        self._files = [run.read_part(name, [PARTIAL_SCHEMA]) for name in run.partial_files()]
         self._rows: dict[str, dict[int, list[int]]] = {}  # question id -> number of the file -> rows
         for file_number, file in enumerate(self._files):
             for row, (question_id, _) in enumerate(_keys(file)):

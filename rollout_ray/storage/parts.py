@@ -12,16 +12,18 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rollout_ray.core.errors import LedgerError
-from rollout_ray.core.records import METADATA, PART_SCHEMA
+from rollout_ray.core.records import METADATA, PART_SCHEMA, PART_SCHEMA_TOKENS
 from rollout_ray.storage.paths import split_path
 
 PART_ROW_GROUP = 128  # questions
+PART_SCHEMAS = (PART_SCHEMA, PART_SCHEMA_TOKENS)
 _NAME = re.compile(r"(?:part|partial)-\d{20}-([0-9a-f]{32})\.parquet")
 
 
@@ -84,14 +86,14 @@ def encode_part(table: pa.Table, run_digest: str, kind: str = "part") -> tuple[s
     return f"{kind}-{time.time_ns():020d}-{_hash(content)}.parquet", content
 
 
-def decode_part(path: str, content: pa.Buffer, run_digest: str, schema: pa.Schema = PART_SCHEMA) -> Part:
+def decode_part(path: str, content: pa.Buffer, run_digest: str, schemas: Sequence[pa.Schema] = PART_SCHEMAS) -> Part:
     """Check and decode a part.
 
     Args:
         path: Path of the file; its name holds the expected hash.
         content: The bytes of the file.
         run_digest: Identity of the run that the part must belong to.
-        schema: The columns that it must have.
+        schemas: It must have the columns of one of these.
 
     Raises:
         BadPartError: The part is torn, altered, or belongs to another run.
@@ -106,7 +108,8 @@ def decode_part(path: str, content: pa.Buffer, run_digest: str, schema: pa.Schem
         about = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"null"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadPartError(path, f"is not a parquet file ({error})") from error
-    if about is None or not file.schema_arrow.equals(schema):
+    schema = next(filter(file.schema_arrow.equals, schemas), None)
+    if about is None or schema is None:
         raise BadPartError(path, "does not have the columns of a part of this version")
     if about["run"] != run_digest:
         raise BadPartError(path, "belongs to a run with another config, data set or model")

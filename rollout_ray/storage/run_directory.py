@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +28,12 @@ from typing import Any
 import pyarrow as pa
 
 from rollout_ray.core.errors import LedgerError
-from rollout_ray.core.records import PART_SCHEMA, SCHEMA_VERSION
+from rollout_ray.core.records import schema_version
 from rollout_ray.core.redaction import shorten
 from rollout_ray.storage.folder import CREDENTIALS, Folder
 from rollout_ray.storage.lease import EXPIRY_S, PREFIX, RENEW_S, Lease
 from rollout_ray.storage.parallel import in_parallel
-from rollout_ray.storage.parts import BadPartError, Part, decode_part, encode_part
+from rollout_ray.storage.parts import PART_SCHEMAS, BadPartError, Part, decode_part, encode_part
 
 log = logging.getLogger(__name__)
 
@@ -131,10 +131,11 @@ class RunDirectory(Folder):
         if known is None:
             self._begin(identity, description)
             return False
-        if known.get("schema_version") != SCHEMA_VERSION:
+        supported = (schema_version(tokens=False), schema_version(tokens=True))
+        if known.get("schema_version") not in supported:
             raise LedgerError(
                 f"{self.uri} holds a run that another version of rollout_ray began (schema {known.get('schema_version')}, "
-                f"this one writes {SCHEMA_VERSION}). Give another --output_dir, or resume with that version"
+                f"this one writes {supported[0]} or {supported[1]}). Give another --output_dir, or resume with that version"
             )
         before = known.get("identity", {})
         changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
@@ -154,7 +155,8 @@ class RunDirectory(Folder):
         return True
 
     def _begin(self, identity: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-        record = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **description}
+        version = schema_version(bool(identity.get("output.tokens")))
+        record = {"schema_version": version, "identity": dict(identity), **description}
         self.write_atomically("run.json", json.dumps(record, indent=1).encode())
         self._remove_unfinished()
 
@@ -168,14 +170,14 @@ class RunDirectory(Folder):
         """Return the names of the files with samples of questions that are not complete, sorted by time."""
         return [entry.name for entry in self.entries("partial") if entry.name.endswith(".parquet")]
 
-    def read_part(self, name: str, schema: pa.Schema = PART_SCHEMA) -> Part:
+    def read_part(self, name: str, schemas: Sequence[pa.Schema] = PART_SCHEMAS) -> Part:
         """Return a part that passed every check. Raise BadPartError (a LedgerError) if one fails."""
         content = self.read(name)
         if content is None:
             raise LedgerError(
                 f"{self.path(name)} has vanished while the run used it. Change nothing in the run directory, and run again"
             )
-        return decode_part(self.path(name), content, self.run_digest(), schema)
+        return decode_part(self.path(name), content, self.run_digest(), schemas)
 
     def scan_parts(self, known: Set[str]) -> PartScan:
         """Read every byte of every part. Move damaged parts and parts of another run to parts/bad.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rollout_ray.core.records import TOKEN_COLUMNS
 from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
 from rollout_ray.telemetry.error_reasons import TOO_MANY, add_reasons, count_reasons, errors_sentence
@@ -137,6 +138,7 @@ class Summary:
         self.s_wm_sum += pc.sum(rows.column("s_wm")).as_py() or 0.0
         lists = rows.column("trajectories").combine_chunks()
         flat = pa.Table.from_struct_array(lists.flatten())
+        flat = flat.drop_columns([name for name in flat.column_names if name in TOKEN_COLUMNS])  # what follows copies rows
         self.trajectories += flat.num_rows
         self.prompt_tokens += pc.sum(flat.column("num_prompt_tokens")).as_py() or 0
         self.score_status.update(flat.column("score_status").to_pylist())
