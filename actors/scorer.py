@@ -20,9 +20,11 @@ from rollout_ray.core.records import (
     RolloutRequest,
     ScoredQuestion,
 )
-from rollout_ray.scoring.custom_reward import RewardSource
+from rollout_ray.scoring.custom_reward import RewardSources
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
+from rollout_ray.scoring.graders import Graders
+from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions
+from rollout_ray.scoring.user_code.rewards import UserRewards
 from rollout_ray.storage.partial_files import SavedSamples, save_samples
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.summary import Summary
@@ -64,21 +66,25 @@ class ScorerActor:
         self._index = scorer_index
         self._limits: dict[str, int] = {}
         self._grader = Grader()
+        self._rewards: UserRewards | None = None
 
     def __repr__(self) -> str:
         """Return the name in Ray's dashboard and logs."""
         return f"scorer-{self._index}"
 
-    def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm], reward: RewardSource) -> Receipt:
+    def begin(self, run: RunDirectory, config: RunConfig, arms: Sequence[Arm], rewards: RewardSources) -> Receipt:
         """Begin a run. Drop what an earlier run left, except the grading processes.
 
         Raises:
             LedgerError: This node does not see the run directory, or another driver has taken over the run.
-            ConfigError: This node cannot load the reward.
+            ConfigError: This node cannot load a reward function.
         """
         run.check_access()  # a scorer that cannot write must say so before the engines sample anything
         self._run, self._config = run, config
-        self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed, reward.load())
+        self._scorer = QuestionScorer(arms, config.scoring, config.sampling.seed)
+        self._end_rewards()
+        self._rewards = UserRewards(rewards, config.scoring)
+        self._rewards.prepare()
         limits = {"timeout_s": config.scoring.grade_timeout_s, "memory_mib": config.scoring.grader_memory_mib}
         if limits != self._limits:
             self._grader.close()
@@ -152,9 +158,15 @@ class ScorerActor:
         return replace(receipt, saved=save_samples(self._run, new))
 
     def close(self) -> None:
-        """End the grading processes."""
+        """End the grading processes, and those of the user's functions."""
         self._grader.close()
+        self._end_rewards()
+
+    def _end_rewards(self) -> None:
+        if self._rewards is not None:
+            self._rewards.close()
 
     def _score(self, whole: Sequence[tuple[Question, int, list[Completion]]]) -> list[ScoredQuestion]:
-        grades = grade_questions(self._grader, [(question, completions) for question, _, completions in whole])
-        return [self._scorer.score(q, completions, g) for (q, _, completions), g in zip(whole, grades, strict=True)]
+        assert self._rewards is not None
+        pairs = [(question, completions) for question, _, completions in whole]
+        return score_questions(pairs, Graders(self._config.scoring, self._grader), self._scorer, self._rewards)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from rollout_ray.core.records import Completion, Question, sampling_seed
 from rollout_ray.data.question_set import load_questions
 from rollout_ray.results.merge import merge
 from rollout_ray.results.metadata import describe
-from rollout_ray.scoring.custom_reward import load_reward
+from rollout_ray.scoring.custom_reward import RewardSources
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
+from rollout_ray.scoring.graders import Graders, grading_columns
+from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions
+from rollout_ray.scoring.user_code.rewards import UserRewards, row_columns
 from rollout_ray.storage.run_directory import RunDirectory
 from tests.conftest import demo_rows
 
@@ -46,11 +50,14 @@ def finished(folder: Path, rows: Any, draw: Drawn = drawn, **sections: Any) -> R
     facts = describe(cfg, arms, questions)
     identity = {**cfg.identity(), "data.fingerprint": questions.fingerprint}
     run.open(identity, {"arms": facts["arms"], "dataset": facts["dataset"]})
-    scorer = QuestionScorer(arms, cfg.scoring, cfg.sampling.seed, load_reward(cfg.scoring.reward))
-    with Grader() as grader:
+    scorer = QuestionScorer(arms, cfg.scoring, cfg.sampling.seed)
+    sources = RewardSources.of_config(cfg.scoring)
+    names = questions.source.schema.names
+    columns = {*row_columns(sources, cfg.scoring, names), *grading_columns(cfg.scoring, names)}
+    questions = replace(questions, row_columns=tuple(columns))
+    with Grader() as grader, closing(UserRewards(sources, cfg.scoring)) as rewards:
         whole = [(question, completions(question, scorer, cfg, draw)) for question in questions.questions()]
-        grades = grade_questions(grader, whole)
-    scored = [scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
+        scored = score_questions(whole, Graders(cfg.scoring, grader), scorer, rewards)
     run.write_part(part_table(scored, cfg.output.tokens))
     metadata = {"schema_version": 1, "config_digest": cfg.digest(), **facts}
     if cfg.output.tokens:

@@ -13,7 +13,7 @@ import pytest
 from rollout_ray.config.loading import load_config
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Question, Trajectory
-from rollout_ray.scoring.custom_reward import RewardSource, load_reward
+from rollout_ray.scoring.custom_reward import RewardSource
 
 QUESTION = Question("q", "What is 3 + 4?", "7")
 MODULE = "helper = 0.25\ndef score(question, trajectories):\n    return [helper for _ in trajectories]\nnumber = 3\n"
@@ -31,8 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_module_beside_the_working_folder_is_found_and_comes_last(folder: Path) -> None:
-    reward = load_reward("my_own_rewards:score")
-    assert reward and reward(QUESTION, ()) == []
+    assert RewardSource("my_own_rewards:score").load()(QUESTION, ()) == []
     assert sys.path[-1] == str(folder)
 
 
@@ -82,7 +81,7 @@ def test_what_cannot_be_sent_or_named_is_refused() -> None:
 )
 def test_a_reward_that_cannot_be_loaded_is_refused_with_the_remedy(folder: Path, name: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        load_reward(name)
+        RewardSource(name).load()
     assert message in str(refused.value)
 
 

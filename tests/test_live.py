@@ -13,12 +13,13 @@ from rich.console import Console
 
 from rollout_ray import RunConfig, collect
 from rollout_ray.core.records import Question, RolloutRequest, Trajectory
+from rollout_ray.telemetry.arm_summary import ArmSummary
 from rollout_ray.telemetry.early_warnings import ENOUGH, EarlyWarnings
 from rollout_ray.telemetry.engine_stats import ArmCount, EngineStats
 from rollout_ray.telemetry.live_view import Live, Screen
 from rollout_ray.telemetry.progress import Plain, duration, plain_line
 from rollout_ray.telemetry.run_view import EngineView, RunView
-from rollout_ray.telemetry.summary import ArmSummary, Summary
+from rollout_ray.telemetry.summary import Summary
 from tests.conftest import demo_rows
 
 

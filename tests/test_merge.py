@@ -7,6 +7,7 @@ import json
 import random
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from rollout_ray.actors.scorer import part_table
 from rollout_ray.config.schema import DataConfig, Layout
 from rollout_ray.core.errors import IncompleteError, LedgerError
-from rollout_ray.core.records import ScoredQuestion, Trajectory
+from rollout_ray.core.records import ScoredQuestion, Trajectory, has_rewards
 from rollout_ray.data.question_set import QuestionSet, load_questions
 from rollout_ray.results import layouts, part_rows
 from rollout_ray.results import merge as merge_module
@@ -101,6 +102,28 @@ def test_input_columns_are_carried_through_untouched(tmp_path: Path) -> None:
     table = merged(run, questions, 2)
     assert table.select(list(rows[0])).to_pylist() == rows
     assert table.column_names == [*rows[0], "question_id", "trajectories", "s_end", "s_path", "s_cf", "s_wm"]
+
+
+@pytest.mark.parametrize("layout", ["questions", "trajectories"])
+def test_named_rewards_of_some_parts_make_a_column_and_none_make_none(tmp_path: Path, layout: Layout) -> None:
+    rows = [{**row, "question_id": f"q{n}", "rewards": n} for n, row in enumerate(input_rows(4))]
+    run, questions = committed(tmp_path, rows, 2, 1, 0)
+    table = merged(run, questions, 2, layout)
+    assert table.column("rewards").type == pa.int64() and not has_rewards(table.schema)
+    for name in run.parts():
+        run.remove(name)
+    named = [replace(t, rewards={"a": 1.0, "b": 0.5}) for t in scored("q1", 2).trajectories]
+    run.write_part(part_table([replace(scored("q1", 2), trajectories=tuple(named))]))
+    run.write_part(part_table([scored(f"q{n}", 2) for n in (3, 0, 2)]))
+    table = merged(run, questions, 2, layout)
+    if layout == "trajectories":
+        assert table.column("input_rewards").to_pylist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        given = table.column("rewards").to_pylist()
+    else:
+        assert has_rewards(table.schema)
+        given = [t["rewards"] for row in table.column("trajectories").to_pylist() for t in row]
+    pairs = [("a", 1.0), ("b", 0.5)]
+    assert given == [None, None, pairs, pairs, None, None, None, None]
 
 
 def test_the_flat_layout(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 from rollout_ray import Rollouts
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.report.estimators import wilson
+from rollout_ray.telemetry.arm_summary import ArmSummary
 from rollout_ray.telemetry.notebook import progress_here, summary_html
 from rollout_ray.telemetry.progress import Silent
-from rollout_ray.telemetry.summary import ArmSummary, Summary
+from rollout_ray.telemetry.summary import Summary
 from tests.conftest import ROOT, clean_environment, demo_rows
 from tests.finished_runs import finished, merged_path
 

@@ -41,7 +41,7 @@ def test_a_seed_is_the_same_in_another_process() -> None:
 
 
 def test_the_trajectory_schema_is_the_trajectory_record() -> None:
-    assert [f.name for f in TRAJECTORY_TOKENS] == [f.name for f in dataclasses.fields(Trajectory)]
+    assert [f.name for f in TRAJECTORY_TOKENS] + ["rewards"] == [f.name for f in dataclasses.fields(Trajectory)]
     assert [f.name for f in TRAJECTORY] == [f.name for f in TRAJECTORY_TOKENS][: len(TRAJECTORY)]
 
 

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from rollout_ray.config.arm_schema import ArmConfig
 from rollout_ray.core.redaction import escape_controls
+from rollout_ray.telemetry.arm_summary import ArmSummary
 from rollout_ray.telemetry.live_view import Live
 from rollout_ray.telemetry.progress import Plain
 from rollout_ray.telemetry.run_view import EngineView, RunView
-from rollout_ray.telemetry.summary import ArmSummary, Summary, summary_table
+from rollout_ray.telemetry.summary import Summary, summary_table
 from tests.conftest import Command
 
 HOSTILE = "[red]x[/] \x1b[31m\x1b]0;title\x07\u202e"

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rollout_ray.api.versions import installed_versions
-from rollout_ray.config.loading import with_fields
 from rollout_ray.config.notices import notices
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.config.scoring_schema import reward_sentence
+from rollout_ray.config.scoring_schema import ScoringConfig, reward_sentence
 from rollout_ray.core.errors import ConfigError, Interrupted
 from rollout_ray.core.records import schema_version
 from rollout_ray.core.redaction import shorten
@@ -37,7 +36,9 @@ from rollout_ray.report.html import write_report
 from rollout_ray.results.merge import Merged, merge
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import describe
-from rollout_ray.scoring.custom_reward import CustomReward, RewardSource
+from rollout_ray.scoring.custom_reward import Rewards, RewardSources, with_reward
+from rollout_ray.scoring.graders import check_sources, grading_columns, unreadable_golds
+from rollout_ray.scoring.user_code.rewards import row_columns
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.storage.files import row_batches
 from rollout_ray.storage.partial_files import remove_samples, scan_samples
@@ -101,7 +102,7 @@ class _Call:
 
     pool_resources: PoolResources | None
     progress: Progress
-    reward: RewardSource
+    rewards: RewardSources
     began: float
 
 
@@ -109,7 +110,7 @@ def collect(
     dataset: Any = None,
     cfg: RunConfig | None = None,
     *,
-    reward: CustomReward | None = None,
+    reward: Rewards | None = None,
     progress: Progress | None = None,
 ) -> Rollouts:
     """Generate the trajectories of every arm and question, score them, and merge them into one parquet.
@@ -120,8 +121,9 @@ def collect(
         dataset: A path, a pandas DataFrame, an Arrow table, a list of dicts, a Hugging Face Dataset or a Ray Dataset.
             None: `cfg.data.dataset`.
         cfg: The config of the run. None: the defaults.
-        reward: Your own reward function, in place of `cfg.scoring.reward`. It gets a Question and its Trajectory records,
-            and returns one number or None each. The run is known by the function's name: give a changed one another name.
+        reward: Your own reward function, in place of `cfg.scoring.reward`; or several, as a list or by name. It gets a
+            Question and its Trajectory records, or has the signature of TRL or verl, and returns a number, None or a dict
+            of named numbers for each. The run is known by the function's name: give a changed one another name.
         progress: Shows the run. None: only a notebook shows it.
 
     Raises:
@@ -134,29 +136,18 @@ def collect(
     return collect_on(None, dataset, resolve(cfg), source, progress)
 
 
-def with_reward(cfg: RunConfig, reward: CustomReward | None) -> tuple[RunConfig, RewardSource]:
-    """Return the config with the name of the caller's function, and where scorers get the reward."""
-    if reward is None:
-        return cfg, RewardSource(cfg.scoring.reward)
-    source = RewardSource.of_function(reward)
-    if cfg.scoring.reward not in (None, source.name):
-        raise ConfigError(f"scoring.reward is {cfg.scoring.reward}, and a function is given as well; leave one of them out")
-    return with_fields(cfg, {"scoring": {"reward": source.name}}), source
-
-
 def collect_on(
-    pool_resources: PoolResources | None, dataset: Any, run: ResolvedRun, reward: RewardSource, progress: Progress | None
+    pool_resources: PoolResources | None, dataset: Any, run: ResolvedRun, rewards: RewardSources, progress: Progress | None
 ) -> Rollouts:
     """Run `collect` on the engines of a pool, which hold the policy of the run. None: on engines for this run."""
-    call = _Call(pool_resources, progress or progress_here(), reward, time.monotonic())
+    call = _Call(pool_resources, progress or progress_here(), rewards, time.monotonic())
     cfg = run.config
     dataset = cfg.data.dataset if dataset is None else dataset
     if dataset is None:
         raise ConfigError("no data set was given; name one with --dataset, or pass it to collect()")
     _refuse_fleeting_output(cfg.output.output_dir)
-    reward.load()
     with nullcontext() if pool_resources else prewarm(run):
-        questions = _questions(dataset, cfg)
+        questions = _questions(dataset, cfg, rewards)
         directory = RunDirectory(cfg.output.output_dir)
         with directory.lease():
             try:
@@ -167,12 +158,16 @@ def collect_on(
                 ) from None
 
 
-def _questions(dataset: Any, cfg: RunConfig) -> QuestionSet:
-    """Return the input in the order of generation."""
+def _questions(dataset: Any, cfg: RunConfig, rewards: RewardSources) -> QuestionSet:
+    """Return the input in the order of generation, with the columns that graders and rewards read."""
     questions = load_questions(dataset, cfg.data)
     check_faults(questions)
     if cfg.output.tokens:
         check_token_columns(questions.source)
+    names = questions.source.schema.names
+    columns = {*row_columns(rewards, cfg.scoring, names), *grading_columns(cfg.scoring, names)}
+    questions = replace(questions, row_columns=tuple(name for name in names if name in columns))
+    check_sources(cfg.scoring, questions.questions(), names)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)
     if cfg.data.lengths_from is not None:
@@ -181,16 +176,14 @@ def _questions(dataset: Any, cfg: RunConfig) -> QuestionSet:
         if not questions.passes:
             log.warning("%s holds none of these questions: they are drawn in the order of the input", earlier.path)
     if questions.gold_key is not None:
-        _warn_of_unreadable_golds(questions)
+        _warn_of_unreadable_golds(questions, cfg.scoring)
     return questions
 
 
-def _warn_of_unreadable_golds(questions: QuestionSet) -> None:
+def _warn_of_unreadable_golds(questions: QuestionSet, scoring: ScoringConfig) -> None:
     """Warn before the run of gold answers that the grader cannot read."""
-    from rollout_ray.scoring.grader import unreadable_golds
-
-    golds = [question.gold_answer for question in islice(questions.questions(), GOLDS_CHECKED)]
-    if unreadable := unreadable_golds(golds):
+    golds = list(islice(questions.questions(), GOLDS_CHECKED))
+    if unreadable := unreadable_golds(scoring, golds):
         log.warning(
             "%d of the first %d gold answers cannot be read, such as %s. Their trajectories get the score_status bad_gold. "
             "Correct them in the input",
@@ -227,7 +220,7 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
                 check_before_start(run)
             limits = run.config.resources
             refuse_a_budget_that_saved_nothing(directory.events(), limits.budget, limits.budget_seconds)
-            context = RunContext(questions, done, kept, directory, events, call.progress, call.reward, time.monotonic())
+            context = RunContext(questions, done, kept, directory, events, call.progress, call.rewards, time.monotonic())
             from rollout_ray.driver.session import generate_missing
             from rollout_ray.ray_cluster.connection import connected
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rollout_ray.api.code_hash import package_hash
-from rollout_ray.api.collect import Rollouts, collect_on, with_reward
+from rollout_ray.api.collect import Rollouts, collect_on
 from rollout_ray.api.pool_fields import engine_fields, warn_of_replicas
 from rollout_ray.config.arms import default_max_model_len
 from rollout_ray.config.loading import with_fields
@@ -33,7 +33,7 @@ from rollout_ray.models.checkpoints import Policy
 from rollout_ray.models.model_check import check_before_start
 from rollout_ray.models.paths import cluster_address, model_folder
 from rollout_ray.models.resolved_run import ResolvedRun, policy_at, resolve
-from rollout_ray.scoring.custom_reward import CustomReward
+from rollout_ray.scoring.custom_reward import Rewards, with_reward
 from rollout_ray.telemetry.progress import Progress
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class RolloutPool:
         dataset: Any = None,
         cfg: RunConfig | Mapping[str, Any] | None = None,
         *,
-        reward: CustomReward | None = None,
+        reward: Rewards | None = None,
         progress: Progress | None = None,
     ) -> Rollouts:
         """Run `rollout_ray.collect` on the engines of this pool, with the weights that they hold now.

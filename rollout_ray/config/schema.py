@@ -245,6 +245,11 @@ OPERATIONAL = (
     "engine.enable_prefix_caching",
     "engine.enable_chunked_prefill",
     "engine.simulated.",
+    "scoring.call_timeout_s",
+    "scoring.calls_in_flight",
+    "scoring.call_retries",
+    "scoring.function_memory_mib",
+    "scoring.max_error_share",
     "output.output_dir",
     "output.layout",
     "output.report",
@@ -254,7 +259,17 @@ OPERATIONAL = (
 )
 
 # Fields that version 0.1.0 did not have. The identity leaves them out at these defaults, so that its runs can go on.
-ADDED: dict[str, Any] = {"model.prompt_style": None, "output.tokens": False, "output.logprobs": "sampled"}
+ADDED: dict[str, Any] = {
+    "model.prompt_style": None,
+    "output.tokens": False,
+    "output.logprobs": "sampled",
+    "scoring.grader": None,
+    "scoring.graders": {},
+    "scoring.source_key": "data_source",
+    "scoring.rewards": {},
+    "scoring.reward_weights": {},
+    "scoring.reward_columns": None,
+}
 ADDED_TO_ARMS: dict[str, Any] = {"stop": None}
 
 

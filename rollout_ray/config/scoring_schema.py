@@ -11,6 +11,7 @@ from rollout_ray.config.arm_schema import Section
 from rollout_ray.core.redaction import shorten
 
 NonNegative = Annotated[float, Field(ge=0.0)]
+ColumnName = Annotated[str, Field(min_length=1)]
 _REWARD = re.compile(r"[\w.]+:\w+")
 
 REWARD_PRESETS: dict[str, dict[str, float]] = {
@@ -56,6 +57,44 @@ class ScoringConfig(RewardConfig):
     """Grading and rewards."""
 
     reward: str | None = Field(None, description="Reward function of your own, as module:function. It replaces Regime W's.")
+    rewards: dict[str, str] = Field(
+        default_factory=dict,
+        description="Reward functions by name, as name=module:function. Their weighted sum replaces Regime W's reward.",
+    )
+    reward_weights: dict[str, float] = Field(
+        default_factory=dict, description="Weights of named rewards, as name=weight. A reward without a weight counts once."
+    )
+    reward_columns: list[ColumnName] | None = Field(
+        None,
+        description="Input columns that a reward function sees as question.row. Unset: those that its parameters name, or "
+        "all for a function of (question, trajectories).",
+    )
+    call_timeout_s: float = Field(120.0, gt=0, description="Time limit of one call of a function of your own, in seconds.")
+    calls_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="Calls of a function of your own at a time, in threads. Unset: 64 of an async def, one of any other.",
+    )
+    call_retries: int | None = Field(
+        None, ge=0, description="How often a failed call is made again. Unset: twice for an async def, else never."
+    )
+    function_memory_mib: int = Field(
+        4096, ge=64, description="Memory limit of the process in which functions of your own run, in MiB."
+    )
+    max_error_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of trajectories without a grade or reward for an error, above which the run ends.",
+    )
+    grader: Literal["math", "choice", "exact", "regex"] | None = Field(
+        None,
+        description="Grader: math, choice, exact or regex. Unset: math, or none for a source that graders does not name.",
+    )
+    graders: dict[str, Literal["math", "choice", "exact", "regex"]] = Field(
+        default_factory=dict, description="Graders by source, as source=grader. The column source_key holds the source."
+    )
+    source_key: str = Field("data_source", description="Column of the source of a question, by which graders chooses.")
     grade_timeout_s: int = Field(
         5, ge=1, le=600, description="CPU time limit of one step of a symbolic comparison, in seconds."
     )
@@ -64,19 +103,42 @@ class ScoringConfig(RewardConfig):
     @field_validator("reward", mode="before")
     @classmethod
     def _reward_is_a_name(cls, value: Any) -> Any:
-        if callable(value):
-            raise ValueError("reward takes a name; give the function itself to collect(..., reward=...)")
-        if isinstance(value, str) and not _REWARD.fullmatch(value):
-            raise ValueError(
-                f"reward takes module:function, such as my_rewards:score, not {shorten(value, 60)!r}; correct it"
-            )
+        return _checked_name("reward", value)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _rewards_are_names(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: _checked_name("rewards", function) for name, function in value.items()}
         return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_reward(self) -> Self:
+        if self.reward is not None and self.rewards:
+            raise ValueError("reward and rewards are both given; leave one of them out")
+        return self
+
+    @property
+    def reward_functions(self) -> dict[str, str]:
+        """Return the reward functions of the user, by the name of their reward. Empty: Regime W."""
+        return {self.reward.rpartition(":")[2]: self.reward} if self.reward is not None else self.rewards
+
+
+def _checked_name(field: str, value: Any) -> Any:
+    if callable(value):
+        raise ValueError(f"{field} takes a name; give the function itself to collect(..., reward=...)")
+    if isinstance(value, str) and not _REWARD.fullmatch(value):
+        raise ValueError(f"{field} takes module:function, such as my_rewards:score, not {shorten(value, 60)!r}; correct it")
+    return value
 
 
 def reward_sentence(scoring: ScoringConfig) -> str:
     """Return the rule of the reward in words. A rule that pays wrong answers says so."""
     if scoring.reward is not None:
         return f"Reward: the function {scoring.reward}."
+    if scoring.rewards:
+        terms = [f"{scoring.reward_weights.get(name, 1.0):g} x {name} ({call})" for name, call in scoring.rewards.items()]
+        return f"Reward: {' plus '.join(terms)}."
     parts = [f"{scoring.alpha:g} for a correct answer"]
     if scoring.gamma:
         parts.append(f"plus {scoring.gamma:g} x its quality")

@@ -65,7 +65,7 @@ class CloudError(RolloutError):
 
 
 class TooManyErrors(RolloutError):
-    """More than half of the trajectories are errors. The merged file holds all of them, each with its reason."""
+    """Too many trajectories are errors. The rows hold all of them, each with its reason."""
 
     exit_code = 11
 

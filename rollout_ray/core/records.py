@@ -26,12 +26,18 @@ ScoreStatus = Literal["correct", "incorrect", "no_answer", "no_gold", "bad_gold"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One input row. `fault` is the reason why the row cannot be asked; `prompt` is then empty."""
+    """One input row.
+
+    Attributes:
+        fault: The reason why the row cannot be asked; `prompt` is then empty.
+        row: The input columns that a reward or a grader asks for.
+    """
 
     question_id: str
     prompt: Prompt
     gold_answer: str | None
     fault: str | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +139,14 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One scored trajectory. Its fields match the fields of TRAJECTORY_TOKENS.
+    """One scored trajectory. Its fields match the fields of TRAJECTORY_TOKENS, and then `rewards`.
 
     Attributes:
+        error: Why there is no output, or no grade or reward.
         token_ids: The sampled tokens, the end token included (int32). None: the run does not store them.
         logprobs: The log-probability of each of these tokens (float32).
         prompt_variant: Index of the trajectory's prompt in the `prompt_token_ids` of its question.
+        rewards: Named rewards; None if the run has none.
     """
 
     arm: str
@@ -161,6 +169,7 @@ class Trajectory:
     token_ids: Sequence[int] | None = None
     logprobs: Sequence[float] | None = None
     prompt_variant: int = 0
+    rewards: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +223,12 @@ TRAJECTORY_TOKENS = pa.struct(
 )
 PROMPT_TOKENS = "prompt_token_ids"  # column of a question; in the flat layout, of a trajectory
 TOKEN_COLUMNS = (*(field.name for field in TRAJECTORY_TOKENS if field.name not in TRAJECTORY.names), PROMPT_TOKENS)
+# A file has this field only if a reward function gives names. Files of other runs keep their schema.
+NAMED_REWARDS = pa.field("rewards", pa.map_(pa.string(), pa.float64()))
 
 SCORES = ("s_end", "s_path", "s_cf", "s_wm")
 METADATA = b"rollout_ray"  # key of the run description (JSON) in the metadata of our parquet files
+
 
 # A part file holds whole questions in any order. The merge joins the input columns by id.
 PART_SCHEMA = pa.schema(
@@ -236,9 +248,27 @@ PART_SCHEMA_TOKENS = pa.schema(
 )
 
 
-def part_schema(tokens: bool) -> pa.Schema:
-    """Return the schema of the parts of a run. `tokens`: the run stores token ids and log-probabilities."""
-    return PART_SCHEMA_TOKENS if tokens else PART_SCHEMA
+def part_schema(tokens: bool, rewards: bool = False) -> pa.Schema:
+    """Return the schema of the parts of a run.
+
+    Args:
+        tokens: The run stores token ids and log-probabilities.
+        rewards: Its trajectories have named rewards.
+    """
+    schema = PART_SCHEMA_TOKENS if tokens else PART_SCHEMA
+    if not rewards:
+        return schema
+    at = schema.get_field_index("trajectories")
+    trajectory = pa.struct([*schema.field(at).type.value_type, NAMED_REWARDS])
+    return schema.set(at, pa.field("trajectories", pa.list_(trajectory), nullable=False))
+
+
+def has_rewards(rows: pa.Schema) -> bool:
+    """Return whether the trajectories of a part, or of a nested merged file, have named rewards."""
+    at = rows.get_field_index("trajectories")
+    entry = rows.field(at).type if at >= 0 else pa.null()
+    is_nested = pa.types.is_list(entry) and pa.types.is_struct(entry.value_type)
+    return is_nested and any(field.name == NAMED_REWARDS.name for field in entry.value_type)
 
 
 def schema_version(tokens: bool) -> int:

@@ -7,7 +7,7 @@ question ids: a new wording changes ids, and so breaks the resume of a run. Rend
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,6 +47,17 @@ def read_rows(batch: pa.RecordBatch, prompt_key: str, gold_key: str | None, temp
             yield "", _read_gold(gold), str(fault)
         else:
             yield readable, _read_gold(gold), None
+
+
+def read_columns(batch: pa.RecordBatch, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield these columns of each row. A value that is not UTF-8 is None."""
+    columns = [[_readable(value) for value in cell_values(batch.column(name))] for name in names]
+    for number in range(batch.num_rows):
+        yield {name: values[number] for name, values in zip(names, columns, strict=True)}
+
+
+def _readable(value: Any) -> Any:
+    return None if isinstance(value, NotText) else without_absent_keys(value)
 
 
 def _golds(column: pa.Array) -> list[Any]:

@@ -20,7 +20,7 @@ from rollout_ray.config.templates import MissingColumn, columns_of
 from rollout_ray.core.errors import DatasetError
 from rollout_ray.core.records import Question
 from rollout_ray.core.redaction import shorten
-from rollout_ray.data.cells import ENDS_WITH_ANSWER, NotText, Row, cell_values, decode, read_rows
+from rollout_ray.data.cells import ENDS_WITH_ANSWER, NotText, Row, cell_values, decode, read_columns, read_rows
 from rollout_ray.data.columns import GOLD_KEY, ID_KEY, check_columns, check_files, find_column, list_columns
 from rollout_ray.data.sources import Source, open_source
 
@@ -40,6 +40,7 @@ class QuestionSet:
         passes: Pass over the input in which a question is asked, by id, if it is not the first.
         template: Template that makes the prompts, or None.
         faults: Number of rows that cannot be asked, by reason.
+        row_columns: Columns that questions carry as `row`.
     """
 
     source: Source
@@ -50,6 +51,7 @@ class QuestionSet:
     passes: Mapping[str, int] = field(default_factory=dict)
     template: str | None = None
     faults: Mapping[str, int] = field(default_factory=dict)
+    row_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,9 +68,10 @@ class QuestionSet:
                 if not any(wanted):
                     continue
                 rows = read_rows(batch, self.prompt_key, self.gold_key, self.template)
-                for question_id, asked, (prompt, gold, fault) in zip(ids, wanted, rows, strict=True):
+                columns = read_columns(batch, self.row_columns)
+                for question_id, asked, (prompt, gold, fault), row in zip(ids, wanted, rows, columns, strict=True):
                     if asked:
-                        yield Question(question_id, prompt, gold, fault)
+                        yield Question(question_id, prompt, gold, fault, row)
 
     def long_first(self, lengths: Mapping[str, float]) -> QuestionSet:
         """Return the same set, asked in PASSES passes from the longest to the shortest expected output.

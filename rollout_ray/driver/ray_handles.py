@@ -143,11 +143,11 @@ class RayScorer:
         self.actor = actor
         self._run = run
         self._directory = context.directory
-        self._reward = context.reward
+        self._rewards = context.rewards
         self._prepares = prepares
 
     def begin(self) -> Any:
-        call = self.actor.begin.remote(self._directory, self._run.config, self._run.arms, self._reward)
+        call = self.actor.begin.remote(self._directory, self._run.config, self._run.arms, self._rewards)
         if self._prepares:
             self.actor.prepare.remote()
         return call
@@ -198,7 +198,7 @@ class RayScorers:
         self._context = context
         self._placement = placement
         # A reward function of the user's may have changed by the next run: its actors do not serve twice.
-        self._idle = idle if run.config.scoring.reward is None else None
+        self._idle = None if run.config.scoring.reward_functions else idle
 
     def launch(self, scorer_index: int) -> RayScorer:
         actor = self._idle.take(scorer_index) if self._idle else None

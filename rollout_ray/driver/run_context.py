@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from rollout_ray.data.question_set import QuestionSet
-from rollout_ray.scoring.custom_reward import RewardSource
+from rollout_ray.scoring.custom_reward import RewardSources
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.progress import Progress
@@ -23,7 +23,7 @@ class RunContext:
         directory: The run directory.
         events: The log in the run directory.
         progress: Shows the run to the user.
-        reward: Where the scorers get the reward function.
+        rewards: Where the scorers get the reward functions.
         began: When the session began to start engines, in seconds of the monotonic clock. The budget counts from here.
     """
 
@@ -33,7 +33,7 @@ class RunContext:
     directory: RunDirectory
     events: EventLog
     progress: Progress
-    reward: RewardSource
+    rewards: RewardSources
     began: float
 
     @property

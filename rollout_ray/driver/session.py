@@ -27,6 +27,7 @@ from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.autoscaling import placed
 from rollout_ray.ray_cluster.placement import scorers_for
 from rollout_ray.ray_cluster.ray_internals import draining_nodes
+from rollout_ray.telemetry.error_share import refuse_failures
 from rollout_ray.telemetry.metrics import RunMetrics
 from rollout_ray.telemetry.progress import Progress
 from rollout_ray.telemetry.run_view import EngineView, RunView
@@ -132,6 +133,7 @@ class _Session:
             self._look_around()
             if not self._dispatch.take_answers():
                 self._check_engines_move()
+            refuse_failures(self.view.summary, self._cfg.scoring.max_error_share, last=self.complete)
             if self._scheduler.pending:
                 self._elastic.ensure_engine()
             self._dispatch.supply_idle_engines()

@@ -121,11 +121,12 @@ def _writer(runs: Sequence[MergedFile], target: Target, form: Format, choice: Ch
 
 def _records(run: MergedFile) -> Iterator[dict[str, Any]]:
     prompt_key, gold_key = run.description.config.data.prompt_key, run.description.gold_key
+    fields = (*JSONL_FIELDS, *(["rewards"] if run.rewards else []))
     for given, stored in run.batches():
         prompts = column_values(given, prompt_key)
         golds = column_values(given, gold_key) if gold_key else [None] * len(stored)
         for prompt, gold, one in zip(prompts, golds, stored, strict=True):
-            trajectories = [{name: t[name] for name in JSONL_FIELDS} for t in one.trajectories]
+            trajectories = [{name: t[name] for name in fields} for t in one.trajectories]
             yield {"question": prompt, "gold_answer": gold, "trajectories": trajectories}
 
 
@@ -148,7 +149,7 @@ def _layout_writer(runs: Sequence[MergedFile], layout: LayoutFormat, as_parquet:
     given_schema = run.given_schema
     if hashed and ID_KEY in given_schema.names:
         given_schema = given_schema.remove(given_schema.get_field_index(ID_KEY))
-    schema = output_schema(given_schema, layout, run.tokens)
+    schema = output_schema(given_schema, layout, part_schema(run.tokens, run.rewards))
     tables = _layout_tables(run, layout, given_schema.names, done)
     if as_parquet:
         return lambda stream: write_merged(stream, schema, {**run.description.metadata, "layout": layout}, tables)
@@ -164,7 +165,8 @@ def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str]
         ]
         done.questions += len(stored)
         done.used += len(stored)
-        for table in to_layout(layout, given.select(columns), pa.Table.from_pylist(rows, part_schema(run.tokens))):
+        own = part_schema(run.tokens, run.rewards)
+        for table in to_layout(layout, given.select(columns), pa.Table.from_pylist(rows, own)):
             done.rows += len(table)
             yield table
 

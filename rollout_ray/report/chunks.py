@@ -18,6 +18,7 @@ from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.results.merged_file import StoredQuestion
 from rollout_ray.scoring.grader import explain_by_rule, read_gold
+from rollout_ray.scoring.graders import grader_name
 from rollout_ray.scoring.reading.answer import Answer
 from rollout_ray.scoring.regime_w import RewardTerms, Scorable, reward_terms
 
@@ -187,7 +188,7 @@ class Chunks:
                     "seed": str(t["seed"]),  # a seed has 63 bits, and a JavaScript number holds 53
                     "text": cut(t["full_text"]),
                     "answer": None if t["answer"] is None else cut(t["answer"]),
-                    "why": _why(question.gold_answer, gold, t),
+                    "why": self._why(question, gold, t),
                     "terms": terms,
                     "prompt_tokens": t["num_prompt_tokens"],
                     "error": None if t["error"] is None else cut(t["error"]),
@@ -198,10 +199,29 @@ class Chunks:
             ],
         }
 
+    def _why(self, question: Question, gold: Answer | None, trajectory: Mapping[str, Any]) -> list[str | None] | None:
+        """Return why a trajectory has its verdict (see `_why_math`). Graders without rules show the gold as it stands."""
+        name = grader_name(self.scoring, question) or "none"
+        if name == "math" or trajectory["finish_reason"] == "error":
+            return _why_math(question.gold_answer, gold, trajectory)
+        answer, gold_text = (
+            None if text is None else escape_controls(shorten(text, WHY_CHARS))
+            for text in (trajectory["answer"], question.gold_answer)
+        )
+        return [answer, answer, gold_text, f"the grader {name}", None]
+
+    def _named_terms(self, rewards: Mapping[str, float] | None) -> Mapping[str, float] | None:
+        """Return the named rewards, each with its weight in the name if that is not 1."""
+        weights = self.scoring.reward_weights
+        return rewards and {
+            escape_controls(name if weights.get(name, 1.0) == 1.0 else f"{name} (x {weights[name]:g})"): round(value, 6)
+            for name, value in rewards.items()
+        }
+
     def _terms(self, stored: StoredQuestion) -> list[Mapping[str, float] | None]:
-        """Return the terms of each reward, or None for an unknown or a custom reward."""
-        if self.scoring.reward is not None:
-            return [None] * len(stored.trajectories)
+        """Return the terms of each reward, or None for an unknown one and for a custom one without names."""
+        if self.scoring.reward_functions:
+            return [self._named_terms(t.get("rewards")) for t in stored.trajectories]
         roles = {arm.name: arm.probe_role for arm in self.arms}
         scorables = [Scorable(t["reasoning"], t["num_tokens"], roles.get(t["arm"])) for t in stored.trajectories]
         statuses = [t["score_status"] for t in stored.trajectories]
@@ -210,7 +230,7 @@ class Chunks:
         return [None if one is None else {name: round(getattr(one, name), 6) for name in TERMS} for one in terms]
 
 
-def _why(gold_answer: str | None, gold: Answer | None, trajectory: Mapping[str, Any]) -> list[str | None] | None:
+def _why_math(gold_answer: str | None, gold: Answer | None, trajectory: Mapping[str, Any]) -> list[str | None] | None:
     """Return why a trajectory has its verdict: text taken, its normal form, that form of the gold, rule, status now.
 
     Return None for a trajectory without a text. The last item is None unless today's rule gives another status.

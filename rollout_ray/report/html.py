@@ -31,6 +31,7 @@ from rollout_ray.report.statistics import Tallies
 from rollout_ray.report.timeline import BEGINS, timeline
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import Description
+from rollout_ray.scoring.graders import grading_columns
 from rollout_ray.storage.folder import Folder
 from rollout_ray.storage.paths import join_path, split_path
 from rollout_ray.storage.run_directory import RunDirectory
@@ -85,7 +86,8 @@ def write_report(
         arms = merged.description.arms
         tallies, chunks = Tallies([arm.name for arm in arms]), Chunks(arms, merged.description.config.scoring)
         for given, stored in merged.batches():
-            questions = merged.question_set(given, [str(s.question_id) for s in stored]).questions()
+            row = grading_columns(merged.description.config.scoring, given.column_names)
+            questions = merged.question_set(given, [str(s.question_id) for s in stored], row).questions()
             for question, one, shown in zip(questions, stored, _shown_rows(merged, given), strict=True):
                 tallies.add(one.trajectories, one.scores[0]["s_wm"])
                 chunks.add(question, one, shown)
@@ -181,8 +183,8 @@ def _config(begun: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> di
 def _reward(description: Description) -> dict[str, Any]:
     """Return the reward's parameters in this run."""
     scoring = description.config.scoring
-    if scoring.reward is not None:
-        return {"custom": scoring.reward}
+    if functions := scoring.reward_functions:
+        return {"custom": ", ".join(functions.values())}
     names = ("alpha", "beta", "gamma", "bonus", "bonus_above", "penalty_per_token", "penalty_free_tokens", "s_wm_weights")
     return {name: getattr(scoring, name) for name in names}
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rollout_ray.config.schema import Layout
 from rollout_ray.core.errors import IncompleteError
-from rollout_ray.core.records import METADATA
+from rollout_ray.core.records import METADATA, has_rewards, part_schema
 from rollout_ray.data.question_set import QuestionSet
 from rollout_ray.results.layouts import output_schema, to_layout
 from rollout_ray.results.part_rows import PartRows
@@ -72,7 +72,8 @@ def merge(
             f"{len(missing)} of {len(questions)} questions are not in the parts of {run.uri}: {', '.join(missing[:10])}"
             f"{' ...' if len(missing) > 10 else ''}. Run the same command again to sample them"
         )
-    schema = output_schema(questions.source.schema, layout, tokens="logprobs" in metadata)
+    tokens = "logprobs" in metadata
+    schema = output_schema(questions.source.schema, layout, part_schema(tokens, has_rewards(parts.schema)))
     written = 0
 
     def write(stream: IO[bytes]) -> None:

@@ -9,20 +9,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rollout_ray.config.schema import DataConfig, Layout
 from rollout_ray.config.templates import columns_of
 from rollout_ray.core.errors import ConfigError, LedgerError, VerifyError
-from rollout_ray.core.records import METADATA, PROMPT_TOKENS, SCORES, TOKEN_COLUMNS
+from rollout_ray.core.records import METADATA, NAMED_REWARDS, PROMPT_TOKENS, SCORES, TOKEN_COLUMNS, has_rewards
 from rollout_ray.data.columns import ID_KEY
 from rollout_ray.data.question_set import QuestionSet, load_questions
+from rollout_ray.results.layouts import changes, has_flat_rewards
 from rollout_ray.results.merged_path import MERGED, TRAJECTORY_FIELDS, layout_of, locate
 from rollout_ray.results.metadata import Description, read_description
 from rollout_ray.results.token_columns import nested_rows, own_lists, prompt_lists, trajectory_rows
@@ -136,6 +136,18 @@ class MergedFile:
         return self.description.config.output.tokens and self.layout != "responses"
 
     @property
+    def rewards(self) -> bool:
+        """Whether the trajectories have named rewards."""
+        if self.layout == "trajectories":
+            return has_flat_rewards(self.schema.names, self.description.columns)
+        return has_rewards(self.schema)
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        """Return the fields of its trajectories, without tokens."""
+        return (*TRAJECTORY_FIELDS, *([NAMED_REWARDS.name] if self.rewards else []))
+
+    @property
     def num_rows(self) -> int:
         rows: int = self._file.metadata.num_rows
         return rows
@@ -155,35 +167,37 @@ class MergedFile:
         found = [name for name in sorted(named) if self.input_column(name) in self.schema.names]
         return list(dict.fromkeys(key for key in (data.prompt_key, self.description.gold_key, *found) if key))
 
-    def question_set(self, given: pa.Table, ids: Sequence[str] | None) -> QuestionSet:
+    def question_set(self, given: pa.Table, ids: Sequence[str] | None, row: Sequence[str] = ()) -> QuestionSet:
         """Return the questions of a table.
 
         Args:
             given: A table that `batches` yielded.
             ids: Ids of its questions. None means hashes of their content.
+            row: Input columns that the questions carry.
         """
-        table = given.select([key for key in dict.fromkeys(self.input_keys()) if key != ID_KEY])
+        table = given.select([key for key in dict.fromkeys([*self.input_keys(), *row]) if key != ID_KEY])
         if ids is not None:
             table = table.append_column(ID_KEY, pa.array(ids, pa.string()))
         data, gold_key = self.description.config.data, self.description.gold_key
         own = {"prompt_key": data.prompt_key, "prompt_template": data.prompt_template, "gold_key": gold_key}
-        return load_questions(table, DataConfig(**own, id_key=None if ids is None else ID_KEY))
+        questions = load_questions(table, DataConfig(**own, id_key=None if ids is None else ID_KEY))
+        return replace(questions, row_columns=tuple(row))
 
     def _given(self, table: pa.Table) -> pa.Table:
         """Return the input columns of these rows, under their names in the input, and question_id."""
         written = {
             "questions": ["trajectories", *SCORES, *([PROMPT_TOKENS] if self.tokens else [])],
-            "trajectories": [*TRAJECTORY_FIELDS, *SCORES, *(TOKEN_COLUMNS if self.tokens else [])],
+            "trajectories": [*self._fields, *SCORES, *(TOKEN_COLUMNS if self.tokens else [])],
             "responses": ["responses"],
         }
         indexes = [name for name in table.column_names if PANDAS_INDEX.fullmatch(name)]
         given = table.drop_columns([*written[self.layout], *indexes])
-        names = {self.input_column(name): name for name in TRAJECTORY_FIELDS if name in self.description.columns}
+        names = {self.input_column(name): name for name in self._fields if name in self.description.columns}
         return given.rename_columns([names.get(name, name) for name in given.column_names])
 
     def input_column(self, name: str) -> str:
         """Return the name that an input column has in this file."""
-        return f"input_{name}" if self.layout == "trajectories" and name in TRAJECTORY_FIELDS else name
+        return f"input_{name}" if self.layout == "trajectories" and name in self._fields else name
 
     def batches(self) -> Iterator[tuple[pa.Table, list[StoredQuestion]]]:
         """Yield some questions at a time, in the order of the file.
@@ -253,16 +267,16 @@ class MergedFile:
 
     def _grouped(self, table: pa.Table, ids: Sequence[Any]) -> tuple[pa.Table, list[StoredQuestion]]:
         begins = [n for n in range(len(ids)) if n == 0 or ids[n] != ids[n - 1]]
-        rows = trajectory_rows(table.select([*TRAJECTORY_FIELDS, *(TOKEN_COLUMNS if self.tokens else ())]))
+        rows = trajectory_rows(table.select([*self._fields, *(TOKEN_COLUMNS if self.tokens else ())]))
         scores = table.select(SCORES).to_pylist()
-        changes = {key: _changes(table.column(self.input_column(key))) for key in self.input_keys()}
+        uneven_at = {key: changes(table.column(self.input_column(key))) for key in self.input_keys()}
         stored = []
         for begin, end in zip(begins, [*begins[1:], len(ids)], strict=True):
             distinct: list[dict[str, Any]] = []
             for row in scores[begin:end]:
                 if row not in distinct:
                     distinct.append(row)
-            uneven = tuple(key for key, change in changes.items() if any(change[begin + 1 : end]))
+            uneven = tuple(key for key, change in uneven_at.items() if any(change[begin + 1 : end]))
             prompts = own_lists(rows[begin:end]) if self.tokens else []
             stored.append(StoredQuestion(ids[begin], rows[begin:end], distinct, uneven, prompts))
         return self._given(table).take(begins), stored
@@ -280,15 +294,3 @@ class MergedFile:
 def _ids(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     """Return the ids as the run knew them: ids of bytes are text there."""
     return [value.decode() if isinstance(value, bytes) else value for value in column.to_pylist()]
-
-
-def _changes(column: pa.ChunkedArray) -> list[bool]:
-    """Return whether each value differs from the value before it. The first does not."""
-    after, before = column.slice(1), column.slice(0, max(0, len(column) - 1))
-    try:
-        unequal = pc.fill_null(pc.not_equal(after, before), False)
-        if pa.types.is_floating(column.type):  # the same NaN is no change
-            unequal = pc.and_not(unequal, pc.fill_null(pc.and_(pc.is_nan(after), pc.is_nan(before)), False))
-    except pa.ArrowNotImplementedError:  # chat messages
-        return [False, *(repr(a) != repr(b) for a, b in zip(after.to_pylist(), before.to_pylist(), strict=True))]
-    return [False, *pc.or_(unequal, pc.xor(after.is_null(), before.is_null())).to_pylist()]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from rollout_ray.core.records import PART_SCHEMA
+from rollout_ray.core.records import PROMPT_TOKENS, has_rewards, part_schema
 from rollout_ray.storage.parallel import in_parallel
 from rollout_ray.storage.run_directory import RunDirectory
 
@@ -22,6 +22,7 @@ class PartRows:
     Attributes:
         duplicates: Rows of questions that an earlier part also holds.
         disagreeing: Questions with copies that differ, among the rows read so far.
+        schema: Schema of the rows, with named rewards if a part has them.
     """
 
     def __init__(self, run: RunDirectory, ids: Sequence[str]) -> None:
@@ -39,34 +40,39 @@ class PartRows:
         self._row_bytes: list[float] = []  # mean size of the rows, by part
         self._place: dict[str, tuple[int, int]] = {}  # question id -> part and row
         self._copies: dict[str, list[tuple[int, int]]] = {}
-        for part, (found, row_bytes) in enumerate(in_parallel(self._ids_and_size, self._names, run.readers)):
+        tokens = rewards = False
+        for part, (found, row_bytes, schema) in enumerate(in_parallel(self._look, self._names, run.readers)):
             self._row_bytes.append(row_bytes)
+            tokens |= PROMPT_TOKENS in schema.names
+            rewards |= has_rewards(schema)
             for row, question_id in enumerate(found):
                 if self._place.setdefault(question_id, (part, row)) != (part, row):
                     self._copies.setdefault(question_id, []).append((part, row))
                     self.duplicates += 1
         self._begin = 0  # position of the window in `ids`
         self._next = 0  # position of the next row in `ids`
-        self._window = PART_SCHEMA.empty_table()
+        self.schema = part_schema(tokens, rewards)
+        self._window = self.schema.empty_table()
 
     def missing(self) -> list[str]:
         """Return the ids without a row, in input order."""
         return [question_id for question_id in self._ids if question_id not in self._place]
 
     def read(self, most: int) -> pa.Table:
-        """Return the rows of the next 1 to `most` questions (PART_SCHEMA)."""
+        """Return the rows of the next 1 to `most` questions (`schema`)."""
         at = self._next - self._begin
         if at == self._window.num_rows:
             self._begin, at = self._next, 0
-            self._window = PART_SCHEMA.empty_table()  # frees the window before reading the next one
+            self._window = self.schema.empty_table()  # frees the window before reading the next one
             self._window = self._read_window()
         rows = self._window.slice(at, most)
         self._next += rows.num_rows
         return rows
 
-    def _ids_and_size(self, name: str) -> tuple[list[str], float]:
+    def _look(self, name: str) -> tuple[list[str], float, pa.Schema]:
+        """Return the ids of a part, the mean size of its rows, and its schema."""
         part = self._run.read_part(name)
-        return part.ids(), part.nbytes / max(1, part.num_rows)
+        return part.ids(), part.nbytes / max(1, part.num_rows), part.schema
 
     def _read_window(self) -> pa.Table:
         ids = self._ids[self._begin : self._window_end()]
@@ -100,4 +106,4 @@ class PartRows:
 
     def _rows(self, part_and_rows: tuple[int, list[int]]) -> pa.Table:
         part, rows = part_and_rows
-        return self._run.read_part(self._names[part]).rows(sorted(rows))
+        return self._run.read_part(self._names[part]).rows(sorted(rows), self.schema)

@@ -6,8 +6,10 @@ Only fields of `scoring` may change. Every text is graded again. The old file an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,16 +19,20 @@ from rollout_ray.config.loading import overlaid
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError, IncompleteError
-from rollout_ray.core.records import Completion, Question, ScoredQuestion
+from rollout_ray.core.records import Completion, Question, ScoredQuestion, has_rewards, part_schema
 from rollout_ray.results.layouts import output_schema, to_layout
 from rollout_ray.results.merge import write_merged
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.results.merged_path import sibling_path
-from rollout_ray.scoring.custom_reward import load_reward
+from rollout_ray.scoring.custom_reward import RewardSources
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions, part_table
+from rollout_ray.scoring.graders import Graders, grading_columns
+from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions
+from rollout_ray.scoring.user_code.rewards import UserRewards, row_columns
+from rollout_ray.storage.parts import fill_fields
 from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
+from rollout_ray.telemetry.error_share import refuse_failures
 from rollout_ray.telemetry.summary import Summary
 
 EXAMPLES = 10  # changed verdicts that are shown
@@ -72,7 +78,8 @@ def rescore(
         new = overlaid(base, arguments, environment, file)
         changed = _changed(old, new)
         _refuse_other_fields(merged, new, changed)
-        if merged.run is None and new.scoring.reward == old.scoring.reward is not None:
+        functions = new.scoring.reward_functions
+        if merged.run is None and functions and functions == old.scoring.reward_functions:
             _refuse_unasked_function(new, overlaid({}, arguments, environment, file))
         writer = _Writer(merged, new)
         target = sibling_path(merged.path, new.digest()) if output is None else output
@@ -111,11 +118,19 @@ def _refuse_other_fields(merged: MergedFile, new: RunConfig, changed: Mapping[st
 
 def _refuse_unasked_function(new: RunConfig, asked: RunConfig) -> None:
     """Refuse to run code that only the file names: the user may not trust the file."""
-    if asked.scoring.reward != new.scoring.reward:
+    functions = new.scoring.reward_functions
+    if asked.scoring.reward_functions == functions:
+        return
+    if new.scoring.reward is None:
+        flags = " ".join(f"--rewards {name}={function}" for name, function in functions.items())
         raise ConfigError(
-            f"the file names the function {new.scoring.reward} for its rewards; allow it with --reward "
-            f"{new.scoring.reward}, or give --config with `reward: null` under scoring"
+            f"the file names functions for its rewards; allow them with {flags}, or give --config with `rewards: {{}}` "
+            "under scoring"
         )
+    raise ConfigError(
+        f"the file names the function {new.scoring.reward} for its rewards; allow it with --reward "
+        f"{new.scoring.reward}, or give --config with `reward: null` under scoring"
+    )
 
 
 class _Writer:
@@ -128,9 +143,11 @@ class _Writer:
         self.verdicts_changed = 0
         self.examples: list[str] = []
         description = merged.description
-        self._scorer = QuestionScorer(
-            description.arms, config.scoring, config.sampling.seed, load_reward(config.scoring.reward)
-        )
+        self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed)
+        self._sources = RewardSources.of_config(config.scoring)
+        names = merged.given_schema.names
+        columns = {*row_columns(self._sources, config.scoring, names), *grading_columns(config.scoring, names)}
+        self._row = [name for name in names if name in columns]
         self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
         rows = description.questions * (len(self._index_of_key) if merged.layout == "trajectories" else 1)
         if merged.num_rows != rows:
@@ -145,29 +162,37 @@ class _Writer:
             "identity": self._config.identity(),
             "layout": self._merged.layout,
         }
-        write_merged(stream, self._schema(), metadata, self._tables())
+        batches = self._batches()
+        first = next(batches, None)
+        rows = part_schema(self._merged.tokens) if first is None else first[1].schema
+        schema = output_schema(self._merged.given_schema, self._merged.layout, rows)
+        write_merged(stream, schema, metadata, self._tables(chain([first] if first else [], batches), rows))
+        refuse_failures(self.summary, self._config.scoring.max_error_share, last=True)
 
-    def _schema(self) -> pa.Schema:
-        return output_schema(self._merged.given_schema, self._merged.layout, self._merged.tokens)
+    def _tables(self, batches: Iterable[tuple[pa.Table, pa.Table]], schema: pa.Schema) -> Iterator[pa.Table]:
+        for given, rows in batches:
+            if has_rewards(rows.schema) and not has_rewards(schema):
+                raise ConfigError(
+                    "the reward gives names to its values, and gave none in the first questions. Return names for every "
+                    "question, or for none"
+                )
+            yield from to_layout(self._merged.layout, given, fill_fields(rows, schema))
 
-    def _tables(self) -> Iterator[pa.Table]:
+    def _batches(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Yield the input columns of some questions at a time, and their new rows."""
         scoring = self._config.scoring
-        with Grader(timeout_s=scoring.grade_timeout_s, memory_mib=scoring.grader_memory_mib) as grader:
+        limits = {"timeout_s": scoring.grade_timeout_s, "memory_mib": scoring.grader_memory_mib}
+        with Grader(**limits) as grader, closing(UserRewards(self._sources, scoring)) as rewards:
             for given, stored in self._merged.batches():
-                questions = list(self._merged.question_set(given, [str(s.question_id) for s in stored]).questions())
-                rows = part_table(self._scored(grader, questions, stored), self._merged.tokens)
+                ids = [str(s.question_id) for s in stored]
+                questions = list(self._merged.question_set(given, ids, self._row).questions())
+                whole = [(q, self._completions(q, s)) for q, s in zip(questions, stored, strict=True)]
+                scored = score_questions(whole, Graders(scoring, grader), self._scorer, rewards)
+                for question, before, after in zip(questions, stored, scored, strict=True):
+                    self._count_changes(question, before, after)
+                rows = part_table(scored, self._merged.tokens)
                 self.summary.add(rows, [question.gold_answer for question in questions].__getitem__)
-                yield from to_layout(self._merged.layout, given, rows)
-
-    def _scored(
-        self, grader: Grader, questions: Sequence[Question], stored: Sequence[StoredQuestion]
-    ) -> list[ScoredQuestion]:
-        whole = [(q, self._completions(q, s)) for q, s in zip(questions, stored, strict=True)]
-        grades = grade_questions(grader, whole)
-        scored = [self._scorer.score(q, cs, gs) for (q, cs), gs in zip(whole, grades, strict=True)]
-        for (question, _), before, after in zip(whole, stored, scored, strict=True):
-            self._count_changes(question, before, after)
-        return scored
+                yield given, rows
 
     def _count_changes(self, question: Question, before: StoredQuestion, after: ScoredQuestion) -> None:
         """Count the verdicts of a question that changed, and keep the first ten."""
@@ -191,10 +216,13 @@ class _Writer:
             raise self._incomplete(
                 f"question {question.question_id} has a trajectory without text, counts or finish_reason"
             )
-        return [
-            Completion(n, **{name: by_index[n][name] for name in names}, **stored.tokens_of(by_index[n]))
-            for n in sorted(by_index)
-        ]
+        found = []
+        for number, row in sorted(by_index.items()):
+            values = {name: row[name] for name in names}
+            if row["finish_reason"] != "error":
+                values["error"] = None  # the reason of an earlier grade or reward
+            found.append(Completion(number, **values, **stored.tokens_of(row)))
+        return found
 
     def _incomplete(self, what: str) -> IncompleteError:
         path = self._merged.path

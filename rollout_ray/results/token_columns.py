@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rollout_ray.core.records import PROMPT_TOKENS, TOKEN_COLUMNS
+from rollout_ray.core.records import NAMED_REWARDS, PROMPT_TOKENS, TOKEN_COLUMNS
 
 _LISTS = tuple(name for name in TOKEN_COLUMNS if name != "prompt_variant")
 
@@ -49,6 +49,10 @@ def trajectory_rows(rows: pa.Table) -> list[dict[str, Any]]:
     for name in lists:
         for row, values in zip(found, token_lists(rows.column(name)), strict=True):
             row[name] = values
+    if NAMED_REWARDS.name in rows.column_names:
+        for row in found:
+            pairs = row[NAMED_REWARDS.name]  # Arrow gives a map as pairs
+            row[NAMED_REWARDS.name] = None if pairs is None else dict(pairs)
     return found
 
 

@@ -10,26 +10,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from rollout_ray.core.errors import ConfigError
-from rollout_ray.core.records import SCORES, Completion, Question, ScoredQuestion
+from rollout_ray.core.records import NAMED_REWARDS, SCORES, Completion, Question, ScoredQuestion
+from rollout_ray.results.allowed_rewards import allowed_rewards
 from rollout_ray.results.findings import Disagreement, Verification
 from rollout_ray.results.id_check import IdCheck
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.results.token_check import token_faults
-from rollout_ray.scoring.custom_reward import CustomReward, load_reward
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import VERDICTS
-from rollout_ray.scoring.scorer import QuestionScorer, grade_questions
+from rollout_ray.scoring.graders import Graders, grading_columns
+from rollout_ray.scoring.scorer import QuestionScorer
+from rollout_ray.scoring.user_code.rewards import UserRewards
 
 TOLERANCE = 1e-9
 RECOMPUTED = ("seed", "temperature", "top_p", "reasoning", "answer", "score_status", "correct", "reward")
 FINISH_REASONS = ("stop", "length", "error")
 _NOT_SETTLED = ("timeout", "error")
+_UNSETTLED = ("score_status", "correct", "reward", "rewards")  # of a row whose grade or reward failed
 
 
 def verify(path: str, reward: str | None = None) -> Verification:
@@ -53,9 +56,10 @@ def verify(path: str, reward: str | None = None) -> Verification:
         if merged.note:
             result.unchecked.append(merged.note)
         scoring = merged.description.config.scoring
-        function = _reward(merged, reward, result)
-        with Grader(timeout_s=scoring.grade_timeout_s, memory_mib=scoring.grader_memory_mib) as grader:
-            verifier = _Verifier(merged, grader, function, result)
+        sources, row = allowed_rewards(merged, reward, result)
+        limits = {"timeout_s": scoring.grade_timeout_s, "memory_mib": scoring.grader_memory_mib}
+        with Grader(**limits) as grader, closing(UserRewards(sources, scoring)) as rewards:
+            verifier = _Verifier(merged, grader, rewards, row, result)
             for given, stored in merged.batches():
                 verifier.check(given, stored)
             verifier.finish()
@@ -63,53 +67,32 @@ def verify(path: str, reward: str | None = None) -> Verification:
     return result
 
 
-def _reward(merged: MergedFile, given: str | None, result: Verification) -> CustomReward | None:
-    """Return the custom reward to call. None means Regime W, or, as `result` then says, that rewards are unchecked."""
-    name = merged.description.config.scoring.reward
-    if given is not None:
-        return _given_reward(merged, name, given, result)
-    if name is None or merged.layout == "responses":
-        return None
-    try:
-        if merged.run is None:
-            raise ConfigError(f"the file names the function {name}. Allow the call with --reward {name}")
-        return load_reward(name)
-    except ConfigError as error:
-        result.rewards_checked = False
-        result.unchecked.append(f"rewards were not checked: {error}")
-        return None
-
-
-def _given_reward(merged: MergedFile, name: str | None, given: str, result: Verification) -> CustomReward | None:
-    """Return the function that the user names. Raise ConfigError if the file has no custom rewards."""
-    if name is None or merged.layout == "responses":
-        has = "holds no rewards" if merged.layout == "responses" else "has no custom reward"
-        raise ConfigError(f"{merged.path} {has}, so that {given} has nothing to check; leave out --reward")
-    if given != name:
-        result.unchecked.append(f"the rewards were recomputed with {given}; the file names {name}")
-    return load_reward(given)
-
-
 class _Verifier:
     """Checks the questions once, in file order. Holds one batch, and all ids."""
 
-    def __init__(self, merged: MergedFile, grader: Grader, reward: CustomReward | None, result: Verification) -> None:
+    def __init__(
+        self, merged: MergedFile, grader: Grader, rewards: UserRewards, row: Sequence[str], result: Verification
+    ) -> None:
         self._merged = merged
-        self._grader = grader
+        self._graders = Graders(merged.description.config.scoring, grader)
+        self._rewards = rewards
+        grading = grading_columns(merged.description.config.scoring, merged.given_schema.names)
+        self._columns = list(dict.fromkeys([*row, *grading]))
         self._result = result
         description = merged.description
         config = description.config
         self._description = description
-        self._beta = None if reward else config.scoring.beta
-        self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed, reward)
-        self._plain = QuestionScorer(description.arms, config.scoring, config.sampling.seed, None)
+        self._beta = None if rewards.process else config.scoring.beta
+        self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed)
         self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
-        recomputed = (*RECOMPUTED, "prompt_variant") if merged.tokens else RECOMPUTED
-        self._fields = recomputed if result.rewards_checked else tuple(f for f in recomputed if f != "reward")
+        recomputed = (*RECOMPUTED, *(["prompt_variant"] if merged.tokens else []))
+        with_rewards = (*recomputed, *([NAMED_REWARDS.name] if merged.rewards else []))
+        self._fields = with_rewards if result.rewards_checked else tuple(f for f in recomputed if f != "reward")
         self._row = 0
         self._ids = IdCheck(merged, result)
         self._fingerprint = 0
         self._open_grades = 0
+        self._open_rewards = 0
 
     # Questions
 
@@ -131,7 +114,8 @@ class _Verifier:
         picked = [n for n, s in enumerate(stored) if self._ids.is_new(s.question_id, self._row + n)]
         self._row += len(stored)
         chosen = [stored[n] for n in picked]
-        known = self._merged.question_set(given.take(pa.array(picked, pa.int64())), [str(s.question_id) for s in chosen])
+        ids = [str(s.question_id) for s in chosen]
+        known = self._merged.question_set(given.take(pa.array(picked, pa.int64())), ids, self._columns)
         self._fingerprint = (self._fingerprint + int(known.fingerprint, 16)) % 2**128
         questions = list(known.questions())
         if self._merged.layout == "responses":
@@ -156,13 +140,19 @@ class _Verifier:
         completions = [
             [self._completion(q, k, t) for k, t in kept.items()] for q, kept in zip(questions, rows, strict=True)
         ]
-        grades = grade_questions(self._grader, zip(questions, completions, strict=True))
-        for question, one, kept, cs, gs in zip(questions, stored, rows, completions, grades, strict=True):
+        grades = self._graders.grade(zip(questions, completions, strict=True))
+        scored = [
+            self._scorer.score(q, cs, [self._settled(g, t) for g, t in zip(gs, kept.values(), strict=True)])
+            for q, kept, cs, gs in zip(questions, rows, completions, grades, strict=True)
+        ]
+        whole = [n for n, kept in enumerate(rows) if len(kept) == len(self._index_of_key)]
+        rewarded = self._rewards.apply([questions[n] for n in whole], [scored[n] for n in whole])
+        for n, one in zip(whole, rewarded, strict=True):
+            scored[n] = one
+        for question, before, kept, now in zip(questions, stored, rows, scored, strict=True):
             if self._merged.tokens:
-                self._check_tokens(question, one, kept)
-            settled = [self._settled(g, t) for g, t in zip(gs, kept.values(), strict=True)]
-            scorer = self._scorer if len(kept) == len(self._index_of_key) else self._plain
-            self._compare(question, one, kept, scorer.score(question, cs, settled))
+                self._check_tokens(question, before, kept)
+            self._compare(question, before, kept, now)
 
     def _keyed(self, question: Question, stored: StoredQuestion) -> dict[tuple[str, int], Mapping[str, Any]]:
         """Return the trajectories by (arm, sample), in sample order. Report missing, unexpected and doubled ones."""
@@ -190,7 +180,7 @@ class _Verifier:
         failed = reason == "error"
         if failed and text:
             self._add("finish_reason", question, "full_text of an error", text, "", key)
-        if failed == (error is None):
+        if failed == (error is None) and stored["score_status"] != "error":
             self._add("finish_reason", question, "error", error, "a reason" if failed else None, key)
         if not isinstance(text, str):
             self._add("full_text", question, "full_text", text, "a text", key)
@@ -202,7 +192,7 @@ class _Verifier:
             num_tokens=self._count(question, key, stored, "num_tokens"),
             finish_reason=reason if reason in FINISH_REASONS else "stop",
             engine=stored["engine"],
-            error=error,
+            error=error if failed else None,
             policy_version=self._count(question, key, stored, "policy_version"),
         )
 
@@ -243,8 +233,12 @@ class _Verifier:
         follow = 0
         for trajectory in scored.trajectories:
             key = (trajectory.arm, trajectory.sample)
+            failed = trajectory.finish_reason != "error" and (trajectory.error or rows[key]["error"])
+            self._open_rewards += bool(failed)
             for name in self._fields:
                 was, now = rows[key][name], getattr(trajectory, name)
+                if failed and name in _UNSETTLED:
+                    continue
                 if _same(was, now) or (name == "reward" and not whole):
                     continue
                 if name == "reward" and self._follows_coherence(was, now, stored, scored):
@@ -274,6 +268,10 @@ class _Verifier:
             self._result.unchecked.append(
                 f"{self._open_grades} statuses could not be checked: a comparison failed or timed out, then or now"
             )
+        if self._open_rewards:
+            self._result.unchecked.append(
+                f"{self._open_rewards} rewards could not be checked: a function failed, then or now"
+            )
         if self._merged.layout == "responses":
             self._result.unchecked.append("a 'responses' file has no keys, seeds, answers or rewards that could be checked")
         self._ids.finish(f"{self._fingerprint:032x}")
@@ -291,6 +289,8 @@ class _Verifier:
 
 
 def _same(stored: Any, recomputed: Any) -> bool:
+    if isinstance(stored, Mapping) and isinstance(recomputed, Mapping):
+        return stored.keys() == recomputed.keys() and all(_same(stored[name], recomputed[name]) for name in stored)
     if isinstance(recomputed, float) and isinstance(stored, float | int) and not isinstance(stored, bool):
         return math.isclose(stored, recomputed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
     return type(stored) is type(recomputed) and stored == recomputed

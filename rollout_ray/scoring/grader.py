@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -194,11 +194,6 @@ def read_gold(gold: str | None) -> Answer | None:
     words = sum(word.isalpha() for word in gold.split())
     found = normalise(gold, prose="\\" not in gold and words > 2)
     return None if found and found.several and not found.values and "?" in found.text else found
-
-
-def unreadable_golds(golds: Iterable[str | None]) -> list[str]:
-    """Return the gold answers that cannot be read, each once."""
-    return [gold for gold in dict.fromkeys(golds) if gold is not None and read_gold(gold) is None]
 
 
 def _decide(gold_text: str | None, gold: Answer | None, found: Extraction) -> Decision:

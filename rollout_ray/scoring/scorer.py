@@ -6,17 +6,15 @@ rows cannot differ. grader.py grades texts, and regime_w.py defines the rewards.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rollout_ray.config.scoring_schema import ScoringConfig
-from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import (
+    NAMED_REWARDS,
     PROMPT_TOKENS,
     SCORES,
     Arm,
@@ -29,9 +27,10 @@ from rollout_ray.core.records import (
     sample_specs,
     sampling_seed,
 )
-from rollout_ray.scoring.custom_reward import CustomReward
-from rollout_ray.scoring.grader import Grade, Grader
+from rollout_ray.scoring.grader import Grade
+from rollout_ray.scoring.graders import Graders
 from rollout_ray.scoring.regime_w import Scorable, score_question
+from rollout_ray.scoring.user_code.rewards import UserRewards
 
 _CORRECT = {"correct": True, "incorrect": False, "no_answer": False}
 
@@ -43,23 +42,19 @@ class QuestionScorer:
         samples: All samples of a question. `Completion.sample_index` is an index into them.
     """
 
-    def __init__(self, arms: Sequence[Arm], scoring: ScoringConfig, run_seed: int, reward: CustomReward | None) -> None:
+    def __init__(self, arms: Sequence[Arm], scoring: ScoringConfig, run_seed: int) -> None:
         self.samples = sample_specs(arms)
         self._place = {arm.name: number for number, arm in enumerate(arms)}
         self._variants = prompt_variants(arms)
         self._scoring, self._run_seed = scoring, run_seed
-        self._reward = reward
 
     def score(self, question: Question, completions: Sequence[Completion], grades: Sequence[Grade]) -> ScoredQuestion:
-        """Return the scored question. Its trajectories have the order of the arms.
+        """Return the scored question, with the rewards of Regime W. Its trajectories have the order of the arms.
 
         Args:
             question: The question.
             completions: Its completions, in any order.
             grades: Their grades, in the same order.
-
-        Raises:
-            ConfigError: A custom reward fails.
         """
         samples = [self.samples[c.sample_index] for c in completions]
         scorables = [
@@ -93,8 +88,6 @@ class QuestionScorer:
             for spec, completion, grade, reward in zip(samples, completions, grades, score.rewards, strict=True)
         ]
         trajectories.sort(key=lambda t: (self._place[t.arm], t.sample))
-        if self._reward:
-            trajectories = _with_custom_rewards(self._reward, question, trajectories)
         scores = (score.s_end, score.s_path, score.s_cf, score.s_wm)
         return ScoredQuestion(question.question_id, tuple(trajectories), *scores, self._prompts(completions))
 
@@ -108,42 +101,29 @@ class QuestionScorer:
         return tuple(prompts)
 
 
-def grade_questions(grader: Grader, whole: Iterable[tuple[Question, Sequence[Completion]]]) -> list[list[Grade]]:
-    """Return the grades of each question's completions. A completion that an engine refused gets `error`.
+def score_questions(
+    whole: Sequence[tuple[Question, Sequence[Completion]]], graders: Graders, scorer: QuestionScorer, rewards: UserRewards
+) -> list[ScoredQuestion]:
+    """Return the questions graded and rewarded, in their order.
 
     Raises:
         GradingError: A grading process does not start.
+        ConfigError: The process of the user's functions does not start.
     """
-    whole = list(whole)
-    pairs = [(q.gold_answer, c.full_text) for q, cs in whole for c in cs if c.finish_reason != "error"]
-    graded = iter(grader.grade_many(pairs))
-    return [[next(graded) if c.finish_reason != "error" else Grade("error", None) for c in cs] for _, cs in whole]
-
-
-def _with_custom_rewards(reward: CustomReward, question: Question, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Return the trajectories with the rewards of a user's function. Raises ConfigError if it fails."""
-    try:
-        rewards = [None if value is None else float(value) for value in reward(question, trajectories)]
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"the reward fails at question {question.question_id}: {error!r}; correct the function"
-        ) from error
-    if len(rewards) != len(trajectories):
-        raise ConfigError(
-            f"the reward returned {len(rewards)} values for the {len(trajectories)} trajectories of question "
-            f"{question.question_id}. Return one value for each trajectory"
-        )
-    if odd := [value for value in rewards if value is not None and not math.isfinite(value)]:
-        raise ConfigError(
-            f"the reward returned {odd[0]} for a trajectory of question {question.question_id}. Return a finite number, "
-            "or None"
-        )
-    return [replace(trajectory, reward=value) for trajectory, value in zip(trajectories, rewards, strict=True)]
+    grades = graders.grade(whole)
+    scored = [scorer.score(question, cs, gs) for (question, cs), gs in zip(whole, grades, strict=True)]
+    return rewards.apply([question for question, _ in whole], scored)
 
 
 def part_table(scored: Sequence[ScoredQuestion], tokens: bool = False) -> pa.Table:
-    """Return the questions as rows of `part_schema(tokens)`. `tokens`: the run stores token ids and log-probabilities."""
-    schema = part_schema(tokens)
+    """Return the questions as rows of a part, with named rewards if a trajectory has them.
+
+    Args:
+        scored: The questions.
+        tokens: The run stores token ids and log-probabilities.
+    """
+    rewards = any(t.rewards is not None for q in scored for t in q.trajectories)
+    schema = part_schema(tokens, rewards)
     names = [field.name for field in schema.field("trajectories").type.value_type]
     rows = []
     for q in scored:
@@ -154,6 +134,9 @@ def part_table(scored: Sequence[ScoredQuestion], tokens: bool = False) -> pa.Tab
             for trajectory in trajectories:
                 trajectory["token_ids"] = _as_array(trajectory["token_ids"], np.int32)
                 trajectory["logprobs"] = _as_array(trajectory["logprobs"], np.float32)
+        for trajectory in trajectories if rewards else ():
+            if (given := trajectory[NAMED_REWARDS.name]) is not None:
+                trajectory[NAMED_REWARDS.name] = list(given.items())
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=schema)
 

@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rollout_ray.core.errors import LedgerError
-from rollout_ray.core.records import METADATA, PART_SCHEMA, PART_SCHEMA_TOKENS
+from rollout_ray.core.records import METADATA, part_schema
 from rollout_ray.storage.paths import split_path
 
 PART_ROW_GROUP = 128  # questions
-PART_SCHEMAS = (PART_SCHEMA, PART_SCHEMA_TOKENS)
+PART_SCHEMAS = tuple(part_schema(tokens, rewards) for tokens in (False, True) for rewards in (False, True))
 _NAME = re.compile(r"(?:part|partial)-\d{20}-([0-9a-f]{32})\.parquet")
 
 
@@ -43,7 +44,7 @@ class Part:
 
     file: pq.ParquetFile
     nbytes: int
-    schema: pa.Schema = PART_SCHEMA
+    schema: pa.Schema
 
     @property
     def num_rows(self) -> int:
@@ -53,8 +54,13 @@ class Part:
         """Return the question ids, in row order."""
         return self.file.read(columns=["question_id"]).column(0).to_pylist()  # type: ignore[no-any-return]
 
-    def rows(self, numbers: list[int]) -> pa.Table:
-        """Return the rows with these ascending numbers. Decodes only the row groups that hold them."""
+    def rows(self, numbers: list[int], schema: pa.Schema | None = None) -> pa.Table:
+        """Return the rows with these ascending numbers. Decodes only the row groups that hold them.
+
+        Args:
+            numbers: Numbers of the rows.
+            schema: Schema of the rows, with more fields of trajectories than the part has, or as many. None: its own.
+        """
         wanted = iter([*numbers, self.num_rows])
         number = next(wanted)
         groups: list[int] = []
@@ -71,8 +77,21 @@ class Part:
             else:
                 skipped += stop - start
             start = stop
-        table = self.file.read_row_groups(groups).cast(self.schema)
+        table = fill_fields(self.file.read_row_groups(groups).replace_schema_metadata(), schema or self.schema)
         return table if len(chosen) == table.num_rows else table.take(chosen)
+
+
+def fill_fields(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the rows in this schema. A field that their trajectories lack is null."""
+    if table.schema.equals(schema):
+        return table
+    lists = table.column("trajectories").combine_chunks()
+    flat, wanted = lists.flatten(), schema.field("trajectories").type.value_type
+    known = {field.name for field in flat.type}
+    children = [flat.field(f.name) if f.name in known else pa.nulls(len(flat), f.type) for f in wanted]
+    struct = pa.StructArray.from_arrays(children, fields=list(wanted))
+    lists = pa.ListArray.from_arrays(pc.subtract(lists.offsets, lists.offsets[0]), struct)
+    return table.set_column(table.schema.get_field_index("trajectories"), "trajectories", lists).cast(schema)
 
 
 def encode_part(table: pa.Table, run_digest: str, kind: str = "part") -> tuple[str, pa.Buffer]:

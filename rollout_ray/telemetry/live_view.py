@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rollout_ray.core.redaction import escape_controls
+from rollout_ray.telemetry.arm_summary import ArmSummary
 from rollout_ray.telemetry.progress import amounts, duration, per_arm
 from rollout_ray.telemetry.run_view import EngineView, RunView
-from rollout_ray.telemetry.summary import ArmSummary
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rollout_ray.core.redaction import escape_controls
+from rollout_ray.telemetry.arm_summary import ArmSummary
 from rollout_ray.telemetry.engine_stats import ArmCount
 from rollout_ray.telemetry.run_view import RunView
-from rollout_ray.telemetry.summary import ArmSummary
 
 PLAIN_INTERVAL_S = 10.0
 LONG_INTERVAL_S = 60.0

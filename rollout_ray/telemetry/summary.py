@@ -5,9 +5,8 @@ Reads scored rows as the merge yields them. Computes no score.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from rollout_ray.core.records import TOKEN_COLUMNS
 from rollout_ray.core.redaction import escape_controls, shorten
+from rollout_ray.telemetry.arm_summary import ArmSummary, by_arm
 from rollout_ray.telemetry.bottleneck import SessionAccount, account_lines
 from rollout_ray.telemetry.error_reasons import TOO_MANY, add_reasons, count_reasons, errors_sentence
 
@@ -27,53 +27,13 @@ ARM_HEADINGS = ("arm", "trajectories", "accuracy", "mean reward", "mean tokens",
 
 
 @dataclass
-class ArmSummary:
-    """Sums over the trajectories of one arm. Ratios are None if nothing was graded or rewarded.
-
-    `only_text` is a digest of the output, if all outputs are the same text.
-    """
-
-    trajectories: int = 0
-    tokens: int = 0
-    graded: int = 0
-    correct: int = 0
-    rewarded: int = 0
-    reward_sum: float = 0.0
-    truncated: int = 0
-    only_text: str | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        return self.correct / self.graded if self.graded else None
-
-    @property
-    def mean_reward(self) -> float | None:
-        return self.reward_sum / self.rewarded if self.rewarded else None
-
-    @property
-    def mean_tokens(self) -> float:
-        return self.tokens / self.trajectories if self.trajectories else 0.0
-
-    def combine(self, other: ArmSummary) -> None:
-        """Add the counts of `other`."""
-        if not self.trajectories:
-            self.only_text = other.only_text
-        elif other.trajectories and self.only_text != other.only_text:
-            self.only_text = None
-        for name in COUNTERS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-COUNTERS = tuple(f.name for f in fields(ArmSummary) if f.name != "only_text")
-
-
-@dataclass
 class Summary:
     """A run in numbers. Counts cover the whole run; seconds and speed cover this session.
 
     Attributes:
         tokens: Output tokens.
-        errors: Trajectories without an output, by reason.
+        errors: Trajectories without an output, or whose grade or reward failed, by reason.
+        failures: Trajectories whose grade or reward failed, by reason.
         unrewarded: Trajectories without a reward, by score status.
         bad_golds: Questions with a gold answer that the grader cannot read.
         bad_gold: One such gold answer.
@@ -91,6 +51,7 @@ class Summary:
     score_status: Counter[str] = field(default_factory=Counter)
     finish_reason: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
     unrewarded: Counter[str] = field(default_factory=Counter)
     bad_golds: int = 0
     bad_gold: str = ""
@@ -144,12 +105,14 @@ class Summary:
         self.score_status.update(flat.column("score_status").to_pylist())
         self.finish_reason.update(flat.column("finish_reason").to_pylist())
         add_reasons(self.errors, count_reasons(flat.column("error").to_pylist()))
+        scoring = flat.filter(pc.not_equal(flat.column("finish_reason"), "error")).column("error")
+        add_reasons(self.failures, count_reasons(scoring.to_pylist()))
         self.unrewarded.update(flat.filter(pc.is_null(flat.column("reward"))).column("score_status").to_pylist())
         bad = pc.unique(pc.list_parent_indices(lists).filter(pc.equal(flat.column("score_status"), "bad_gold")))
         self.bad_golds += len(bad)
         if len(bad) and gold_of and not self.bad_gold:
             self.bad_gold = repr(shorten(str(gold_of(bad[0].as_py())), 60))
-        for arm, new in _by_arm(flat):
+        for arm, new in by_arm(flat):
             self.arms.setdefault(arm, ArmSummary()).combine(new)
             self.tokens += new.tokens
 
@@ -163,6 +126,7 @@ class Summary:
         self.score_status.update(other.score_status)
         self.finish_reason.update(other.finish_reason)
         add_reasons(self.errors, other.errors)
+        add_reasons(self.failures, other.failures)
         self.unrewarded.update(other.unrewarded)
         self.bad_golds += other.bad_golds
         self.bad_gold = self.bad_gold or other.bad_gold
@@ -189,54 +153,11 @@ class Summary:
             "score_status": dict(self.score_status),
             "finish_reason": dict(self.finish_reason),
             "errors": dict(self.errors),
+            "failures": dict(self.failures),
             "unrewarded": dict(self.unrewarded),
             "tokens_per_second": self.tokens_per_second,
             "null_rewards": self.null_rewards,
         }
-
-
-def _by_arm(flat: pa.Table) -> Iterator[tuple[str, ArmSummary]]:
-    """Yield the sums over trajectories by arm."""
-    truncated = pc.cast(pc.equal(flat.column("finish_reason"), "length"), pa.int64())
-    sums = (
-        flat.append_column("truncated", truncated)
-        .append_column("right", pc.cast(flat.column("correct"), pa.int64()))
-        .group_by("arm", use_threads=False)
-        .aggregate(
-            [
-                ("num_tokens", "count"),
-                ("num_tokens", "sum"),
-                ("right", "count"),
-                ("right", "sum"),
-                ("reward", "count"),
-                ("reward", "sum"),
-                ("truncated", "sum"),
-                ("num_tokens", "min"),
-                ("num_tokens", "max"),
-            ]
-        )
-    )
-    for row in sums.to_pylist():
-        one_length = row["num_tokens_min"] == row["num_tokens_max"]
-        yield (
-            row["arm"],
-            ArmSummary(
-                trajectories=row["num_tokens_count"],
-                tokens=row["num_tokens_sum"],
-                graded=row["right_count"],
-                correct=row["right_sum"] or 0,
-                rewarded=row["reward_count"],
-                reward_sum=row["reward_sum"] or 0.0,
-                truncated=row["truncated_sum"],
-                only_text=_only_text(flat, row["arm"]) if one_length else None,
-            ),
-        )
-
-
-def _only_text(flat: pa.Table, arm: str) -> str | None:
-    """Return a digest of the text, if all trajectories of the arm in `flat` have the same text."""
-    texts = pc.unique(flat.filter(pc.equal(flat.column("arm"), arm)).column("full_text"))
-    return hashlib.blake2b(texts[0].as_py().encode(), digest_size=8).hexdigest() if len(texts) == 1 else None
 
 
 def summary_table(summary: Summary) -> Table:

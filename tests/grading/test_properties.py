@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_ray.scoring.grader import Grader, unreadable_golds
+from rollout_ray.config.scoring_schema import ScoringConfig
+from rollout_ray.core.records import Question
+from rollout_ray.scoring.grader import Grader
+from rollout_ray.scoring.graders import unreadable_golds
 from rollout_ray.scoring.placement.markers import MARKER
 from tests.conftest import ROOT
 from tests.grading.tables import is_right, tables
@@ -78,4 +81,5 @@ def test_an_explanation_names_the_text_the_forms_and_the_rule(grader: Grader) ->
 
 
 def test_golds_that_cannot_be_read_are_listed_once() -> None:
-    assert unreadable_golds(["18", "", "$", "", None, "A: 4"]) == ["", "$"]
+    questions = [Question("q", "p", gold) for gold in ("18", "", "$", "", None, "A: 4")]
+    assert unreadable_golds(ScoringConfig(), questions) == ["", "$"]
