@@ -15,7 +15,7 @@ from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest
 from rollout_ray.scoring.custom_reward import RewardSource
 from rollout_ray.storage.partial_files import SavedSamples, remove_samples, save_samples, scan_samples
-from rollout_ray.storage.run_directory import PartScan, RunDirectory
+from rollout_ray.storage.run_directory import PartScan, RunDirectory, is_written_by_run
 from tests.conftest import simulated_greedy
 
 IDENTITY = {"sampling.seed": 1}
@@ -44,7 +44,7 @@ def test_saved_samples_come_back_as_they_were_drawn(run: RunDirectory) -> None:
     assert scan(run) == {"a": {0, 2}, "b": {1}}
     saved = SavedSamples(run)
     assert saved.of("a") == {2: drawn(2), 0: drawn(0, "\N{SNOWMAN}", "length")} and saved.of("c") == {}
-    assert run.parts() == []
+    assert run.parts() == [] and all(map(is_written_by_run, run.partial_files())), "no run reads them as its input"
 
 
 def test_an_error_row_is_not_saved_because_another_try_may_succeed(run: RunDirectory) -> None:

@@ -158,7 +158,7 @@ class ResourcesConfig(Section):
         description="Seconds without a decoding step, with requests waiting, until an engine counts as dead.",
     )
     budget: str | None = Field(
-        None, description="Time (30m, 2h) or money ($20) after which the run stops and saves what is complete."
+        None, description="Time (30m, 2h) or money ($20) after which the run stops and saves what has finished."
     )
     price_per_hour: float | None = Field(
         None, gt=0, description="Price of all machines of the run, in dollars an hour; needed for a budget in money."

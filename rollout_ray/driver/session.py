@@ -175,6 +175,7 @@ class _Session:
 
     def take_finished(self) -> None:
         """Pass on to the scorers what the engines have finished, after an interrupt. The engines drop the rest."""
+        self._scorers.flush()  # what is complete does not wait for an engine that hangs
         self._dispatch.take_finished(HAND_OVER_S)
 
     def save(self) -> None:
