@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from rollout_ray.actors.scorer import Receipt, ScorerActor
 from rollout_ray.config.arms import resolve_arms
 from rollout_ray.core.errors import LedgerError
 from rollout_ray.core.records import Completion, Generated, Question, RolloutRequest
-from rollout_ray.scoring.custom_reward import RewardSource
-from rollout_ray.storage.partial_files import SavedSamples, remove_samples, save_samples, scan_samples
+from rollout_ray.scoring.custom_reward import RewardSources
+from rollout_ray.storage.partial_files import PARTIAL_SCHEMA, SavedSamples, remove_samples, save_samples, scan_samples
 from rollout_ray.storage.run_directory import PartScan, RunDirectory, is_written_by_run
 from tests.conftest import simulated_greedy
 
@@ -45,6 +46,10 @@ def test_saved_samples_come_back_as_they_were_drawn(run: RunDirectory) -> None:
     saved = SavedSamples(run)
     assert saved.of("a") == {2: drawn(2), 0: drawn(0, "\N{SNOWMAN}", "length")} and saved.of("c") == {}
     assert run.parts() == [] and all(map(is_written_by_run, run.partial_files())), "no run reads them as its input"
+
+
+def test_every_field_of_a_completion_is_saved() -> None:
+    assert PARTIAL_SCHEMA.names == ["question_id", *(field.name for field in fields(Completion))]
 
 
 def test_an_error_row_is_not_saved_because_another_try_may_succeed(run: RunDirectory) -> None:
@@ -114,7 +119,7 @@ class Session:
         self.run.open(IDENTITY, {})
         self.kept = scan(self.run, self.run.done_ids())
         self.scorer = ScorerActor(scorer_index)
-        self.scorer.begin(self.run, cfg, resolve_arms(cfg), RewardSource(None))
+        self.scorer.begin(self.run, cfg, resolve_arms(cfg), RewardSources())
 
     def score(self, question_id: str, ordinal: int, numbers: list[int]) -> Receipt:
         request = RolloutRequest(ordinal, self.index, Question(question_id, "?", "7"), numbers[0], numbers[-1] + 1)
