@@ -90,14 +90,14 @@ def test_tokens_that_vllm_left_out_have_no_log_probability() -> None:
 
 
 class Workers:
-    """Two workers, of which one samples; as vLLM's collective_rpc."""
+    """Three workers, of which the second samples; as vLLM's collective_rpc."""
 
     def __init__(self) -> None:
         self.log = TokenLog()
 
     def __call__(self, method: str, args: tuple[list[int]]) -> list[Taken]:
         assert method == "rollout_take_tokens"
-        return [self.log.take(*args), []]
+        return [[(b"", b"")] * len(args[0]), self.log.take(*args), []]
 
     def run(self, tokens: FinishedTokens, key: str, sampled: list[int]) -> None:
         given = tokens.parameters(key, {"extra_args": {"own": 1}})
@@ -123,7 +123,8 @@ def test_finished_requests_get_their_tokens_and_aborted_ones_are_forgotten() -> 
     workers.run(tokens, "b", [3])
     tokens.drop(["b", "never added"])
     workers.run(tokens, "b", [4, 5])  # the same key comes back after samples were returned
-    done = tokens.given([Finished("b", "", 2, "stop"), Finished("a", "", 2, "length")], outputs([4, 5], [1, 2]))
+    ended = [Finished("b", "", 2, "stop"), Finished("aborted", "", 1, "stop"), Finished("a", "", 2, "length")]
+    done = tokens.given(ended, outputs([4, 5], [9], [1, 2]))
     assert [one.token_ids for one in done] == [array("i", [4, 5]), array("i", [1, 2])]
     assert [one.logprobs for one in done] == [array("f", [-4, -5]), array("f", [-1, -2])]
     workers.run(tokens, "c", [6])

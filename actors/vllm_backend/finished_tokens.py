@@ -47,7 +47,7 @@ class FinishedTokens:
         self._dropped += [self._numbers.pop(key) for key in keys if key in self._numbers]
 
     def given(self, finished: Sequence[Finished], outputs: Sequence[Any]) -> list[Finished]:
-        """Return the finished requests with their tokens.
+        """Return the finished requests with their tokens. Aborted requests are left out.
 
         Args:
             finished: The requests.
@@ -58,9 +58,10 @@ class FinishedTokens:
         """
         if not self._stored or not finished:
             return list(finished)
-        taken = self._take([self._numbers.pop(one.key) for one in finished])
+        known = [(one, output) for one, output in zip(finished, outputs, strict=True) if one.key in self._numbers]
+        taken = self._take([self._numbers.pop(one.key) for one, _ in known])
         found = []
-        for one, output, bytes_of_one in zip(finished, outputs, taken, strict=True):
+        for (one, output), bytes_of_one in zip(known, taken, strict=True):
             ids, logprobs = accepted(output.outputs[0].token_ids, bytes_of_one)
             found.append(replace(one, token_ids=ids, logprobs=logprobs))
         return found
@@ -69,5 +70,6 @@ class FinishedTokens:
         """Take the tokens of requests from the worker that has them. Dropped requests go with them."""
         dropped, self._dropped = self._dropped, []
         workers = self._call_workers("rollout_take_tokens", args=([*numbers, *dropped],))
-        taken: list[Sequence[bytes]] = next(filter(None, workers), [])
+        # With pipeline parallelism, the workers of the first layers know the requests, and sample nothing.
+        taken: list[Sequence[bytes]] = max(workers, key=lambda worker: sum(len(ids) for ids, _ in worker))
         return taken[: len(numbers)]
