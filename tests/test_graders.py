@@ -15,6 +15,7 @@ from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.verify import verify
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.graders import Graders, check_sources, grade_text, grading_columns, unreadable_golds
+from tests.conftest import ROOT
 from tests.finished_runs import finished
 
 CITIES = {"choices": ["Rome", "Paris", "New York"]}
@@ -66,6 +67,11 @@ def test_a_source_chooses_the_grader_and_maths_is_the_rest() -> None:
     ]  # fmt: skip
     assert grading_columns(scoring, ["prompt", "data_source", "choices"]) == ("data_source", "choices")
     assert grading_columns(ScoringConfig(), ["data_source", "choices"]) == ()
+
+
+def test_the_example_of_graders_is_a_config() -> None:
+    scoring = load_config(file=ROOT / "jobs" / "examples" / "graders.yaml").scoring
+    assert scoring.graders["mmlu"] == "choice" and scoring.source_key == "data_source"
 
 
 def test_what_a_grader_cannot_use_is_refused_or_said_before_the_run() -> None:

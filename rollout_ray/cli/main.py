@@ -57,7 +57,7 @@ environment, and the environment beats the file. For a yes-or-no field give --fl
 
 exit codes: 0 done, 1 any other failure, 2 bad config, 3 bad data set, 4 no room for the engines, 5 no engine left,
 6 run directory, 7 incomplete, 8 verify found a disagreement, 9 the budget is spent, 10 the cloud refused or cannot be
-reached, 11 most trajectories are errors, 130 stopped. After 9 and 130 the same command goes on."""
+reached, 11 too many trajectories are errors, 130 stopped. After 9 and 130 the same command goes on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
