@@ -191,7 +191,7 @@ def programs() -> None:
 
 @pytest.fixture(scope="session")
 def long_computation() -> None:
-    """Says that a test computes for more than ten seconds, or imports an engine."""
+    """Says that the cases of a test take more than ten seconds together, or that it imports an engine."""
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,7 @@ def checked(grader: Grader, gold: str, text: str) -> tuple[Grade, float]:
     return grade, time.monotonic() - begun
 
 
+@pytest.mark.usefixtures("long_computation")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_text_gets_its_status_in_bounded_time(
     grader: Grader, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,7 @@ def test_rewards_of_ones_own_are_given_by_a_new_process_each_time(
     assert not (given[0] & given[1]) and not ((given[0] | given[1]) & {float(pid) for pid in kept})
 
 
-def test_a_grader_asks_again_once_it_has_forgotten() -> None:
+def test_a_grader_asks_again_once_it_has_forgotten(long_computation: None) -> None:
     pair = ("\\sqrt{8}", "Answer: 2\\sqrt{2}")
     others = set(psutil.Process().children())
     with Grader(timeout_s=1) as grader:
