@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rollout_ray import RunConfig
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.arguments import engine_arguments, environment, graph_sizes
+from rollout_ray.actors.vllm_backend.cpu_dtype import cpu_dtype
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 
@@ -70,17 +71,25 @@ GPT2 = {"model_type": "gpt2", "n_layer": 3, "n_embd": 256, "vocab_size": 100, "n
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "dtype", "bytes_per_token"),
+    ("checkpoint", "dtype", "capability", "bytes_per_token"),
     [
-        (LLAMA, "auto", 2 * 3 * 2 * 64 * 2),
-        (LLAMA | {"torch_dtype": "float32"}, "auto", 2 * 3 * 2 * 64 * 2),  # which vLLM loads as bfloat16
-        (LLAMA, "float32", 2 * 3 * 2 * 64 * 4),
-        (GPT2, "auto", 2 * 3 * 4 * 64 * 2),
+        (LLAMA, "auto", "AVX512", 2 * 3 * 2 * 64 * 2),
+        (LLAMA | {"torch_dtype": "float32"}, "auto", "AVX512", 2 * 3 * 2 * 64 * 2),  # which vLLM loads as bfloat16
+        (LLAMA, "float32", "AVX512", 2 * 3 * 2 * 64 * 4),
+        (LLAMA, "auto", "AVX2", 2 * 3 * 2 * 64 * 4),
+        (LLAMA, "bfloat16", "AVX2", 2 * 3 * 2 * 64 * 2),
+        (GPT2, "auto", "AVX512", 2 * 3 * 4 * 64 * 2),
     ],
 )
 def test_a_cpu_engine_gets_a_kv_cache_for_a_quarter_of_its_longest_batch(
-    checkpoint: dict[str, Any], dtype: str, bytes_per_token: int, tmp_path: Path
+    checkpoint: dict[str, Any],
+    dtype: str,
+    capability: str,
+    bytes_per_token: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     (tmp_path / "config.json").write_text(json.dumps(checkpoint))
     cfg = RunConfig.model_validate(
         {"model": {"model_path": str(tmp_path)}, "engine": {"max_model_len": 512, "max_num_seqs": 64, "dtype": dtype}}
@@ -88,7 +97,33 @@ def test_a_cpu_engine_gets_a_kv_cache_for_a_quarter_of_its_longest_batch(
     assert arguments_of(resolve(cfg))["kv_cache_memory_bytes"] == 64 * 512 // 4 * bytes_per_token
 
 
-def test_a_hybrid_on_the_cpu_has_room_for_states_and_for_its_longest_sequence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("capability", "written", "engine", "expected"),
+    [
+        ("AVX2", {}, {}, "float32"),
+        ("AVX512", {}, {}, "auto"),
+        ("DEFAULT", {}, {}, "auto"),  # ARM
+        ("AVX2", {}, {"dtype": "float16"}, "float16"),
+        ("AVX2", {"hidden_size": 2**18}, {}, "auto"),  # whose weights would fill the memory
+        ("AVX2", {"quantization_config": {"quant_method": "awq"}}, {}, "auto"),
+        ("AVX2", {}, {"extra": {"quantization": "fp8"}}, "auto"),
+    ],
+)
+def test_auto_is_float32_where_the_processor_lacks_16_bit_arithmetic(
+    capability: str,
+    written: dict[str, Any],
+    engine: dict[str, Any],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert cpu_dtype(run(**engine).config, LLAMA | written, threads=1) == expected
+
+
+def test_a_hybrid_on_the_cpu_has_room_for_states_and_for_its_longest_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     hybrid = LLAMA | {"model_type": "falcon_h1", "architectures": ["FalconH1ForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(hybrid))
     for longest, needed in ((512, 2**30), (2**20, 2 * 2**20 * 2 * 3 * 2 * 64 * 2)):

@@ -13,10 +13,12 @@ from typing import Any
 
 from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.architecture import checkpoint_config, is_hybrid
+from rollout_ray.actors.vllm_backend.cpu_dtype import cpu_dtype
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.models import adapters
-from rollout_ray.models.model_size import size_of
+from rollout_ray.models.model_size import ModelSize, size_of
 from rollout_ray.models.resolved_run import ResolvedRun
+from rollout_ray.sizing.hardware import EngineLimits
 
 CPU_MAX_NUM_BATCHED_TOKENS = 4096
 UNKNOWN_KV_CACHE_BYTES = 2**30  # for a model of unknown size, and for the states of a hybrid
@@ -80,7 +82,11 @@ def engine_arguments(spec: LaunchSpec) -> dict[str, Any]:
         tokens = spec.limits.max_num_batched_tokens or CPU_MAX_NUM_BATCHED_TOKENS
         longest = max_model_len or limit or tokens
         arguments |= _cpu_arguments(spec, batched_tokens=max(tokens, longest), hybrid=hybrid)
-        arguments["kv_cache_memory_bytes"] = _cpu_kv_cache_bytes(spec, checkpoint, longest, hybrid)
+        # Some families have other names for the fields that size_of reads, such as n_layer.
+        written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
+        arguments["dtype"] = cpu_dtype(spec.run.config, written, spec.threads)
+        size = size_of(written, spec.run.config, dtype=arguments["dtype"])
+        arguments["kv_cache_memory_bytes"] = _cpu_kv_cache_bytes(spec.limits, size, longest, hybrid)
     return {name: value for name, value in (arguments | spec.run.config.engine.extra).items() if value is not None}
 
 
@@ -170,18 +176,15 @@ def _lora_arguments(spec: LaunchSpec) -> dict[str, Any]:
     return {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": places}
 
 
-def _cpu_kv_cache_bytes(spec: LaunchSpec, checkpoint: Any, longest: int, hybrid: bool) -> int:
+def _cpu_kv_cache_bytes(limits: EngineLimits, size: ModelSize | None, longest: int, hybrid: bool) -> int:
     """Return room for max_num_seqs sequences of a quarter of `longest` tokens, within 4 GiB; at least for one whole one.
 
     vLLM would take most of the machine's memory and touch every page of it at start: 1.6 s a GiB.
     """
-    if spec.limits.kv_cache_gib is not None:
-        return int(spec.limits.kv_cache_gib * 2**30)
-    # Some families have other names for the fields that size_of reads, such as n_layer.
-    written = checkpoint.to_dict() | {name: getattr(checkpoint, name, None) for name in checkpoint.attribute_map}
-    size = size_of(written, spec.run.config)
+    if limits.kv_cache_gib is not None:
+        return int(limits.kv_cache_gib * 2**30)
     if size is None:
         return UNKNOWN_KV_CACHE_BYTES
     bytes_per_token = size.kv_bytes_per_token
-    many = min(spec.limits.max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
+    many = min(limits.max_num_seqs * longest // 4 * bytes_per_token, 4 * 2**30)
     return max(many, 2 * longest * bytes_per_token, UNKNOWN_KV_CACHE_BYTES if hybrid else 0)

@@ -19,7 +19,7 @@ def read_ahead(folder: str) -> threading.Thread | None:
     if not os.path.isdir(folder):
         return None
     files = sorted(file for file in Path(folder).iterdir() if file.suffix in SUFFIXES)
-    if sum(file.stat().st_size for file in files) > _memory() // 2:
+    if sum(file.stat().st_size for file in files) > memory_bytes() // 2:
         return None
     thread = threading.Thread(target=_read, args=(files,), name="read ahead", daemon=True)
     thread.start()
@@ -37,6 +37,6 @@ def _read(files: list[Path]) -> None:
             return
 
 
-def _memory() -> int:
+def memory_bytes() -> int:
     """Return the machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -31,7 +31,9 @@ class EngineConfig(Section):
         None, ge=1, le=64, description="GPUs of one replica. Unset: the fewest that hold the model."
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Type of weights and activations; auto takes the checkpoint's."
+        "auto",
+        description="Type of weights and activations. auto: the checkpoint's; float32 on a CPU without AVX-512, where a "
+        "16-bit type takes three times as long.",
     )
     max_model_len: int | None = Field(
         None, ge=16, description="Largest sum of prompt and output, in tokens. Unset: the arm set's, at most the model's."
