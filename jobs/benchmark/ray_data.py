@@ -30,7 +30,7 @@ def with_defaults(workload: Workload, output: str) -> Account:
     """Run the documentation's example: messages in, all five stages, its engine arguments and batch size."""
     import ray
 
-    engine = {**workload["engine_needed"]}
+    engine = {**workload["engine_needed"], "dtype": workload["engine"]["dtype"]}
     if workload["gpus"]:
         engine |= {"enable_prefix_caching": True, "enable_chunked_prefill": True, "max_num_batched_tokens": 4096}
         engine |= {"tensor_parallel_size": workload["gpus"]}
