@@ -21,7 +21,7 @@ FIELDS = leaf_fields(RunConfig)
 FLOATS = sorted(
     name
     for name, field in FIELDS.items()
-    if re.search(r"\bfloat\b", str(field.annotation)) and "tuple" not in str(field.annotation)
+    if re.search(r"\bfloat\b", str(field.annotation)) and not re.search("tuple|dict", str(field.annotation))
 )
 # What YAML can make of a value.
 SCALARS = st.one_of(
@@ -86,6 +86,7 @@ def test_a_number_is_finite(name: str, text: str) -> None:
     ("words", "name"),
     [
         (["--s_wm_weights", "[NaN, 0.5, 0.5]"], r"scoring\.s_wm_weights\.0"),
+        (["--reward_weights", "a=nan"], r"scoring\.reward_weights\.a"),
         (["--extra_sampling", '{"min_p": NaN}'], r"sampling\.extra_sampling: min_p"),
         (["--extra_sampling", "min_p=.inf"], r"sampling\.extra_sampling: min_p"),
         (["--extra_sampling", "min_p=1e999"], r"sampling\.extra_sampling: min_p"),

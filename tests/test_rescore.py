@@ -175,7 +175,7 @@ def failing(question: Question, trajectories: Sequence[Trajectory]) -> list[floa
     raise ZeroDivisionError("no")
 
 
-def test_rewards_of_ones_own(tmp_path: Path, run: RunDirectory) -> None:
+def test_rewards_of_ones_own(tmp_path: Path, run: RunDirectory, long_computation: None) -> None:
     name = "tests.test_rescore:shortest"
     done = rescore(run.uri, ["--reward", name], output=str(tmp_path / "own.parquet"))
     assert 20 <= sum(arm.rewarded for arm in done.summary.arms.values()) < 160

@@ -119,7 +119,7 @@ def test_the_columns_that_a_function_names_are_known_before_the_run() -> None:
     assert signature_of(own).style == "question" and signature_of(max).style == "question"
     with pytest.raises(ConfigError, match="takes solution, which is no column of the data; the columns are prompt, gold"):
         _check_signature("accuracy", signature_of(accuracy_reward), ["prompt", "gold"])
-    with pytest.raises(ConfigError, match="takes completion_ids, which no reward gets"):
+    with pytest.raises(ConfigError, match="takes completion_ids, which a reward does not get"):
         _check_signature("ids", signature_of(with_ids), ["prompt"])
 
 

@@ -269,7 +269,9 @@ def half_a_point(question: Question, trajectories: Sequence[Trajectory]) -> list
     return [0.5 * (t.finish_reason == "length") + t.num_tokens / 1000 + (t.engine == "engine-1") for t in trajectories]
 
 
-def test_a_reward_of_ones_own_is_called_again_in_its_run_and_elsewhere_when_allowed(tmp_path: Path) -> None:
+def test_a_reward_of_ones_own_is_called_again_in_its_run_and_elsewhere_when_allowed(
+    tmp_path: Path, long_computation: None
+) -> None:
     name = "tests.test_verify:half_a_point"
     run = finished(tmp_path / "run", demo_rows(10), scoring={"reward": name})
     assert verify(run.uri).agrees and verify(run.uri).rewards_checked
