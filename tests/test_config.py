@@ -10,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from rollout_ray.config.help import help_text
+from rollout_ray.config.identity import OPERATIONAL, is_operational
 from rollout_ray.config.loading import FLAGS, changed, load_config
-from rollout_ray.config.schema import OPERATIONAL, RunConfig, is_operational, leaf_fields
+from rollout_ray.config.schema import RunConfig, leaf_fields
 from rollout_ray.config.scoring_schema import reward_sentence
 from rollout_ray.core.errors import ConfigError
 from tests.conftest import ROOT, Command

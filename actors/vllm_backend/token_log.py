@@ -77,7 +77,9 @@ def accepted(tokens: Sequence[int], taken: Sequence[bytes]) -> tuple[array[int],
     Raises:
         RuntimeError: The tokens of the output are not among those that were sampled.
     """
-    due, ids, logprobs = array("i", tokens), array("i"), array("f")
+    due = array("i", tokens)
+    ids = array("i")
+    logprobs = array("f")
     ids.frombytes(taken[0])
     logprobs.frombytes(taken[1])
     if ids[: len(due)] == due:

@@ -18,6 +18,7 @@ from rollout_ray.config.arm_schema import ArmsConfig, SamplingConfig, Section
 from rollout_ray.config.budget import seconds_of
 from rollout_ray.config.engine_schema import EngineConfig
 from rollout_ray.config.free_values import TemplateArguments
+from rollout_ray.config.identity import ADDED, ADDED_TO_ARMS, drop_defaults, is_operational
 from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.redaction import secret_names
 from rollout_ray.core.user_paths import expand_home
@@ -216,9 +217,9 @@ class RunConfig(Section):
         """Return the fields that decide which rows are written, as dotted names and JSON values."""
         values = self.model_dump(mode="json")
         for arm in values["arms"]["arm_list"]:
-            _drop_defaults(arm, ADDED_TO_ARMS)
+            drop_defaults(arm, ADDED_TO_ARMS)
         fields = {name: _at(values, name) for name in leaf_fields(type(self)) if not is_operational(name)}
-        _drop_defaults(fields, ADDED)
+        drop_defaults(fields, ADDED)
         return fields
 
     def operational(self) -> dict[str, Any]:
@@ -231,53 +232,6 @@ class RunConfig(Section):
         return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-# Fields (or, with a closing dot, sections) that change how a run is carried out but never which rows it writes: a
-# resume may change them. The dataset's place is here because its content has a fingerprint of its own.
-OPERATIONAL = (
-    "data.dataset",
-    "data.lengths_from",
-    "engine.tensor_parallel_size",
-    "engine.gpu_memory_utilization",
-    "engine.kv_cache_gib",
-    "engine.max_num_seqs",
-    "engine.max_num_batched_tokens",
-    "engine.enforce_eager",
-    "engine.enable_prefix_caching",
-    "engine.enable_chunked_prefill",
-    "engine.simulated.",
-    "scoring.call_timeout_s",
-    "scoring.calls_in_flight",
-    "scoring.call_retries",
-    "scoring.function_memory_mib",
-    "scoring.max_error_share",
-    "output.output_dir",
-    "output.layout",
-    "output.report",
-    "output.part_rows",
-    "output.flush_seconds",
-    "resources.",
-)
-
-# Fields that version 0.1.0 did not have. The identity leaves them out at these defaults, so that its runs can go on.
-ADDED: dict[str, Any] = {
-    "model.prompt_style": None,
-    "output.tokens": False,
-    "output.logprobs": "sampled",
-    "scoring.grader": None,
-    "scoring.graders": {},
-    "scoring.source_key": "data_source",
-    "scoring.rewards": {},
-    "scoring.reward_weights": {},
-    "scoring.reward_columns": None,
-}
-ADDED_TO_ARMS: dict[str, Any] = {"stop": None}
-
-
-def is_operational(name: str) -> bool:
-    """Return whether the field of this dotted name never changes a row."""
-    return any(name.startswith(entry) if entry.endswith(".") else name == entry for entry in OPERATIONAL)
-
-
 def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
     """Return every field by its dotted name. The last part of each name is unique, so it is also the flag."""
     found: dict[str, FieldInfo] = {}
@@ -287,12 +241,6 @@ def leaf_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo
         else:
             found[prefix + name] = info
     return found
-
-
-def _drop_defaults(fields: dict[str, Any], defaults: dict[str, Any]) -> None:
-    for name, default in defaults.items():
-        if fields.get(name) == default:
-            fields.pop(name, None)
 
 
 def _at(values: dict[str, Any], dotted: str) -> Any:

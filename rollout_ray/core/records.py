@@ -229,7 +229,6 @@ NAMED_REWARDS = pa.field("rewards", pa.map_(pa.string(), pa.float64()))
 SCORES = ("s_end", "s_path", "s_cf", "s_wm")
 METADATA = b"rollout_ray"  # key of the run description (JSON) in the metadata of our parquet files
 
-
 # A part file holds whole questions in any order. The merge joins the input columns by id.
 PART_SCHEMA = pa.schema(
     [

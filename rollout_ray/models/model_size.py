@@ -57,10 +57,8 @@ def model_size(run: ResolvedRun) -> ModelSize | None:
     return size_of(written, config, stored) or size_of(_with_defaults(written, folder), config, stored)
 
 
-def size_of(
-    written: dict[str, Any], config: RunConfig, stored_bytes: int = 0, dtype: str | None = None
-) -> ModelSize | None:
-    """The size of a model with the config.json `written`, whose weight files hold `stored_bytes` (0: there are none). A
+def size_of(written: dict[str, Any], config: RunConfig, stored: int = 0, dtype: str | None = None) -> ModelSize | None:
+    """The size of a model with the config.json `written`, whose weight files hold `stored` bytes (0: there are none). A
     `dtype` goes before the config's."""
     dtype = dtype or config.engine.dtype
     text = written.get("text_config", written)
@@ -79,7 +77,7 @@ def size_of(
     embeddings = output * (1 if text.get("tie_word_embeddings") else 2)
     parameters = attention + feed_forward + embeddings
     each = BYTES.get(dtype, 2.0)  # auto: vLLM loads float32 as bfloat16 as well
-    stored = stored_bytes if config.engine.load_format != "dummy" else 0
+    stored = stored if config.engine.load_format != "dummy" else 0
     quantization = config.engine.extra.get("quantization")
     if quantized := written.get("quantization_config") or text.get("quantization_config"):
         of_attention, of_feed_forward = _quantized_bytes(quantized, each)

@@ -71,7 +71,8 @@ class _Server:
     """
 
     def __init__(self, functions: list[RewardFunction], replies: int, threads: int, timeout_s: float) -> None:
-        self._functions, self._replies, self._timeout_s = functions, replies, timeout_s
+        self._functions, self._replies = functions, replies
+        self._timeout_s = timeout_s
         self._blocking: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(threads) if threads > 1 else None
         self._loop = asyncio.new_event_loop()
