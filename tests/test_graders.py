@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from rollout_ray.config.loading import load_config
+from rollout_ray.config.schema import RunConfig
 from rollout_ray.config.scoring_schema import ScoringConfig
 from rollout_ray.core.errors import ConfigError, DatasetError
 from rollout_ray.core.records import Completion, Question
+from rollout_ray.data.question_set import load_questions
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.verify import verify
 from rollout_ray.scoring.grader import Grader
@@ -46,6 +48,79 @@ CITIES = {"choices": ["Rome", "Paris", "New York"]}
 def test_a_grader_by_name(grader: str, gold: str, text: str, status: str, answer: str | None) -> None:
     grade = grade_text(grader, Question("q", "p", gold.replace("\\\\", "\\"), row=CITIES), text, 0.3)
     assert (grade.status, grade.answer) == (status, answer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: A, B",
+        "Answer: (A) and (B)",
+        "Answer: A) or B)",
+        "Answer: A or B",
+        "A, B",
+        "The answer is (A) or (C).",
+        "Answer: A: no, B",
+        "\\boxed{A, B, C, D}",
+        "Answer: option A or option B",
+        "Answer: option a or b",
+        "A; no, it is B.",
+    ],
+)
+def test_several_letters_are_no_answer(text: str) -> None:
+    grade = grade_text("choice", Question("q", "p", "A"), text, 5)
+    assert (grade.status, grade.answer) == ("no_answer", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Answer: B. A dog", "B"),
+        ("(A)", "A"),
+        ("A. Paris", "A"),
+        ("Answer: A, A", "A"),
+        ("D. Vitamin C", "D"),
+        ("A, not B", "A"),
+        ("A. Rome, Italy", "A"),
+        ("C. Both A and B", "C"),
+        ("option b", "B"),
+        ("**(B)** Rome, Paris", "B"),
+    ],
+)
+def test_one_letter_with_its_text_is_a_letter(text: str, letter: str) -> None:
+    assert grade_text("choice", Question("q", "p", "A"), text, 5).answer == letter
+
+
+SPECIES, NUMBERS, LETTERS = ["D. melanogaster", "C. elegans"], ["2", "3", "4", "5"], ["A", "C", "B and C", "K"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "gold", "is_integer", "text", "status", "answer"),
+    [
+        (SPECIES, "B", False, "Answer: C. elegans", "correct", "B"),
+        (SPECIES, "C. elegans", False, "Answer: B", "correct", "B"),
+        (NUMBERS, "3", False, "Answer: D", "bad_gold", "D"),
+        (NUMBERS, "3", True, "Answer: D", "correct", "D"),
+        (NUMBERS, "5", False, "Answer: D", "correct", "D"),
+        (NUMBERS, "0", False, "Answer: A", "correct", "A"),
+        (["0", "1", "2"], "1", False, "Answer: B", "correct", "B"),
+        (LETTERS, "C", False, "Answer: C", "bad_gold", "C"),
+        (LETTERS, "D", False, "Answer: K", "correct", "D"),
+        (LETTERS, "D", False, "Answer: C", "no_answer", None),
+        (LETTERS, "K", False, "Answer: C. B and C", "incorrect", "C"),
+    ],
+)
+def test_a_choice_has_one_reading_or_none(
+    choices: list[str], gold: str, is_integer: bool, text: str, status: str, answer: str | None
+) -> None:
+    question = Question("q", "p", gold, row={"choices": choices}, gold_is_integer=is_integer)
+    grade = grade_text("choice", question, text, 5)
+    assert (grade.status, grade.answer) == (status, answer)
+
+
+@pytest.mark.parametrize(("gold", "is_integer"), [(1, True), ("1", False), (None, False)])
+def test_a_question_knows_whether_its_gold_is_an_integer(gold: object, is_integer: bool) -> None:
+    questions = load_questions([{"prompt": "p", "gold_answer": gold}], RunConfig().data)
+    assert [q.gold_is_integer for q in questions.questions()] == [is_integer]
 
 
 def test_a_source_chooses_the_grader_and_maths_is_the_rest() -> None:

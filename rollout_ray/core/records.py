@@ -31,6 +31,7 @@ class Question:
     Attributes:
         fault: The reason why the row cannot be asked; `prompt` is then empty.
         row: The input columns that a reward or a grader asks for.
+        gold_is_integer: Whether the column of the gold answer holds integers.
     """
 
     question_id: str
@@ -38,6 +39,7 @@ class Question:
     gold_answer: str | None
     fault: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
+    gold_is_integer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,10 @@ class QuestionSet:
                     continue
                 rows = read_rows(batch, self.prompt_key, self.gold_key, self.template)
                 columns = read_columns(batch, self.row_columns)
+                gold_is_integer = self.gold_key is not None and pa.types.is_integer(batch.column(self.gold_key).type)
                 for question_id, asked, (prompt, gold, fault), row in zip(ids, wanted, rows, columns, strict=True):
                     if asked:
-                        yield Question(question_id, prompt, gold, fault, row)
+                        yield Question(question_id, prompt, gold, fault, row, gold_is_integer)
 
     def long_first(self, lengths: Mapping[str, float]) -> QuestionSet:
         """Return the same set, asked in PASSES passes from the longest to the shortest expected output.

@@ -24,6 +24,11 @@ from rollout_ray.scoring.placement.turns import after_thoughts, without_run_on
 CHOICES = "choices"
 _LETTER = re.compile(r"[\s*_]{0,4}[\[(]?([A-J])[\])]?[*_]{0,3}(?:[.):,]|\s{0,9}$)")
 _OPTION = re.compile(r"\b(?:option|choice)\s{1,3}[\[(]?([A-J])\b", re.IGNORECASE)
+_ALSO = re.compile(  # a further letter beside the first: "A, B", "(A) and (B)", "A) or B)"
+    r"[\])*_.:,;\s]{0,6}(?:(?i:and|or)|/|&)?\s{0,3}(?:(?i:option|choice)\s{1,3})?[\[(]?([A-J])"
+    r"(?:[\]),.;:]|\s*$|\s+(?i:and|or)\b)"
+)
+_CORRECTED = re.compile(r"(?:[,;]|\bno|\bis)\s{1,3}[*_]{0,3}[\[(]?([A-J])[\])*_.\s]{0,6}$")  # "A: no, B"
 _LONE_CHARS = 300  # of an answer without a marker that may be a letter and its text
 
 
@@ -126,25 +131,58 @@ def unreadable_golds(scoring: ScoringConfig, questions: Iterable[Question]) -> l
 
 
 def _grade_choice(question: Question, said: str, marked: bool, reasoning: str) -> Grade:
-    letter = _letter(said) if marked or len(said) <= _LONE_CHARS else None
-    letter = letter or _letter_of_text(said, question.row)
+    letter = _said_letter(said, marked or len(said) <= _LONE_CHARS, question.row)
     if letter is None:
         return Grade("no_answer", None, reasoning)
     return Grade("correct" if letter == _gold_letter(question) else "incorrect", letter, reasoning)
 
 
-def _letter(said: str) -> str | None:
+def _said_letter(said: str, may_be_letter: bool, row: Mapping[str, Any]) -> str | None:
+    """Return the letter that an answer means. A choice whose own text begins like a letter comes first."""
+    of_text = _letter_of_text(said, row)
+    if of_text is not None and _bare_letter(said) in (None, of_text):
+        return of_text
+    return _letter(said, row) if may_be_letter and of_text is None else None
+
+
+def _letter(said: str, row: Mapping[str, Any]) -> str | None:
+    """Return the letter that a text begins with, or None if it names another one, too."""
     match = _LETTER.match(said) or _OPTION.match(said)
-    return match.group(1).upper() if match else None
+    if match is None:
+        return None
+    letter, behind = match.group(1).upper(), said[match.end(1) :]
+    if _letter_of_text(behind.lstrip("])*_.:, \t\n"), row) == letter:  # "C. A and B", where that is the choice C
+        return letter
+    if match.re is _OPTION:
+        behind = behind.upper()
+    corrected = _CORRECTED.search(behind)
+    others = {corrected.group(1)} if corrected else set()
+    while also := _ALSO.match(behind):
+        others.add(also.group(1))
+        behind = behind[also.end(1) :]
+    return None if others - {letter} else letter
+
+
+def _bare_letter(text: str) -> str | None:
+    text = text.strip().rstrip(".")
+    return text if re.fullmatch("[A-J]", text) else None
 
 
 def _gold_letter(question: Question) -> str | None:
-    """Return the letter of the gold answer: it is a letter, or the index (from 0) or the text of one of the choices."""
+    """Return the letter of the gold answer: it is a letter, or the index (from 0) or the text of one of the choices.
+
+    Return None if these readings differ. An integer of the data is an index, whatever the choices say.
+    """
     gold = (question.gold_answer or "").strip()
     choices = question.row.get(CHOICES)
-    if isinstance(choices, list) and gold.isdecimal() and int(gold) < min(len(choices), 10):
-        return chr(ord("A") + int(gold))
-    return _letter_of_text(gold, question.row) or _letter(gold)
+    count = min(len(choices), 10) if isinstance(choices, list) else 0
+    index = chr(ord("A") + int(gold)) if gold.isdecimal() and int(gold) < count else None
+    if index is not None and question.gold_is_integer:
+        return index
+    readings = {index, _letter_of_text(gold, question.row), _bare_letter(gold)} - {None}
+    if not readings:
+        return _letter(gold, question.row)
+    return readings.pop() if len(readings) == 1 else None
 
 
 def _letter_of_text(text: str, row: Mapping[str, Any]) -> str | None:
