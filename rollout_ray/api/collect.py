@@ -75,8 +75,8 @@ class Rollouts:
             return pa.Table.from_batches(chunks) if chunks else file.read(columns=columns)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the merged rows as a pandas DataFrame."""
-        frame: pd.DataFrame = self.table().to_pandas()
+        """Return the merged rows as a pandas DataFrame. Named rewards are dicts, which pandas can write again."""
+        frame: pd.DataFrame = self.table().to_pandas(maps_as_pydicts="strict")
         return frame
 
     def plot_accuracy(self) -> Figure:

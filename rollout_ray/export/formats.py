@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from rollout_ray.core.errors import ConfigError, LedgerError
-from rollout_ray.core.records import PROMPT_TOKENS, part_schema
+from rollout_ray.core.records import NAMED_REWARDS, PROMPT_TOKENS, part_schema
 from rollout_ray.data.columns import ID_KEY
 from rollout_ray.export.targets import Target, Writer, parse_target, write_lines
 from rollout_ray.export.trainer_files import Exported, trainer_writer
@@ -153,7 +153,14 @@ def _layout_writer(runs: Sequence[MergedFile], layout: LayoutFormat, as_parquet:
     tables = _layout_tables(run, layout, given_schema.names, done)
     if as_parquet:
         return lambda stream: write_merged(stream, schema, {**run.description.metadata, "layout": layout}, tables)
-    return partial(write_lines, (row for table in tables for row in _rows(table)))
+    rows = (row for table in tables for row in _rows(table))
+    return partial(write_lines, map(_with_reward_object, rows) if run.rewards and layout == "trajectories" else rows)
+
+
+def _with_reward_object(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with its named rewards as an object. Arrow gives a map as a list of pairs."""
+    rewards = row[NAMED_REWARDS.name]
+    return row if rewards is None else {**row, NAMED_REWARDS.name: dict(rewards)}
 
 
 def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str], done: Exported) -> Iterator[pa.Table]:
