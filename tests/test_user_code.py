@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from rollout_ray.config.loading import load_config
+from rollout_ray.api.collect import Rollouts
+from rollout_ray.config.loading import load_config, overlaid
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.config.scoring_schema import ScoringConfig, reward_sentence
 from rollout_ray.core.errors import ConfigError, TooManyErrors
@@ -91,7 +93,7 @@ def own(question: Question, trajectories: Sequence[Trajectory]) -> list[Any]:
 def called(function: Any, question: Question = QUESTION) -> list[Any]:
     reward = RewardFunction(function)
     result = reward.invoke(question, TRAJECTORIES)
-    return reward.finish(asyncio.run(result) if reward.signature.is_async else result, len(TRAJECTORIES))
+    return reward.finish(asyncio.run(result) if reward.signature.is_async else result, TRAJECTORIES)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,37 @@ def test_the_columns_that_a_function_names_are_known_before_the_run() -> None:
 )
 def test_what_is_no_reward_is_refused(result: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        RewardFunction(own).finish(result, 2)
+        RewardFunction(own).finish(result, TRAJECTORIES)
+
+
+def test_verls_score_may_stand_beside_texts() -> None:
+    given = {"score": np.float32(1.0), "acc": np.bool_(True), "pred": "[INVALID]", "steps": 3, "why": None, "all": [1]}
+    values = RewardFunction(compute_score).finish([given, {"score": None, "acc": 1}], TRAJECTORIES)
+    assert values == [{"score": 1.0, "acc": 1.0, "steps": 3.0}, None]
+    for bad in ({"score": "high"}, {"right": 1.0, "pred": "[INVALID]"}):
+        with pytest.raises(ValueError, match="could not convert string to float"):
+            RewardFunction(compute_score).finish([given, bad], TRAJECTORIES)
+
+
+def errors_too(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    return [-1.0 if t.finish_reason == "error" else 1.0 for t in trajectories]
+
+
+@pytest.mark.parametrize(
+    ("function", "values"),
+    [
+        (reward_len, [None, -5.0, None]),
+        (compute_score, [None, {"score": 0.0, "acc": 0.0, "length": 15.0}, None]),
+        (errors_too, [-1.0, 1.0, -1.0]),
+    ],
+)
+def test_a_row_with_an_error_has_no_reward_of_a_function_that_cannot_see_it(function: Any, values: list[Any]) -> None:
+    refused = trajectory("q", 0, full_text="", finish_reason="error")
+    rows = (refused, TRAJECTORIES[1], refused)
+    reward = RewardFunction(function)
+    assert reward.finish(reward.invoke(QUESTION, rows), rows) == values
+    if reward.signature.style != "question":
+        assert reward.finish(reward.invoke(QUESTION, rows[:1]), rows[:1]) == [None]
 
 
 def test_a_row_carries_the_columns_that_are_asked_for() -> None:
@@ -179,9 +211,26 @@ def rewarded(names: dict[str, str], weights: dict[str, float], *replies: Reply, 
 
 def test_named_rewards_stand_beside_their_weighted_sum() -> None:
     one = rewarded({"a": "m:a", "b": "m:b"}, {"b": 0.5}, Reply([1.0, None]), Reply([{"x": 2.0, "b": 4.0}, None]))
-    assert [(t.reward, t.rewards) for t in one.trajectories] == [(5.0, {"a": 1.0, "x": 2.0, "b": 4.0}), (None, {})]
+    assert [(t.reward, t.rewards) for t in one.trajectories] == [(4.0, {"a": 1.0, "b.x": 2.0, "b.b": 4.0}), (None, {})]
     stored = part_table([one]).column("trajectories").to_pylist()[0]
-    assert stored[0]["rewards"] == [("a", 1.0), ("x", 2.0), ("b", 4.0)]
+    assert stored[0]["rewards"] == [("a", 1.0), ("b.x", 2.0), ("b.b", 4.0)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "reward", "words"),
+    [
+        ({"a": 0.1, "b": 0.0}, 0.1, "0.1 x a (m:a) plus 0 x b (m:b)"),
+        ({"b": 0.5}, 1.5, "1 x a (m:a) plus 0.5 x b (m:b)"),
+        ({"b": 0.0, "a.acc": 0.25}, 1.25, "1 x a (m:a) plus 0 x b (m:b) plus 0.25 x a.acc"),
+    ],
+)
+def test_weights_reach_functions_that_return_dicts(weights: dict[str, float], reward: float, words: str) -> None:
+    names = {"a": "m:a", "b": "m:b"}
+    reply = Reply([{"score": 1.0, "acc": 1.0}, {"score": 1.0}])
+    first, second = rewarded(names, weights, reply, reply).trajectories
+    assert first.reward == reward and first.rewards == {"a": 1.0, "a.acc": 1.0, "b": 1.0, "b.acc": 1.0}
+    assert second.rewards == {"a": 1.0, "b": 1.0}
+    assert reward_sentence(ScoringConfig(rewards=names, reward_weights=weights)) == f"Reward: {words}."
 
 
 def test_a_single_function_gives_the_reward_itself_and_verls_score_counts_alone() -> None:
@@ -218,13 +267,47 @@ def test_the_config_names_rewards_and_refuses_what_contradicts() -> None:
         (["--rewards", "a=m:a", "--reward", "m:b"], "reward and rewards are both given; leave one of them out"),
         (["--rewards", "a=m.py"], "rewards takes module:function, such as my_rewards:score, not 'm.py'"),
         (["--reward_weights", "a=.inf"], "must be a finite number"),
+        (
+            ["--rewards", "brevity=m:a", "--reward_weights", "brevty=1"],
+            "brevty, which is no reward; the rewards are brev",
+        ),
+        (["--rewards", "a=m:a", "--rewards", "a.b=m:b"], "rewards has a.b, a name for a value of its reward a; rename one"),
     ):
         with pytest.raises(ConfigError, match=re.escape(words)):
             load_config(flags)
+    weighted = RunConfig(scoring={"reward_weights": {"own": 0.5}})
+    assert with_reward(weighted, [reward_len, own])[0].scoring.reward_weights == {"own": 0.5}
+    with pytest.raises(ConfigError, match="reward_weights names own, and no reward function is given"):
+        with_reward(weighted, None)
+    with pytest.raises(ConfigError, match=r"scoring\.reward is m:a, and a function is given as well"):
+        with_reward(RunConfig(scoring={"reward": "m:a"}), [reward_len, own])
     cfg, sources = with_reward(RunConfig(), [reward_len, own])
     assert cfg.scoring.rewards == {"reward_len": f"{__name__}:reward_len", "own": f"{__name__}:own"} and sources.named
     with pytest.raises(ConfigError, match="two rewards have the name own"):
         with_reward(RunConfig(), [own, own])
+
+
+NAMED = {"rewards": {"a": "m:a", "b": "m:b"}, "reward_weights": {"a": 2.0, "b.x": 0.5}}
+ONE = {"reward": "m:a", "reward_weights": {"x": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "after"),
+    [
+        (NAMED, ["--reward", "m:c"], ("m:c", {}, {})),
+        (NAMED, ["--rewards", "b=m:c"], (None, {"b": "m:c"}, {"b.x": 0.5})),
+        (NAMED, ["--reward_weights", "b=3"], (None, NAMED["rewards"], {"b": 3.0})),
+        (NAMED, ["--rewards", "{}"], (None, {}, {})),
+        (ONE, ["--rewards", "c=m:c"], (None, {"c": "m:c"}, {})),
+        (ONE, ["--reward", "m:c"], ("m:c", {}, {})),
+        (ONE, ["--reward", "null"], (None, {}, {})),
+        (ONE, ["--beta", "0"], ("m:a", {}, {"x": 0.5})),
+    ],
+)
+def test_given_reward_functions_replace_those_of_the_run(base: dict[str, Any], flags: list[str], after: Any) -> None:
+    stored = RunConfig.model_validate({"scoring": base}).model_dump(mode="json")
+    scoring = overlaid(stored, flags, {}, None).scoring
+    assert (scoring.reward, scoring.rewards, scoring.reward_weights) == after
 
 
 @pytest.mark.parametrize("layout", ["questions", "trajectories"])
@@ -239,6 +322,10 @@ def test_named_rewards_reach_report_export_verify_and_rescore(tmp_path: Path, la
     given = [t for row in rows for t in row["trajectories"] if t["reward"] is not None]
     for t in given:
         assert t["reward"] == pytest.approx(t["rewards"]["contains_gold"] + 0.1 * t["rewards"]["brevity"])
+    export([run.uri], tmp_path / "flat.jsonl", "trajectories")
+    flat = [json.loads(line) for line in (tmp_path / "flat.jsonl").read_text().splitlines()]
+    assert [t["rewards"] for t in flat] == [t["rewards"] for row in rows for t in row["trajectories"]]
+    Rollouts(f"{run.uri}/merged.parquet", Summary(), run).to_pandas().to_parquet(tmp_path / "frame.parquet")
     page = blocks(write_report(run.uri).path)
     terms = [t["terms"] for q in page["chunk-0"] for t in q["trajectories"]]
     assert [set(one) for one in terms] == [{"contains_gold", "brevity (x 0.1)"}] * len(given)

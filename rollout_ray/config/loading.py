@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from rollout_ray.config.help import plain
 from rollout_ray.config.schema import RunConfig, leaf_fields
-from rollout_ray.config.scoring_schema import REWARD_PRESETS
+from rollout_ray.config.scoring_schema import REWARD_PRESETS, is_weight_of
 from rollout_ray.config.yaml_file import parse_value, read_yaml
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.redaction import shorten
@@ -56,7 +56,7 @@ def overlaid(
 def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
     """Return the config of the sections `base`, overridden by the sections `given`. Raises ConfigError.
 
-    A given reward preset brings its own values, and takes those of the preset of `base` away.
+    A given reward preset brings its own values, and takes those of the preset of `base` away. So do given functions.
     """
     values = deepcopy(dict(base))
     scoring = given.get("scoring")
@@ -65,11 +65,27 @@ def changed(base: Mapping[str, Any], given: Mapping[str, Any]) -> RunConfig:
         for preset in (before.get("reward_preset", "regime-w"), scoring["reward_preset"]):
             for name in REWARD_PRESETS.get(preset, ()) if isinstance(preset, str) else ():
                 before.pop(name, None)
+    if isinstance(scoring, Mapping):
+        _remove_replaced_rewards(values.get("scoring", {}), scoring)
     _overlay(values, given)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(describe(error)) from None
+
+
+def _remove_replaced_rewards(before: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Remove the reward functions that the given ones replace, and the weights that belong to none of the new ones."""
+    functions = before.get("reward"), before.get("rewards")
+    if given.get("reward") is not None:
+        before.pop("rewards", None)
+    if given.get("rewards"):
+        before.pop("reward", None)
+    after = {**before, **given}
+    named = after.get("rewards") or {}
+    replaced = any(functions) and functions != (after.get("reward"), after.get("rewards"))
+    if replaced and "reward_weights" in before and isinstance(named, Mapping):
+        before["reward_weights"] = {n: w for n, w in before["reward_weights"].items() if is_weight_of(n, named)}
 
 
 def with_fields(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -118,10 +119,52 @@ class ScoringConfig(RewardConfig):
             raise ValueError("reward and rewards are both given; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _names_are_clear(self) -> Self:
+        for name in self.rewards:
+            if (outer := _outer_reward(name, self.rewards)) is not None:
+                raise ValueError(f"rewards has {name}, a name for a value of its reward {outer}; rename one of them")
+        unknown = [name for name in self.reward_weights if not is_weight_of(name, self.rewards)] if self.rewards else []
+        if unknown:
+            raise ValueError(
+                f"reward_weights names {unknown[0]}, which is no reward; the rewards are {', '.join(self.rewards)}. "
+                "Give one of them, or name.value for a value of a dict"
+            )
+        return self
+
     @property
     def reward_functions(self) -> dict[str, str]:
         """Return the reward functions of the user, by the name of their reward. Empty: Regime W."""
         return {self.reward.rpartition(":")[2]: self.reward} if self.reward is not None else self.rewards
+
+
+def _outer_reward(name: str, rewards: Collection[str]) -> str | None:
+    """Return the reward whose function gives the value of this name, as in `name.value`."""
+    return next((reward for reward in rewards if name.startswith(f"{reward}.")), None)
+
+
+def is_weight_of(name: str, rewards: Collection[str]) -> bool:
+    """Return whether a weight of this name belongs to one of the named rewards, or to a value of one."""
+    return name in rewards or _outer_reward(name, rewards) is not None
+
+
+def reward_weight(scoring: ScoringConfig, name: str, row: Collection[str]) -> float:
+    """Return the weight of a value in the reward. Values beside a `score`, as verl's functions return it, have none.
+
+    Args:
+        scoring: The config.
+        name: Name of the value.
+        row: Names of all values of the trajectory.
+    """
+    weights = scoring.reward_weights
+    if name in weights:
+        return weights[name]
+    if name in scoring.rewards:
+        return 1.0
+    outer = _outer_reward(name, scoring.rewards)
+    if outer is not None:
+        return 0.0 if outer in row else weights.get(outer, 1.0)
+    return 0.0 if "score" in row and name != "score" else 1.0
 
 
 def _checked_name(field: str, value: Any) -> Any:
@@ -134,10 +177,13 @@ def _checked_name(field: str, value: Any) -> Any:
 
 def reward_sentence(scoring: ScoringConfig) -> str:
     """Return the rule of the reward in words. A rule that pays wrong answers says so."""
+    weights = scoring.reward_weights
     if scoring.reward is not None:
-        return f"Reward: the function {scoring.reward}."
+        own = ", ".join(f"{weight:g} x {name}" for name, weight in weights.items())
+        return f"Reward: the function {scoring.reward}{f' with {own}' if own else ''}."
     if scoring.rewards:
-        terms = [f"{scoring.reward_weights.get(name, 1.0):g} x {name} ({call})" for name, call in scoring.rewards.items()]
+        terms = [f"{weights.get(name, 1.0):g} x {name} ({call})" for name, call in scoring.rewards.items()]
+        terms += [f"{weight:g} x {name}" for name, weight in weights.items() if name not in scoring.rewards]
         return f"Reward: {' plus '.join(terms)}."
     parts = [f"{scoring.alpha:g} for a correct answer"]
     if scoring.gamma:

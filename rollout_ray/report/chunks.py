@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rollout_ray.config.scoring_schema import ScoringConfig
+from rollout_ray.config.scoring_schema import ScoringConfig, reward_weight
 from rollout_ray.core.records import Arm, Prompt, Question
 from rollout_ray.core.redaction import escape_controls, shorten
 from rollout_ray.results.merged_file import StoredQuestion
@@ -212,9 +212,11 @@ class Chunks:
 
     def _named_terms(self, rewards: Mapping[str, float] | None) -> Mapping[str, float] | None:
         """Return the named rewards, each with its weight in the name if that is not 1."""
-        weights = self.scoring.reward_weights
-        return rewards and {
-            escape_controls(name if weights.get(name, 1.0) == 1.0 else f"{name} (x {weights[name]:g})"): round(value, 6)
+        if not rewards:
+            return rewards
+        weights = {name: reward_weight(self.scoring, name, rewards) for name in rewards}
+        return {
+            escape_controls(name if weights[name] == 1.0 else f"{name} (x {weights[name]:g})"): round(value, 6)
             for name, value in rewards.items()
         }
 

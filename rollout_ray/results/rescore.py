@@ -24,7 +24,7 @@ from rollout_ray.results.layouts import output_schema, to_layout
 from rollout_ray.results.merge import write_merged
 from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.results.merged_path import sibling_path
-from rollout_ray.scoring.custom_reward import RewardSources
+from rollout_ray.scoring.custom_reward import RewardSources, refuse_lone_weights
 from rollout_ray.scoring.grader import Grader
 from rollout_ray.scoring.graders import Graders, grading_columns
 from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions
@@ -76,6 +76,7 @@ def rescore(
         base = old.model_dump(mode="json")
         base["output"]["layout"] = merged.layout
         new = overlaid(base, arguments, environment, file)
+        refuse_lone_weights(new.scoring)
         changed = _changed(old, new)
         _refuse_other_fields(merged, new, changed)
         functions = new.scoring.reward_functions

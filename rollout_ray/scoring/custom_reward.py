@@ -108,14 +108,24 @@ class RewardSources:
 def with_reward(cfg: RunConfig, rewards: Rewards | None) -> tuple[RunConfig, RewardSources]:
     """Return the config with the names of the caller's functions, and where scorers get the functions."""
     if rewards is None:
+        refuse_lone_weights(cfg.scoring)
         return cfg, RewardSources.of_config(cfg.scoring)
     sources = RewardSources.of_functions(rewards)
     names = {name: source.name for name, source in sources.by_name.items()}
     given: dict[str, Any] = {"rewards": names} if sources.named else {"reward": next(iter(names.values()))}
-    for field_name, value in given.items():
-        if (own := getattr(cfg.scoring, field_name)) not in (None, {}, value):
+    for field_name in ("reward", "rewards"):
+        if (own := getattr(cfg.scoring, field_name)) not in (None, {}, given.get(field_name)):
             raise ConfigError(f"scoring.{field_name} is {own}, and a function is given as well; leave one of them out")
     return with_fields(cfg, {"scoring": given}), sources
+
+
+def refuse_lone_weights(scoring: ScoringConfig) -> None:
+    """Raise ConfigError if the config has weights, and no function of the user's."""
+    if scoring.reward_weights and not scoring.reward_functions:
+        raise ConfigError(
+            f"scoring.reward_weights names {next(iter(scoring.reward_weights))}, and no reward function is given. Name the "
+            "functions with --rewards, or leave out the weights"
+        )
 
 
 def function_name(name: str) -> str:

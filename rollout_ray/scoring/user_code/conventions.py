@@ -13,7 +13,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
+
+import numpy as np
 
 from rollout_ray.core.records import Question, Trajectory
 from rollout_ray.core.redaction import shorten
@@ -84,17 +87,34 @@ class RewardFunction:
             self._names = frozenset()
 
     def invoke(self, question: Question, trajectories: Sequence[Trajectory]) -> Any:
-        """Return what the function returns. For verl's signature, that is a list of what the calls return."""
+        """Return what the function returns for the trajectories that it sees.
+
+        For verl's signature, and where it sees none, this is a list of what the calls return.
+        """
+        seen = [t for t in trajectories if self._sees(t)]
         match self.signature.style:
             case "question":
                 return self._function(question, trajectories)
             case "trl":
-                return self._function(**self._trl_arguments(question, trajectories))
+                return self._function(**self._trl_arguments(question, seen)) if seen else []
             case "verl":
-                return [self._function(**self._verl_arguments(question, t.full_text)) for t in trajectories]
+                return [self._function(**self._verl_arguments(question, t.full_text)) for t in seen]
 
-    def finish(self, result: Any, count: int) -> list[Value]:
-        """Return one value a trajectory. Raise ValueError if the function returned anything else."""
+    def finish(self, result: Any, trajectories: Sequence[Trajectory]) -> list[Value]:
+        """Return one value a trajectory: None for one that the function does not see.
+
+        Raises:
+            ValueError: The function returned anything but a value for each trajectory that it sees.
+        """
+        seen = [self._sees(t) for t in trajectories]
+        values = iter(self._checked(result, sum(seen)))
+        return [next(values) if one else None for one in seen]
+
+    def _sees(self, trajectory: Trajectory) -> bool:
+        """Return whether the function is called with a trajectory: TRL's and verl's signatures cannot show an error."""
+        return self.signature.style == "question" or trajectory.finish_reason != "error"
+
+    def _checked(self, result: Any, count: int) -> list[Value]:
         if isinstance(result, (str, bytes, Mapping)) or not isinstance(result, Iterable):
             raise ValueError(
                 f"it returned {shorten(repr(result), 60)} for {count} trajectories. Return a list with one value for each"
@@ -137,14 +157,22 @@ def _ignore(*arguments: Any, **named: Any) -> None:
 
 
 def _value(value: Any) -> Value:
+    if isinstance(value, Mapping) and "score" in value:  # as verl's functions return it; the rest may hold texts
+        if value["score"] is None:
+            return None
+        return {
+            str(name): _finite(one) for name, one in value.items() if name == "score" or isinstance(one, Real | np.bool_)
+        }
     if isinstance(value, Mapping):
         return {str(name): number for name, one in value.items() if (number := _number(one)) is not None}
     return _number(value)
 
 
 def _number(value: Any) -> float | None:
-    if value is None:
-        return None
+    return None if value is None else _finite(value)
+
+
+def _finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"it returned {number} for a trajectory. Return a finite number, or None")

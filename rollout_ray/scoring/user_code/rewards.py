@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rollout_ray.config.scoring_schema import ScoringConfig
+from rollout_ray.config.scoring_schema import ScoringConfig, reward_weight
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.core.records import Question, ScoredQuestion, Trajectory
 from rollout_ray.scoring.custom_reward import RewardSources
@@ -72,7 +72,7 @@ class UserRewards:
 
     def __init__(self, sources: RewardSources, scoring: ScoringConfig) -> None:
         self._names = tuple(sources.by_name)
-        self._named, self._weights = sources.named, scoring.reward_weights
+        self._named, self._scoring = sources.named, scoring
         self.process = UserProcess(tuple(sources.by_name.values()), limits_of(scoring)) if self._names else None
 
     def prepare(self) -> None:
@@ -110,13 +110,18 @@ class UserRewards:
         if not self._named and not isinstance(values[0], Mapping):
             return replace(trajectory, reward=values[0])
         found: dict[str, float] = {}
-        terms: list[float] = []
         for name, value in zip(self._names, values, strict=True):
-            given = value if isinstance(value, Mapping) else {} if value is None else {name: value}
-            found |= given
-            informs = given.keys() - {"score"} if "score" in given else ()  # as verl's functions return them
-            terms += [self._weights.get(n, 0.0 if n in informs else 1.0) * v for n, v in given.items()]
+            found |= self._by_name(name, value)
+        terms = [reward_weight(self._scoring, name, found) * value for name, value in found.items()]
         return replace(trajectory, reward=sum(terms) if terms else None, rewards=found)
+
+    def _by_name(self, name: str, value: Value) -> Mapping[str, float]:
+        """Return a function's values by name. In a named function's dict, `score` is its value, others are prefixed."""
+        if not isinstance(value, Mapping):
+            return {} if value is None else {name: value}
+        if not self._named:
+            return value
+        return {name if inner == "score" else f"{name}.{inner}": number for inner, number in value.items()}
 
 
 def with_failure(one: ScoredQuestion, reason: str) -> ScoredQuestion:

@@ -99,7 +99,7 @@ class _Server:
     def _answer(self, number: int, function: int, question: Any, subject: Any) -> None:
         called = self._functions[function]
         try:
-            self._reply(number, result=called.finish(called.invoke(question, subject), len(subject)))
+            self._reply(number, result=called.finish(called.invoke(question, subject), subject))
         except BaseException as error:  # noqa: BLE001  (the row says so)
             self._reply(number, error=_words(error))
 
@@ -108,7 +108,7 @@ class _Server:
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 result = await _awaited(called.invoke(question, subject))
-            self._reply(number, result=called.finish(result, len(subject)))
+            self._reply(number, result=called.finish(result, subject))
         except BaseException as error:  # noqa: BLE001  (the row says so)
             if limit.expired():
                 self._reply(number, late=True)
