@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,15 @@ import pytest
 
 from rollout_ray import RunConfig
 from rollout_ray.actors.backend import Finished
+from rollout_ray.actors.vllm_backend.backend import VllmBackend
 from rollout_ray.actors.vllm_backend.finished_tokens import FinishedTokens
 from rollout_ray.actors.vllm_backend.token_log import KEY, TokenLog, accepted
 from rollout_ray.api.pool_fields import engine_fields
+from rollout_ray.config.arms import resolve_arms
 from rollout_ray.config.loading import with_fields
 from rollout_ray.config.schema import DataConfig, Layout
-from rollout_ray.core.errors import ConfigError, DatasetError, LedgerError
-from rollout_ray.core.records import PART_SCHEMA, TOKEN_COLUMNS, Completion, Question
+from rollout_ray.core.errors import ConfigError, DatasetError, LedgerError, Refused, VerifyError
+from rollout_ray.core.records import PART_SCHEMA, TOKEN_COLUMNS, Completion, Question, SampleSpec
 from rollout_ray.data.columns import check_token_columns
 from rollout_ray.data.question_set import load_questions
 from rollout_ray.export.formats import Source, export
@@ -130,6 +133,25 @@ def test_finished_requests_get_their_tokens_and_aborted_ones_are_forgotten() -> 
     workers.run(tokens, "c", [6])
     tokens.begin(False)  # drops what an earlier run left
     assert workers.log._tokens == {} and workers.log._names == {}
+
+
+def test_a_request_that_vllm_refuses_is_forgotten() -> None:
+    asked: list[list[int]] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no")
+
+    backend = VllmBackend.__new__(VllmBackend)  # without an engine
+    backend._engine = SimpleNamespace(add_request=refuse)
+    backend._parameters, backend._max_model_len, backend._vllm_decodes = defaultdict(dict), 9, True
+    backend._sampling_params, backend._refusals = dict, (ValueError,)
+    backend._tokens = tokens = FinishedTokens(lambda _, args: asked.append(args[0]) or [[(b"", b"")] * len(args[0])])
+    tokens.begin(True)
+    with pytest.raises(Refused, match="vLLM refused the request: no"):
+        backend.add("k", [1], SampleSpec(resolve_arms(RunConfig())[0], 0), 7)
+    tokens.parameters("next", {})
+    tokens.given([Finished("next", "", 0, "stop")], outputs([]))
+    assert asked == [[1, 0]], "the workers are told of both"
 
 
 # The config
@@ -258,6 +280,15 @@ def test_exports_hold_the_tokens(tmp_path: Path) -> None:
     export([run.uri, raw.uri], tmp_path / "pairs.parquet", "dpo")
     with pytest.raises(ConfigError, match="The runs have logprobs raw and logprobs sampled"):
         export([run.uri, raw.uri], tmp_path / "both.parquet", "grpo")
+
+
+@pytest.mark.parametrize("layout", ["questions", "trajectories"])
+def test_a_file_without_the_tokens_of_its_prompts_is_refused(tmp_path: Path, layout: Layout) -> None:
+    run = run_with_tokens(tmp_path / "run", layout, demo_rows(1))
+    table = pq.read_table(merged_path(run))
+    pq.write_table(table.drop_columns(["prompt_token_ids"]), tmp_path / "file.parquet")
+    with pytest.raises(VerifyError, match=r"file\.parquet has no column prompt_token_ids, which the run wrote; merge"):
+        verify(str(tmp_path / "file.parquet"))
 
 
 def test_verify_names_tokens_that_cannot_be_right(tmp_path: Path) -> None:

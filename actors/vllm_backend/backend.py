@@ -202,6 +202,7 @@ class VllmBackend:
                 key, {"prompt_token_ids": tokens}, self._sampling_params(**parameters), lora_request=lora
             )
         except self._refusals as error:
+            self._tokens.drop([key])
             raise Refused(f"vLLM refused the request: {error}") from error
 
     def step(self) -> list[Finished]:

@@ -190,6 +190,8 @@ class MergedFile:
             "trajectories": [*self._fields, *SCORES, *(TOKEN_COLUMNS if self.tokens else [])],
             "responses": ["responses"],
         }
+        if absent := [name for name in written[self.layout] if name not in table.column_names]:
+            raise VerifyError(f"{self.path} has no column {', '.join(absent)}, which the run wrote; merge again")
         indexes = [name for name in table.column_names if PANDAS_INDEX.fullmatch(name)]
         given = table.drop_columns([*written[self.layout], *indexes])
         names = {self.input_column(name): name for name in self._fields if name in self.description.columns}
