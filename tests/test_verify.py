@@ -393,3 +393,22 @@ def test_a_run_of_the_whole_tool_verifies_in_every_layout(tmp_path: Path, local_
         collect(demo_rows(40), RunConfig.model_validate(values))
         result = verify(str(tmp_path / "run"))
         assert result.agrees and (result.questions, result.trajectories) == (40, 320), result.lines()
+
+
+def test_named_rewards_of_another_file_are_called_when_all_are_allowed(tmp_path: Path) -> None:
+    module = "rollout_ray.jobs.examples.trl_rewards"
+    scoring = {"rewards": {n: f"{module}:{n}" for n in ("contains_gold", "brevity")}, "reward_weights": {"brevity": 0.1}}
+    run = finished(tmp_path / "run", demo_rows(2), scoring=scoring)
+    file = str(shutil.copy(merged_path(run), tmp_path / "copy.parquet"))
+    named = f"{module}:contains_gold,{module}:brevity"
+    assert verify(file).unchecked[0].endswith(f"the file names the functions {named}. Allow the call with --reward {named}")
+    result = verify(file, reward=named)
+    assert result.agrees and result.rewards_checked and not result.unchecked
+    with pytest.raises(ConfigError, match=f"--reward names {module}:brevity, and the rewards of .* Give --reward {named}"):
+        verify(file, reward=f"{module}:brevity")
+
+
+def test_an_error_row_without_its_reason_is_noticed(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", [{"prompt": " ", "gold_answer": "1"}, {"prompt": "a", "gold_answer": "1"}])
+    file = altered(merged_path(run), tmp_path / "file.parquet", lambda rows: rows[0]["trajectories"][0].update(error=None))
+    assert ("error", 1) in {(what, sum(verify(file).counts.values())) for _, _, _, what in found(file)}

@@ -136,7 +136,7 @@ def verify(words: list[str]) -> int:
     """Recompute a merged file. Raise VerifyError where it disagrees with its texts."""
     parser = Parser(prog="rollout verify", description="Recompute a merged file's values from its texts.")
     parser.add_argument("path", help="run directory, or merged parquet file")
-    parser.add_argument("--reward", help="module:function to recompute custom rewards with. Unset: the run's")
+    parser.add_argument("--reward", help="module:function, or several as a,b, to recompute rewards with. Unset: the run's")
     args = parser.parse_args(words)
 
     from rollout_ray.results.verify import verify

@@ -5,8 +5,6 @@ The functions that a merged file names are called only for the file in its run d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rollout_ray.core.errors import ConfigError
 from rollout_ray.results.findings import Verification
 from rollout_ray.results.merged_file import MergedFile
@@ -22,15 +20,16 @@ def allowed_rewards(merged: MergedFile, given: str | None, result: Verification)
     scoring = merged.description.config.scoring
     names = merged.given_schema.names
     if given is not None:
-        sources = _given_reward(merged, scoring.reward_functions, given, result)
+        sources = _given_rewards(merged, given, result)
         return sources, row_columns(sources, scoring, names)
     sources = RewardSources.of_config(scoring)
     if not sources.by_name or merged.layout == "responses":
         return RewardSources(), ()
     try:
         if merged.run is None:
-            named = ", ".join(scoring.reward_functions.values())
-            raise ConfigError(f"the file names the function {named}. Allow the call with --reward {named}")
+            named = ",".join(dict.fromkeys(scoring.reward_functions.values()))
+            noun = "functions" if "," in named else "function"
+            raise ConfigError(f"the file names the {noun} {named}. Allow the call with --reward {named}")
         return sources, row_columns(sources, scoring, names)
     except ConfigError as error:
         result.rewards_checked = False
@@ -38,11 +37,26 @@ def allowed_rewards(merged: MergedFile, given: str | None, result: Verification)
         return RewardSources(), ()
 
 
-def _given_reward(merged: MergedFile, known: Mapping[str, str], given: str, result: Verification) -> RewardSources:
-    """Return the function that the user names. Raise ConfigError if the file has no custom rewards."""
+def _given_rewards(merged: MergedFile, given: str, result: Verification) -> RewardSources:
+    """Return the functions that the user names, with commas between them.
+
+    One other function may stand in for the only function of the file. `result` then says so.
+
+    Raises:
+        ConfigError: The file has no custom rewards, or other functions.
+    """
+    scoring = merged.description.config.scoring
+    known = scoring.reward_functions
     if not known or merged.layout == "responses":
         has = "holds no rewards" if merged.layout == "responses" else "has no custom reward"
         raise ConfigError(f"{merged.path} {has}, so that {given} has nothing to check; leave out --reward")
-    if given not in known.values():
-        result.unchecked.append(f"the rewards were recomputed with {given}; the file names {', '.join(known.values())}")
-    return RewardSources({function_name(given): RewardSource(given)})
+    functions = [name.strip() for name in given.split(",")]
+    own = RewardSources.of_config(scoring)
+    if {*functions} == {*known.values()}:
+        return own
+    if len(known) > 1 or len(functions) > 1:
+        due = ",".join(dict.fromkeys(known.values()))
+        raise ConfigError(f"--reward names {given}, and the rewards of {merged.path} come from {due}. Give --reward {due}")
+    result.unchecked.append(f"the rewards were recomputed with {given}; the file names {', '.join(known.values())}")
+    name = next(iter(known)) if own.named else function_name(given)
+    return RewardSources({name: RewardSource(given)}, own.named)

@@ -43,10 +43,11 @@ def verify(path: str, reward: str | None = None) -> Verification:
 
     Args:
         path: Path or URI of a run directory or a merged file.
-        reward: The `module:function` to recompute custom rewards with. None: the one that the file names.
+        reward: The `module:function` to recompute custom rewards with, or several with commas between them. None: those
+            that the file names.
 
     Raises:
-        ConfigError: `reward` is given and cannot be loaded, or the run has no custom reward.
+        ConfigError: `reward` is given and cannot be loaded, names too few functions, or the run has no custom reward.
         LedgerError: There is no such file.
         VerifyError: The file cannot be read.
     """
@@ -180,7 +181,7 @@ class _Verifier:
         failed = reason == "error"
         if failed and text:
             self._add("finish_reason", question, "full_text of an error", text, "", key)
-        if failed == (error is None) and stored["score_status"] != "error":
+        if failed == (error is None) and (failed or stored["score_status"] != "error"):  # or it is a failed reward's reason
             self._add("finish_reason", question, "error", error, "a reason" if failed else None, key)
         if not isinstance(text, str):
             self._add("full_text", question, "full_text", text, "a text", key)
