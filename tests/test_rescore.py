@@ -188,6 +188,19 @@ def test_rewards_of_ones_own(tmp_path: Path, run: RunDirectory, long_computation
         rescore(run.uri, ["--reward", "tests.test_rescore:failing"])
 
 
+def failing_at_first(question: Question, trajectories: Sequence[Trajectory]) -> list[float]:
+    return [1.0 / question.row["n"] for _ in trajectories]
+
+
+def test_named_rewards_may_all_fail_in_the_first_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout_ray.results.merged_file.READ_QUESTIONS", 2)
+    rows = [{**row, "n": max(0, n - 1)} for n, row in enumerate(demo_rows(4))]
+    scoring = {"rewards": {"x": "tests.test_rescore:failing_at_first"}, "max_error_share": 1.0}
+    run = finished(tmp_path / "run", rows, scoring=scoring)
+    done = rescore(run.uri, ["--max_error_share", "1"])
+    assert pq.read_table(done.path).equals(pq.read_table(merged_path(run)))
+
+
 def test_texts_are_graded_anew(tmp_path: Path, run: RunDirectory) -> None:
     """A grade that timed out in the run is tried again."""
 

@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from rollout_ray.scoring.scorer import part_table
 from rollout_ray.scoring.user_code.conventions import RewardFunction, signature_of
 from rollout_ray.scoring.user_code.process import Call, Limits, Reply, UserProcess
 from rollout_ray.scoring.user_code.rewards import UserRewards, _check_signature
-from rollout_ray.telemetry.error_share import refuse_failures
+from rollout_ray.telemetry.error_share import refuse_failing_session, refuse_failures
 from rollout_ray.telemetry.summary import Summary
 from tests import misbehaving
 from tests.conftest import ROOT, demo_rows
@@ -251,9 +253,22 @@ def test_a_failed_reward_is_a_row_with_the_reason() -> None:
     with pytest.raises(
         TooManyErrors, match=r"2 of 2 trajectories have no reward, .*: the reward b fails: ValueError\('no'\)"
     ):
-        refuse_failures(summary, 0.2, last=True)
-    refuse_failures(summary, 0.2, last=False)
-    refuse_failures(summary, 1.0, last=True)
+        refuse_failures(summary, 0.2, "Correct it")
+    refuse_failures(summary, 1.0, "Correct it")
+    assert not summary.too_many_errors, "a rescore is enough"
+
+
+@pytest.mark.parametrize(
+    ("questions", "failed", "before", "ends"),
+    [(8, 1, 0, False), (49, 49, 0, False), (50, 10, 0, False), (50, 11, 0, True), (50, 50, 9_950, False)],
+)
+def test_a_session_is_judged_by_enough_questions_and_by_the_whole_run(
+    questions: int, failed: int, before: int, ends: bool
+) -> None:
+    """Eight arms have 32 samples each: one bad question among the first is 256 failed trajectories."""
+    session = Summary(questions=questions, trajectories=256 * questions, failures=Counter({"no": 256 * failed}))
+    with pytest.raises(TooManyErrors, match="Correct the function") if ends else nullcontext():
+        refuse_failing_session(session, 256 * before, 0.2)
 
 
 def test_the_config_names_rewards_and_refuses_what_contradicts() -> None:

@@ -44,6 +44,7 @@ from rollout_ray.storage.files import row_batches
 from rollout_ray.storage.partial_files import remove_samples, scan_samples
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.bottleneck import bound_by
+from rollout_ray.telemetry.error_share import refuse_failures
 from rollout_ray.telemetry.notebook import progress_here, summary_html
 from rollout_ray.telemetry.progress import Progress
 from rollout_ray.telemetry.summary import Summary
@@ -130,6 +131,7 @@ def collect(
         ConfigError, DatasetError: The config or the input is wrong.
         PlacementError, EngineError: The machines cannot hold the engines, or no engine is left.
         LedgerError, IncompleteError: The run directory belongs to another run, or trajectories are missing.
+        TooManyErrors: Your functions fail too often. What is drawn is saved, and merged if the run is complete.
         Interrupted: Ctrl-C or SIGTERM stopped the run. It is saved.
     """
     cfg, source = with_reward(cfg or RunConfig(), reward)
@@ -237,6 +239,8 @@ def _collect(run: ResolvedRun, questions: QuestionSet, directory: RunDirectory, 
         events.write("finished", duplicates=merged.duplicates, disagreeing=merged.disagreeing, summary=summary.to_dict())
     if run.config.output.report and run.config.output.layout != "responses":  # which holds no scores
         log.info("the report is %s", write_report(merged.path, run=directory).path)
+    remedy = f"Correct the function, and give `rollout rescore {directory.uri}`: {merged.path} holds every text"
+    refuse_failures(summary, run.config.scoring.max_error_share, remedy)
     return Rollouts(merged.path, summary, directory)
 
 

@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from rollout_ray.core.errors import BudgetSpent, IncompleteError, Interrupted
+from rollout_ray.core.errors import BudgetSpent, IncompleteError, Interrupted, TooManyErrors
 from rollout_ray.core.records import sample_specs
 from rollout_ray.driver.budget import needed_seconds, spent_words
 from rollout_ray.driver.dispatch import Dispatch
@@ -27,7 +27,7 @@ from rollout_ray.models.resolved_run import ResolvedRun
 from rollout_ray.ray_cluster.autoscaling import placed
 from rollout_ray.ray_cluster.placement import scorers_for
 from rollout_ray.ray_cluster.ray_internals import draining_nodes
-from rollout_ray.telemetry.error_share import refuse_failures
+from rollout_ray.telemetry.error_share import refuse_failing_session
 from rollout_ray.telemetry.metrics import RunMetrics
 from rollout_ray.telemetry.progress import Progress
 from rollout_ray.telemetry.run_view import EngineView, RunView
@@ -57,7 +57,8 @@ def generate_missing(run: ResolvedRun, context: RunContext, pool_resources: Pool
         PlacementError: The machines cannot hold the engines.
         EngineError: No engine is left.
         LedgerError: The run directory cannot be written.
-        Interrupted: Ctrl-C or SIGTERM stopped the session; BudgetSpent: the budget did.
+        Interrupted: Ctrl-C or SIGTERM stopped the session; BudgetSpent: the budget did. It is saved.
+        TooManyErrors: Functions of the user fail too often. The session is saved.
     """
     with ExitStack() as own:
         replica_set, idle = (pool_resources.replica_set, pool_resources.scorers) if pool_resources else (None, None)
@@ -71,14 +72,15 @@ def generate_missing(run: ResolvedRun, context: RunContext, pool_resources: Pool
         try:
             with context.progress:
                 session.run(context.progress)
-        except (KeyboardInterrupt, BudgetSpent) as stop:
+        except (KeyboardInterrupt, BudgetSpent, TooManyErrors) as stop:
             with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the saving, too
                 session.take_finished()
                 if pool_resources is None:
                     replica_set.close()  # nobody waits for what they generate now
                 session.save()
             if not session.complete:
-                raise session.stopped(spent=isinstance(stop, BudgetSpent)) from None
+                stopped = session.stopped(spent=isinstance(stop, BudgetSpent))
+                raise stop if isinstance(stop, TooManyErrors) else stopped from None
         finally:
             session.close()
         return session.summary()
@@ -105,6 +107,7 @@ class _Session:
             expected_engines=placement.replicas,
         )
         self._scheduler.leave_out(context.kept)
+        self._samples_before = len(context.done) * run.samples_per_question
         self._saved_samples = 0  # of questions that are not complete
         self.view = RunView(
             total=len(context.questions),
@@ -133,7 +136,7 @@ class _Session:
             self._look_around()
             if not self._dispatch.take_answers():
                 self._check_engines_move()
-            refuse_failures(self.view.summary, self._cfg.scoring.max_error_share, last=self.complete)
+            refuse_failing_session(self.view.summary, self._samples_before, self._cfg.scoring.max_error_share)
             if self._scheduler.pending:
                 self._elastic.ensure_engine()
             self._dispatch.supply_idle_engines()

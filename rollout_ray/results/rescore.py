@@ -35,6 +35,7 @@ from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.error_share import refuse_failures
 from rollout_ray.telemetry.summary import Summary
 
+LIMITS = ("call_timeout_s", "calls_in_flight", "call_retries", "function_memory_mib", "max_error_share")
 EXAMPLES = 10  # changed verdicts that are shown
 
 
@@ -75,6 +76,7 @@ def rescore(
         old = merged.description.config
         base = old.model_dump(mode="json")
         base["output"]["layout"] = merged.layout
+        base["scoring"] |= _limits_of_run(split_path(merged.path)[0])
         new = overlaid(base, arguments, environment, file)
         refuse_lone_weights(new.scoring)
         changed = _changed(old, new)
@@ -93,6 +95,16 @@ def rescore(
     writer.summary.arms = arms
     writer.summary.reward_rule = reward_sentence(new.scoring)
     return Rescored(target, writer.summary, changed, writer.verdicts_changed, tuple(writer.examples))
+
+
+def _limits_of_run(folder: str) -> dict[str, Any]:
+    """Return the fields of `scoring` that change no row, as the last session of the run in this folder had them."""
+    run = RunDirectory(folder)
+    if not run.exists("run.json"):
+        return {}
+    told = [event["operational"] for event in run.events() if "operational" in event]
+    fields = {name.removeprefix("scoring."): value for name, value in (told[-1] if told else {}).items()}
+    return {name: value for name, value in fields.items() if name in LIMITS}
 
 
 def _changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -165,10 +177,13 @@ class _Writer:
         }
         batches = self._batches()
         first = next(batches, None)
-        rows = part_schema(self._merged.tokens) if first is None else first[1].schema
+        rows = part_schema(self._merged.tokens)
+        if first is not None:  # its rows may lack the named rewards, because every reward in them failed
+            rows = part_schema(self._merged.tokens, self._sources.named or has_rewards(first[1].schema))
         schema = output_schema(self._merged.given_schema, self._merged.layout, rows)
         write_merged(stream, schema, metadata, self._tables(chain([first] if first else [], batches), rows))
-        refuse_failures(self.summary, self._config.scoring.max_error_share, last=True)
+        remedy = "Correct the function, and run the command again"
+        refuse_failures(self.summary, self._config.scoring.max_error_share, remedy)
 
     def _tables(self, batches: Iterable[tuple[pa.Table, pa.Table]], schema: pa.Schema) -> Iterator[pa.Table]:
         for given, rows in batches:

@@ -8,22 +8,42 @@ from rollout_ray.core.errors import TooManyErrors
 from rollout_ray.core.redaction import escape_controls
 from rollout_ray.telemetry.summary import Summary
 
-ENOUGH = 200  # trajectories from which the share is judged; at the end of the run it is judged in any case
+# From here on a session is judged. A failure costs a whole question, so that one bad question among few means little.
+ENOUGH_QUESTIONS = 50
+ENOUGH_TRAJECTORIES = 200
 
 
-def refuse_failures(summary: Summary, most: float, *, last: bool) -> None:
-    """Raise TooManyErrors if functions of the user failed for more than the share `most` of the trajectories.
+def refuse_failing_session(session: Summary, before: int, most: float) -> None:
+    """Raise TooManyErrors if functions of the user fail in this session for more than the share `most` of the run so far.
 
     Args:
-        summary: The trajectories so far.
+        session: The trajectories of this session.
+        before: How many trajectories earlier sessions committed. The end of the run judges their failures.
         most: The share that may fail, from 0 to 1.
-        last: Whether no more trajectories come.
     """
-    failed = summary.failures.total()
-    if failed <= most * summary.trajectories or (summary.trajectories < ENOUGH and not last):
+    if session.questions < ENOUGH_QUESTIONS or session.trajectories < ENOUGH_TRAJECTORIES:
         return
+    failed, count = session.failures.total(), before + session.trajectories
+    if failed > most * count:
+        raise TooManyErrors(
+            f"{_sentence(session, count, most)}. Correct the function; the same command goes on, and `rollout rescore` "
+            "then rewards every row"
+        )
+
+
+def refuse_failures(summary: Summary, most: float, remedy: str) -> None:
+    """Raise TooManyErrors if functions of the user failed for more than the share `most` of all trajectories.
+
+    Args:
+        summary: All trajectories.
+        most: The share that may fail, from 0 to 1.
+        remedy: What to do, as a sentence without its full stop.
+    """
+    if summary.failures.total() > most * summary.trajectories:
+        raise TooManyErrors(f"{_sentence(summary, summary.trajectories, most)}. {remedy}")
+
+
+def _sentence(summary: Summary, count: int, most: float) -> str:
     reasons = "; ".join(map(escape_controls, islice(summary.failures, 3)))
-    raise TooManyErrors(
-        f"{failed} of {summary.trajectories} trajectories have no reward, and scoring.max_error_share allows {most:g} of "
-        f"them: {reasons}. Correct the function; the same command goes on, and `rollout rescore` then rewards every row"
-    )
+    allowed = f"scoring.max_error_share allows {most:g} of them"
+    return f"{summary.failures.total()} of {count} trajectories have no reward, and {allowed}: {reasons}"

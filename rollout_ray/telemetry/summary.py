@@ -81,8 +81,9 @@ class Summary:
 
     @property
     def too_many_errors(self) -> bool:
-        """Return whether the run is of no use: more than half of its trajectories are errors."""
-        return self.error_rows > TOO_MANY * self.trajectories
+        """Return whether the run is of no use: more than half of its trajectories are errors that a rescore leaves."""
+        ungraded = self.score_status["error"] - self.failures.total()
+        return max(self.finish_reason["error"], ungraded) > TOO_MANY * self.trajectories
 
     @property
     def null_rewards(self) -> int:
