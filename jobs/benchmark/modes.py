@@ -27,6 +27,7 @@ from rollout_ray.actors.vllm_backend.arguments import graph_sizes
 from rollout_ray.actors.vllm_backend.backend import VllmBackend
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import sample_specs
+from rollout_ray.jobs.benchmark.one_engine import engine_parser, token_prompt
 from rollout_ray.models.resolved_run import resolve
 
 BATCHES = (1, 8, 32, 128, 512, 1024)
@@ -76,8 +77,7 @@ def decode(backend: VllmBackend, run: Any, batch: int, tokens: int) -> float:
     """Return the tokens/s of `batch` sequences that are decoded together."""
     spec = sample_specs(run.arms)[0]
     for number in range(batch):
-        prompt = [100 + (number * PROMPT_TOKENS + place) % 1000 for place in range(PROMPT_TOKENS)]
-        backend.add(f"{batch}.{number}", prompt, spec, number)
+        backend.add(f"{batch}.{number}", token_prompt(number, PROMPT_TOKENS), spec, number)
     began = time.perf_counter()
     waiting = batch
     while waiting:
@@ -100,18 +100,12 @@ def run_mode(mode: str, words: list[str], caches: Path, timeout_s: float) -> dic
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rollout_ray.jobs.benchmark.modes", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("model", help="folder of a model")
-    parser.add_argument("--load-format", default="auto", help="'dummy' fills a checkpoint's shape with random weights")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs of the engine; 0 runs on the CPU")
+    parser = engine_parser("modes", __doc__)
     parser.add_argument("--quantization", choices=["none", "fp8"], default="none", help="of weights and KV cache")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each output (default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=list(modes(1)), default=list(modes(1)))
     parser.add_argument("--timeout", type=float, default=300, help="time limit of one process in seconds")
-    parser.add_argument("--json", type=Path, help="file for all figures, written after every process")
     parser.add_argument("--measure", choices=list(modes(1)), help=argparse.SUPPRESS)
     return parser
 

@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from rollout_ray.actors.engine.launch import LaunchSpec
 from rollout_ray.actors.vllm_backend.backend import VllmBackend
 from rollout_ray.config.schema import RunConfig
 from rollout_ray.core.records import sample_specs
+from rollout_ray.jobs.benchmark.one_engine import engine_parser, token_prompt
 from rollout_ray.models.resolved_run import ResolvedRun, resolve
 
 SETTINGS = ("without", "with")
@@ -64,8 +64,7 @@ def decode(backend: VllmBackend, run: ResolvedRun, name: str, requests: int) -> 
     tokens = added = done = 0
     while done < requests:
         for number in range(added, min(requests, done + most)):
-            prompt = [100 + (number * PROMPT_TOKENS + place) % 1000 for place in range(PROMPT_TOKENS)]
-            backend.add(f"{name}.{number}", prompt, spec, number)
+            backend.add(f"{name}.{number}", token_prompt(number, PROMPT_TOKENS), spec, number)
             added += 1
         finished = backend.step()
         done += len(finished)
@@ -84,18 +83,12 @@ def run_setting(setting: str, words: list[str], timeout_s: float) -> dict[str, f
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rollout_ray.jobs.benchmark.tokens", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("model", help="folder of a model")
-    parser.add_argument("--load-format", default="auto", help="'dummy' fills a checkpoint's shape with random weights")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs of the engine; 0 runs on the CPU")
+    parser = engine_parser("tokens", __doc__)
     parser.add_argument("--batch", type=int, default=1024, help="sequences at once (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=4000, help="requests that are measured (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=220, help="tokens of each output (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of engines (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=600, help="time limit of one process in seconds")
-    parser.add_argument("--json", type=Path, help="file for all figures, written after every process")
     parser.add_argument("--measure", choices=SETTINGS, help=argparse.SUPPRESS)
     return parser
 
