@@ -22,7 +22,7 @@ from rollout_ray.core.records import (
 )
 from rollout_ray.scoring.custom_reward import RewardSources
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.graders import Graders
+from rollout_ray.scoring.graders import Graders, grader_limits
 from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions
 from rollout_ray.scoring.user_code.rewards import UserRewards
 from rollout_ray.storage.partial_files import SavedSamples, save_samples
@@ -51,7 +51,7 @@ class Receipt:
 
 @dataclass
 class _Open:
-    """A question of which samples are missing: its completions so far, by sample, with those that are saved already."""
+    """A question that lacks samples: its completions so far, by sample. Among them are those of earlier sessions."""
 
     question: Question
     saved: Mapping[int, Completion]
@@ -85,7 +85,7 @@ class ScorerActor:
         self._end_rewards()
         self._rewards = UserRewards(rewards, config.scoring)
         self._rewards.prepare()
-        limits = {"timeout_s": config.scoring.grade_timeout_s, "memory_mib": config.scoring.grader_memory_mib}
+        limits = grader_limits(config.scoring)
         if limits != self._limits:
             self._grader.close()
             self._limits, self._grader = limits, Grader(**limits)

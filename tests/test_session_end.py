@@ -1,4 +1,4 @@
-"""How a session ends that its rewards end: what is finished is saved, as after Ctrl-C."""
+"""How a session ends when rewards fail too often: it saves finished samples, as after Ctrl-C."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rollout_ray.actors.vllm_backend.page_cache import memory_bytes
 from rollout_ray.config.schema import RunConfig
-from rollout_ray.models.model_size import size_of
+from rollout_ray.models.model_size import quantization_of, size_of
 
 
 def cpu_dtype(config: RunConfig, written: dict[str, Any], threads: int) -> str:
@@ -22,8 +22,7 @@ def cpu_dtype(config: RunConfig, written: dict[str, Any], threads: int) -> str:
         threads: CPU threads of the engine. Float32 weights may take half of the memory that belongs to these cores.
     """
     asked = config.engine.dtype
-    text = written.get("text_config", written)
-    quantized = "quantization" in config.engine.extra or "quantization_config" in written or "quantization_config" in text
+    quantized = "quantization" in config.engine.extra or quantization_of(written) is not None
     if asked != "auto" or quantized or not _lacks_avx512():
         return asked
     size = size_of(written, config, dtype="float32")

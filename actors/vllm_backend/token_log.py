@@ -75,7 +75,7 @@ def accepted(tokens: Sequence[int], taken: Sequence[bytes]) -> tuple[array[int],
         taken: What `TokenLog.take` returned for the request.
 
     Raises:
-        RuntimeError: The tokens of the output are not among those that were sampled.
+        RuntimeError: The worker did not sample the tokens of the output.
     """
     due = array("i", tokens)
     ids = array("i")

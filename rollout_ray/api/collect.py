@@ -37,8 +37,8 @@ from rollout_ray.results.merge import Merged, merge
 from rollout_ray.results.merged_file import MergedFile
 from rollout_ray.results.metadata import describe
 from rollout_ray.scoring.custom_reward import Rewards, RewardSources, with_reward
-from rollout_ray.scoring.graders import check_sources, grading_columns, unreadable_golds
-from rollout_ray.scoring.user_code.rewards import row_columns
+from rollout_ray.scoring.graders import check_sources, unreadable_golds
+from rollout_ray.scoring.scorer import scoring_columns
 from rollout_ray.storage.event_log import EventLog
 from rollout_ray.storage.files import row_batches
 from rollout_ray.storage.partial_files import remove_samples, scan_samples
@@ -131,7 +131,7 @@ def collect(
         ConfigError, DatasetError: The config or the input is wrong.
         PlacementError, EngineError: The machines cannot hold the engines, or no engine is left.
         LedgerError, IncompleteError: The run directory belongs to another run, or trajectories are missing.
-        TooManyErrors: Your functions fail too often. What is drawn is saved, and merged if the run is complete.
+        TooManyErrors: Your functions fail too often. The run is saved, and merged if it is complete.
         Interrupted: Ctrl-C or SIGTERM stopped the run. It is saved.
     """
     cfg, source = with_reward(cfg or RunConfig(), reward)
@@ -167,8 +167,7 @@ def _questions(dataset: Any, cfg: RunConfig, rewards: RewardSources) -> Question
     if cfg.output.tokens:
         check_token_columns(questions.source)
     names = questions.source.schema.names
-    columns = {*row_columns(rewards, cfg.scoring, names), *grading_columns(cfg.scoring, names)}
-    questions = replace(questions, row_columns=tuple(name for name in names if name in columns))
+    questions = replace(questions, row_columns=scoring_columns(rewards, cfg.scoring, names))
     check_sources(cfg.scoring, questions.questions(), names)
     if questions.gold_key is None:
         log.warning("%s has no column '%s': nothing will be graded", questions.source.name, GOLD_KEY)

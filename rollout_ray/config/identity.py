@@ -1,4 +1,4 @@
-"""Name the fields that are no part of a run's identity: those that never change a row, and later ones at their defaults."""
+"""Name the fields that are no part of a run's identity: they never change a row, or are later ones at their defaults."""
 
 from __future__ import annotations
 

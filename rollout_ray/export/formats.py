@@ -164,6 +164,7 @@ def _with_reward_object(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str], done: Exported) -> Iterator[pa.Table]:
+    own = part_schema(run.tokens, run.rewards)
     for given, stored in run.batches():
         rows = [
             {ID_KEY: str(s.question_id), "trajectories": s.trajectories, **(s.scores[0] if s.scores else {})}
@@ -172,7 +173,6 @@ def _layout_tables(run: MergedFile, layout: LayoutFormat, columns: Sequence[str]
         ]
         done.questions += len(stored)
         done.used += len(stored)
-        own = part_schema(run.tokens, run.rewards)
         for table in to_layout(layout, given.select(columns), pa.Table.from_pylist(rows, own)):
             done.rows += len(table)
             yield table

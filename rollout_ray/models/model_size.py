@@ -79,7 +79,7 @@ def size_of(written: dict[str, Any], config: RunConfig, stored: int = 0, dtype: 
     each = BYTES.get(dtype, 2.0)  # auto: vLLM loads float32 as bfloat16 as well
     stored = stored if config.engine.load_format != "dummy" else 0
     quantization = config.engine.extra.get("quantization")
-    if quantized := written.get("quantization_config") or text.get("quantization_config"):
+    if quantized := quantization_of(written):
         of_attention, of_feed_forward = _quantized_bytes(quantized, each)
         counted = attention * of_attention + feed_forward * of_feed_forward + embeddings * each
         weights = float(stored or counted)
@@ -107,6 +107,11 @@ def size_of(written: dict[str, Any], config: RunConfig, stored: int = 0, dtype: 
         vocabulary=vocabulary,
         max_position_embeddings=text.get("max_position_embeddings"),
     )
+
+
+def quantization_of(written: dict[str, Any]) -> dict[str, Any] | None:
+    """Return how the checkpoint with this config.json is quantized; None if it is not."""
+    return written.get("quantization_config") or written.get("text_config", written).get("quantization_config") or None
 
 
 def _quantized_bytes(quantized: dict[str, Any], each: float) -> tuple[float, float]:

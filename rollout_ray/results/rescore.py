@@ -26,16 +26,15 @@ from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.results.merged_path import sibling_path
 from rollout_ray.scoring.custom_reward import RewardSources, refuse_lone_weights
 from rollout_ray.scoring.grader import Grader
-from rollout_ray.scoring.graders import Graders, grading_columns
-from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions
-from rollout_ray.scoring.user_code.rewards import UserRewards, row_columns
+from rollout_ray.scoring.graders import Graders, grader_limits
+from rollout_ray.scoring.scorer import QuestionScorer, part_table, score_questions, scoring_columns
+from rollout_ray.scoring.user_code.rewards import UserRewards
 from rollout_ray.storage.parts import fill_fields
 from rollout_ray.storage.paths import split_path
 from rollout_ray.storage.run_directory import RunDirectory
 from rollout_ray.telemetry.error_share import refuse_failures
 from rollout_ray.telemetry.summary import Summary
 
-LIMITS = ("call_timeout_s", "calls_in_flight", "call_retries", "function_memory_mib", "max_error_share")
 EXAMPLES = 10  # changed verdicts that are shown
 
 
@@ -103,8 +102,8 @@ def _limits_of_run(folder: str) -> dict[str, Any]:
     if not run.exists("run.json"):
         return {}
     told = [event["operational"] for event in run.events() if "operational" in event]
-    fields = {name.removeprefix("scoring."): value for name, value in (told[-1] if told else {}).items()}
-    return {name: value for name, value in fields.items() if name in LIMITS}
+    fields = told[-1] if told else {}
+    return {name.removeprefix("scoring."): value for name, value in fields.items() if name.startswith("scoring.")}
 
 
 def _changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -158,9 +157,7 @@ class _Writer:
         description = merged.description
         self._scorer = QuestionScorer(description.arms, config.scoring, config.sampling.seed)
         self._sources = RewardSources.of_config(config.scoring)
-        names = merged.given_schema.names
-        columns = {*row_columns(self._sources, config.scoring, names), *grading_columns(config.scoring, names)}
-        self._row = [name for name in names if name in columns]
+        self._row = scoring_columns(self._sources, config.scoring, merged.given_schema.names)
         self._index_of_key = {(d.arm.name, d.sample): n for n, d in enumerate(self._scorer.samples)}
         rows = description.questions * (len(self._index_of_key) if merged.layout == "trajectories" else 1)
         if merged.num_rows != rows:
@@ -197,8 +194,7 @@ class _Writer:
     def _batches(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Yield the input columns of some questions at a time, and their new rows."""
         scoring = self._config.scoring
-        limits = {"timeout_s": scoring.grade_timeout_s, "memory_mib": scoring.grader_memory_mib}
-        with Grader(**limits) as grader, closing(UserRewards(self._sources, scoring)) as rewards:
+        with Grader(**grader_limits(scoring)) as grader, closing(UserRewards(self._sources, scoring)) as rewards:
             for given, stored in self._merged.batches():
                 ids = [str(s.question_id) for s in stored]
                 questions = list(self._merged.question_set(given, ids, self._row).questions())

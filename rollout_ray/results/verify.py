@@ -24,7 +24,7 @@ from rollout_ray.results.merged_file import MergedFile, StoredQuestion
 from rollout_ray.results.token_check import token_faults
 from rollout_ray.scoring.grader import Grade, Grader
 from rollout_ray.scoring.grader_process import VERDICTS
-from rollout_ray.scoring.graders import Graders, grading_columns
+from rollout_ray.scoring.graders import Graders, grader_limits, grading_columns
 from rollout_ray.scoring.scorer import QuestionScorer
 from rollout_ray.scoring.user_code.rewards import UserRewards
 
@@ -58,8 +58,7 @@ def verify(path: str, reward: str | None = None) -> Verification:
             result.unchecked.append(merged.note)
         scoring = merged.description.config.scoring
         sources, row = allowed_rewards(merged, reward, result)
-        limits = {"timeout_s": scoring.grade_timeout_s, "memory_mib": scoring.grader_memory_mib}
-        with Grader(**limits) as grader, closing(UserRewards(sources, scoring)) as rewards:
+        with Grader(**grader_limits(scoring)) as grader, closing(UserRewards(sources, scoring)) as rewards:
             verifier = _Verifier(merged, grader, rewards, row, result)
             for given, stored in merged.batches():
                 verifier.check(given, stored)

@@ -100,9 +100,8 @@ class RewardSources:
     @classmethod
     def of_config(cls, scoring: ScoringConfig) -> RewardSources:
         """Return the functions that a config names."""
-        if scoring.reward is not None:
-            return cls({function_name(scoring.reward): RewardSource(scoring.reward)})
-        return cls({name: RewardSource(function) for name, function in scoring.rewards.items()}, bool(scoring.rewards))
+        functions = scoring.reward_functions
+        return cls({name: RewardSource(function) for name, function in functions.items()}, bool(scoring.rewards))
 
 
 def with_reward(cfg: RunConfig, rewards: Rewards | None) -> tuple[RunConfig, RewardSources]:

@@ -67,6 +67,11 @@ class Graders:
         ]
 
 
+def grader_limits(scoring: ScoringConfig) -> dict[str, int]:
+    """Return the bounds that a config sets on symbolic comparisons, as a Grader takes them."""
+    return {"timeout_s": scoring.grade_timeout_s, "memory_mib": scoring.grader_memory_mib}
+
+
 def grader_name(scoring: ScoringConfig, question: Question) -> str | None:
     """Return the name of the grader of a question. None: the config has none for its source."""
     if not scoring.graders:

@@ -27,10 +27,11 @@ from rollout_ray.core.records import (
     sample_specs,
     sampling_seed,
 )
+from rollout_ray.scoring.custom_reward import RewardSources
 from rollout_ray.scoring.grader import Grade
-from rollout_ray.scoring.graders import Graders
+from rollout_ray.scoring.graders import Graders, grading_columns
 from rollout_ray.scoring.regime_w import Scorable, score_question
-from rollout_ray.scoring.user_code.rewards import UserRewards
+from rollout_ray.scoring.user_code.rewards import UserRewards, row_columns
 
 _CORRECT = {"correct": True, "incorrect": False, "no_answer": False}
 
@@ -99,6 +100,16 @@ class QuestionScorer:
                 variant = self.samples[completion.sample_index].arm.prompt_variant
                 prompts[self._variants[variant]] = completion.prompt_token_ids
         return tuple(prompts)
+
+
+def scoring_columns(sources: RewardSources, scoring: ScoringConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the input columns, among these names, that graders and reward functions read.
+
+    Raises:
+        ConfigError: A function cannot be loaded, or takes a column that the input lacks.
+    """
+    wanted = {*row_columns(sources, scoring, names), *grading_columns(scoring, names)}
+    return tuple(name for name in names if name in wanted)
 
 
 def score_questions(

@@ -23,12 +23,8 @@ def refuse_failing_session(session: Summary, before: int, most: float) -> None:
     """
     if session.questions < ENOUGH_QUESTIONS or session.trajectories < ENOUGH_TRAJECTORIES:
         return
-    failed, count = session.failures.total(), before + session.trajectories
-    if failed > most * count:
-        raise TooManyErrors(
-            f"{_sentence(session, count, most)}. Correct the function; the same command goes on, and `rollout rescore` "
-            "then rewards every row"
-        )
+    remedy = "Correct the function; the same command goes on, and `rollout rescore` then rewards every row"
+    _refuse(session, before + session.trajectories, most, remedy)
 
 
 def refuse_failures(summary: Summary, most: float, remedy: str) -> None:
@@ -39,11 +35,13 @@ def refuse_failures(summary: Summary, most: float, remedy: str) -> None:
         most: The share that may fail, from 0 to 1.
         remedy: What to do, as a sentence without its full stop.
     """
-    if summary.failures.total() > most * summary.trajectories:
-        raise TooManyErrors(f"{_sentence(summary, summary.trajectories, most)}. {remedy}")
+    _refuse(summary, summary.trajectories, most, remedy)
 
 
-def _sentence(summary: Summary, count: int, most: float) -> str:
+def _refuse(summary: Summary, count: int, most: float, remedy: str) -> None:
+    failed = summary.failures.total()
+    if failed <= most * count:
+        return
     reasons = "; ".join(map(escape_controls, islice(summary.failures, 3)))
     allowed = f"scoring.max_error_share allows {most:g} of them"
-    return f"{summary.failures.total()} of {count} trajectories have no reward, and {allowed}: {reasons}"
+    raise TooManyErrors(f"{failed} of {count} trajectories have no reward, and {allowed}: {reasons}. {remedy}")

@@ -106,9 +106,9 @@ class Summary:
         self.score_status.update(flat.column("score_status").to_pylist())
         self.finish_reason.update(flat.column("finish_reason").to_pylist())
         add_reasons(self.errors, count_reasons(flat.column("error").to_pylist()))
-        scoring = flat.filter(pc.not_equal(flat.column("finish_reason"), "error")).column("error")
+        scoring = flat.column("error").filter(pc.not_equal(flat.column("finish_reason"), "error"))
         add_reasons(self.failures, count_reasons(scoring.to_pylist()))
-        self.unrewarded.update(flat.filter(pc.is_null(flat.column("reward"))).column("score_status").to_pylist())
+        self.unrewarded.update(flat.column("score_status").filter(pc.is_null(flat.column("reward"))).to_pylist())
         bad = pc.unique(pc.list_parent_indices(lists).filter(pc.equal(flat.column("score_status"), "bad_gold")))
         self.bad_golds += len(bad)
         if len(bad) and gold_of and not self.bad_gold:
